@@ -1,0 +1,1 @@
+"""From a checkpoint to the verified bundle that a device loads."""

@@ -1,0 +1,104 @@
+"""The shell that the three commands share: one line an error, the exit codes, `--config`, `--version` and `--debug`.
+
+Exit codes: 0 done, 1 internal error (or the reader of our output went away), 2 bad input or usage, 3 a gate refused,
+130 interrupted. Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from firmware_config.errors import RespSAMError
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings file (TOML); see firmware_config/defaults.toml."),
+]
+
+
+def application(help: str) -> typer.Typer:
+    """A command with sub-commands, in plain text: rich help would cost 0.1 s a start."""
+    app = typer.Typer(
+        help=help,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(help=help)
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+        ] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    ) -> None:
+        # `run` has read --debug already, because it may stand anywhere; here it only shows in --help.
+        pass
+
+    return app
+
+
+def run(app: typer.Typer, program: str) -> NoReturn:
+    """Run the command on sys.argv and exit; `program` is its name in messages. Without arguments it shows the help."""
+    arguments, debug = _without_debug(sys.argv[1:])
+    try:
+        code = _answer(app, program, arguments or ["--help"], debug)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has enough (`| head`). Python would flush once more at exit and complain, so give it somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def one_line(message: str) -> str:
+    """The message with its line breaks folded."""
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: bool) -> int:
+    try:
+        result = app(args=list(arguments), prog_name=program, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        raise
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else program
+        message = error.format_message().rstrip(".")
+        text, code = f"error: {message[:1].lower()}{message[1:]}; try '{command} --help'", error.exit_code
+    except RespSAMError as error:
+        text, code = f"error: {error}", error.exit_code
+        if debug:
+            traceback.print_exc()
+    except Exception as error:
+        text, code = f"internal error: {type(error).__name__}: {error}", 1
+        if debug:
+            traceback.print_exc()
+        else:
+            text += " (run again with --debug for the traceback)"
+    print(f"{program}: {one_line(text)}", file=sys.stderr)
+    return code
+
+
+def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without --debug, and whether it was there; what follows `--` is left alone."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*options, *arguments[end:]], len(options) < end
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"respsam {version('respsam')}")
+        raise typer.Exit

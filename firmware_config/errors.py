@@ -1,0 +1,13 @@
+"""The root of every error that a user can cause, with the exit code that a command answers it with."""
+
+
+class RespSAMError(Exception):
+    """One line that says what was wrong, where, and what to do; a command prints it and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class GateRefused(RespSAMError):
+    """A gate measured something and refused: parity, accuracy, hashes of a build."""
+
+    exit_code = 3

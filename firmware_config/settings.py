@@ -1,0 +1,262 @@
+"""The settings of a device and of its trainer: frozen models, their defaults in `defaults.toml`, and one loader.
+
+Precedence: flag > environment > file > passport > profile > default. The environment's name of `audio.sample_rate` is
+`RESPSAM_AUDIO__SAMPLE_RATE`.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from firmware_config.errors import RespSAMError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULTS = Path(__file__).with_name("defaults.toml")
+ENVIRONMENT_PREFIX = "RESPSAM_"
+NOT_SETTINGS = frozenset({"RESPSAM_DATA"})  # where the tests find real recordings
+
+
+class SettingsError(RespSAMError):
+    """A setting that does not exist, has a wrong value, or stands in a file that cannot be read."""
+
+
+class Section(BaseModel):
+    """One table of the settings; no field has a default here, because `defaults.toml` has them all."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class AudioSettings(Section):
+    """Where the sound comes from."""
+
+    device: str
+    """Name, or part of the name, of the input; empty is the system's default input."""
+    sample_rate: Annotated[int, Field(ge=0, le=192_000)]
+    """Hz to record at; 0 is the device's own rate."""
+    channel: Annotated[int, Field(ge=0, le=63)]
+    """Channel to listen to, counted from 0."""
+    block_seconds: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Length of one block of the capture."""
+    queue_seconds: Annotated[float, Field(ge=1.0, le=600.0)]
+    """Sound that may wait to be heard; beyond it blocks are dropped and counted."""
+
+
+class BundleSettings(Section):
+    """The model that listens."""
+
+    path: str
+    """Folder or .respsam file; empty is the bundle shipped with the device."""
+    precision: Literal["auto", "fp32", "int8"]
+    """Which of the bundle's models to run; auto takes int8 where the bundle has it."""
+    threads: Annotated[int, Field(ge=1, le=256)]
+    """Threads of the inference engine."""
+
+    @property
+    def chosen(self) -> Path | None:
+        """The bundle that the settings name; None is the one shipped with the device."""
+        return Path(self.path).expanduser() if self.path else None
+
+
+class QualitySettings(Section):
+    """What is too poor to judge."""
+
+    minimum_level_dbfs: Annotated[float, Field(ge=-160.0, le=0.0)]
+    """RMS of a cycle below which it is too quiet, dB below full scale."""
+    maximum_clipped_share: Annotated[float, Field(ge=0.0, le=1.0)]
+    """Share of samples at full scale above which a cycle is clipped."""
+
+
+class StoreSettings(Section):
+    """Where verdicts are kept."""
+
+    enabled: bool
+    """Whether cycles are stored at all."""
+    path: str
+    """SQLite file; empty is respsam/respsam.sqlite in the user's state folder."""
+
+    @property
+    def file(self) -> Path:
+        """The SQLite file, following the XDG base directories where the settings name none."""
+        return _given_or(self.path, "XDG_STATE_HOME", ".local/state", "respsam/respsam.sqlite")
+
+
+class DemoSettings(Section):
+    """The built-in demo auscultation."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    """Seed of the simulator; the same seed sounds the same."""
+    seconds: Annotated[float, Field(gt=0.0, le=86_400.0)]
+    """Length of the auscultation."""
+
+
+class TrainingSettings(Section):
+    """The desktop that trains."""
+
+    cache: str
+    """Folder of the 16 kHz audio cache; empty is respsam/audio in the user's cache folder."""
+    threads: Annotated[int, Field(ge=0, le=1024)]
+    """Threads of torch; 0 is all cores."""
+    workers: Annotated[int, Field(ge=0, le=256)]
+    """Processes that prepare batches; 0 prepares them in the training process."""
+
+    @property
+    def folder(self) -> Path:
+        """The audio cache, following the XDG base directories where the settings name none."""
+        return _given_or(self.cache, "XDG_CACHE_HOME", ".cache", "respsam/audio")
+
+
+class Settings(Section):
+    """Every setting there is."""
+
+    audio: AudioSettings
+    """Where the sound comes from."""
+    bundle: BundleSettings
+    """The model that listens."""
+    quality: QualitySettings
+    """What is too poor to judge."""
+    store: StoreSettings
+    """Where verdicts are kept."""
+    demo: DemoSettings
+    """The built-in demo auscultation."""
+    training: TrainingSettings
+    """The desktop that trains."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of all values: equal settings, equal fingerprint."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place: `source` names it in errors, `values` has tables inside (as TOML gives them)."""
+
+    source: str
+    values: Mapping[str, object]
+
+
+def load_settings(
+    config: Path | None = None,
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    layers: Sequence[Layer] = (),
+) -> Settings:
+    """The settings in force.
+
+    `config` is a TOML file; `flags` maps dotted keys to values, None meaning that the flag was not given;
+    `environment` is os.environ unless given; `layers` are what lies between defaults and file, weakest first
+    (profile, then passport). Raises SettingsError for a file that cannot be read, an unknown key and a wrong value,
+    also where a stronger layer would hide it.
+    """
+    defaults = read_toml(DEFAULTS)
+    known = dict(_flat(defaults.values))
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    stack = [
+        defaults,
+        *layers,
+        *([read_toml(config)] if config else []),
+        Layer("environment", _from_environment(os.environ if environment is None else environment, known)),
+        Layer("command line", given),
+    ]
+    merged: dict[str, object] = {}
+    for layer in stack:
+        merged |= _checked_keys(layer, known)
+        settings = _validated(merged, layer)
+    return settings
+
+
+def read_toml(file: Path) -> Layer:
+    """A settings file as a layer that bears its name; SettingsError where it cannot be read or is not TOML."""
+    try:
+        return Layer(str(file), tomllib.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot read the settings: {error.strerror}; check --config") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: not UTF-8 text at byte {error.start}; settings are a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file}: not TOML: {error}") from error
+
+
+def _given_or(given: str, variable: str, home: str, below: str) -> Path:
+    if given:
+        return Path(given).expanduser()
+    root = Path(os.environ.get(variable, ""))
+    # The XDG specification: a relative path in these variables is invalid and to be ignored.
+    return (root if root.is_absolute() else Path("~").expanduser() / home) / below
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _from_environment(environment: Mapping[str, str], known: Mapping[str, object]) -> dict[str, object]:
+    texts = {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): text
+        for name, text in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_SETTINGS
+    }
+    return {key: _typed(text, known.get(key, "")) for key, text in texts.items()}
+
+
+def _typed(text: str, default: object) -> object:
+    """The text as the default's type, where it reads as one; otherwise the text, which validation then refuses."""
+    try:
+        return TypeAdapter(type(default)).validate_python(text)
+    except ValidationError:
+        return text
+
+
+def _checked_keys(layer: Layer, known: Mapping[str, object]) -> dict[str, object]:
+    values = dict(_flat(layer.values))
+    for key, value in list(values.items()):
+        if key in known:
+            continue
+        if key in Settings.model_fields:  # a section: empty is harmless, a value in its place is not
+            if value != {}:
+                raise SettingsError(f"{layer.source}: '{key}' is a section, not a value; write [{key}] and its keys")
+            del values[key]
+            continue
+        (nearest,) = get_close_matches(key, known, n=1, cutoff=0.0)
+        raise SettingsError(
+            f"{layer.source}: unknown setting '{_name(key, layer)}'; nearest: '{_name(nearest, layer)}'"
+        )
+    return values
+
+
+def _validated(values: Mapping[str, object], layer: Layer) -> Settings:
+    nested: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, field = key.split(".")
+        nested.setdefault(section, {})[field] = value
+    try:
+        return Settings.model_validate(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        allowed = first["msg"].replace("Input should", "should")
+        raise SettingsError(f"{layer.source}: {_name(key, layer)} = {first['input']!r}: {allowed}") from error
+
+
+def _name(key: str, layer: Layer) -> str:
+    """The key as a user of that layer writes it."""
+    if layer.source == "environment":
+        return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
+    return key

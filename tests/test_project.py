@@ -1,0 +1,188 @@
+"""The project itself: which way it imports, what it installs, how fast it answers."""
+
+import ast
+import re
+import resource
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.conftest import REPOSITORY, RunCli
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Imports run to the right, never to the left.
+ORDER = ("export", "trainer", "device", "firmware_config")
+TRAINING_ONLY = ("torch", "transformers", "safetensors", "tensorboard", "matplotlib", "sklearn", "onnx", "onnxscript")
+BLOCK = f"""
+import importlib, importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in {TRAINING_ONLY!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+@lru_cache
+def project() -> dict[str, Any]:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    table = project()["project"]
+    listed = table["dependencies"] if not extras else []
+    for extra in extras:
+        listed = listed + table["optional-dependencies"][extra]
+    return [Requirement(text) for text in listed]
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((REPOSITORY / package).rglob("*.py"))
+
+
+def imported(file: Path) -> Iterator[tuple[str, bool]]:
+    """Every top-level package that a module imports, and whether at import time (not inside a function)."""
+
+    def visit(node: ast.AST, at_import: bool) -> Iterator[tuple[str, bool]]:
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield str(node.module).split(".")[0], at_import
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, at_import and not inside)
+
+    yield from visit(ast.parse(file.read_text()), True)
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_run_one_way(package: str) -> None:
+    forbidden = ORDER[: ORDER.index(package)]
+    wrong = [f"{file.name}: {name}" for file in modules(package) for name, _ in imported(file) if name in forbidden]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ["device", "firmware_config"])
+def test_the_device_imports_what_its_installation_has(package: str) -> None:
+    base = {requirement.name for requirement in requirements()}
+    own = {"device", "firmware_config"}
+    # What an extra brings may be imported where it is used, never at import time; torch not even there.
+    optional = {"tensorrt", "fastapi", "uvicorn", "paho"}
+    wrong = [
+        f"{file.name}: {name}"
+        for file in modules(package)
+        for name, at_import in imported(file)
+        if name not in sys.stdlib_module_names | base | own | (set() if at_import else optional)
+    ]
+    assert not wrong
+
+
+def test_the_device_runs_where_nothing_of_the_training_side_is_installed(run_python: "RunPython") -> None:
+    names = [
+        ".".join(file.relative_to(REPOSITORY).with_suffix("").parts)
+        for package in ("firmware_config", "device")
+        for file in modules(package)
+        if file.stem != "__main__"
+    ]
+    run_python(f"{BLOCK}\nfor name in {names!r}: importlib.import_module(name.removesuffix('.__init__'))")
+
+
+def test_base_installation_has_no_torch() -> None:
+    assert not {requirement.name for requirement in requirements()} & {*TRAINING_ONLY, "scikit-learn"}
+
+
+def test_test_setup_pins_a_torch_inside_the_range() -> None:
+    pinned = re.search(r"^TORCH \?= torch==(\S+)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert pinned
+    (torch,) = [requirement for requirement in requirements("train") if requirement.name == "torch"]
+    assert torch.specifier.contains(pinned[1])
+
+
+def test_extras_of_the_design() -> None:
+    extras = set(project()["project"]["optional-dependencies"])
+    assert extras == {"train", "export", "tensorrt", "console", "mqtt", "cluster", "dev"}
+
+
+def test_console_scripts() -> None:
+    assert project()["project"]["scripts"] == {
+        "respsam-device": "device.cli:main",
+        "trainer": "trainer.cli:main",
+        "respsam-trainer": "trainer.cli:main",
+        "export": "export.cli:main",
+        "respsam-export": "export.cli:main",
+    }
+
+
+@pytest.mark.parametrize(
+    ("package", "program"),
+    [("device", "respsam-device"), ("trainer", "respsam-trainer"), ("export", "respsam-export")],
+)
+def test_every_package_answers_help(run_cli: RunCli, package: str, program: str) -> None:
+    done = run_cli(package, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: {program}")
+
+
+@pytest.mark.parametrize("package", ["device", "trainer", "export"])
+def test_help_is_quick_because_nothing_heavy_is_imported(run_python: "RunPython", package: str) -> None:
+    heavy = {"numpy", "scipy", "pydantic", "rich", "onnxruntime", "soundfile", "sounddevice", "torch", "onnx"}
+    loaded = run_python(f"import {package}.cli, sys; print(*{heavy!r} & {{*sys.modules}})").split()
+    assert not loaded
+
+
+def test_help_takes_less_than_half_a_second(run_cli: RunCli) -> None:
+    # Seconds of the processor, because another program on the machine would show on the clock.
+    def seconds() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    taken = []
+    for _ in range(3):
+        before = seconds()
+        assert run_cli("device", "--help").returncode == 0
+        taken.append(seconds() - before)
+    assert min(taken) < 0.5
+
+
+def test_the_wheel_holds_the_four_packages_and_their_data(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(build, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {*ORDER, "respsam-0.1.0.dist-info"}
+    assert "firmware_config/defaults.toml" in names
+    assert "trainer/recipes/compact.toml" in names
+    assert "device/default_bundle/manifest.json" in names
+
+
+def test_make_without_a_target_only_tells_the_targets() -> None:
+    done = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    assert "make listen" in done.stdout and "make test" in done.stdout
+
+
+class RunPython:
+    def __call__(self, code: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def run_python() -> RunPython:
+    """Run code in a process of its own, which must succeed; its output."""
+    return RunPython()

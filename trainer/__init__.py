@@ -1,0 +1,1 @@
+"""Corpora to fit to evaluate: the training side, on torch."""
