@@ -1,0 +1,124 @@
+"""What every corpus is read into: cycles with one of four labels, in recordings of patients."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from device.labels import Label
+from firmware_config.errors import RespSAMError
+
+POOR_QUALITY = "poor quality"
+TEST_PARTS = ("test", "intra", "inter")
+PARTS = ("train", *TEST_PARTS)
+
+
+class CorpusError(RespSAMError):
+    """A corpus that cannot be read as it stands: missing, unreadable, empty or contradictory; names the file."""
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One annotated breath cycle (ICBHI) or event (SPRSound) of the recording named `recording`."""
+
+    recording: str
+    start_seconds: float
+    end_seconds: float
+    label: Label
+    patient: str
+    device: str
+    site: str
+
+    @property
+    def duration_seconds(self) -> float:
+        """Annotated length in seconds."""
+        return self.end_seconds - self.start_seconds
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording; `audio` is None where only its annotation was found.
+
+    `part` is train, test, intra, inter or "" (a corpus without parts). `label` is one of the four classes or
+    "poor quality": the annotators' verdict on the recording where the corpus has one, else derived from its cycles.
+    """
+
+    name: str
+    audio: Path | None
+    patient: str
+    device: str
+    site: str
+    age_years: float | None
+    part: str
+    label: str
+    cycles: tuple[Cycle, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Recordings read from `root`; `notes` are the lines that a command prints on stderr before anything else."""
+
+    name: str
+    root: Path
+    recordings: tuple[Recording, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def cycles(self) -> tuple[Cycle, ...]:
+        """Every cycle, recording by recording."""
+        return tuple(cycle for recording in self.recordings for cycle in recording.cycles)
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Every patient once, sorted."""
+        return tuple(sorted({recording.patient for recording in self.recordings}))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why one recording cannot be taken; `message` names the file, `part` the part it would have been in."""
+
+    message: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader found, before a part is chosen and the audio is checked.
+
+    `unpaired_audio` are recordings without annotation: a problem only where the audio is wanted.
+    """
+
+    recordings: tuple[Recording, ...]
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    unpaired_audio: tuple[Problem, ...] = ()
+
+
+def union(labels: Sequence[Label]) -> Label:
+    """What a stretch is that holds cycles of these labels; 'normal' when there are none."""
+    crackle = any(label in ("crackle", "both") for label in labels)
+    wheeze = any(label in ("wheeze", "both") for label in labels)
+    return "both" if crackle and wheeze else "crackle" if crackle else "wheeze" if wheeze else "normal"
+
+
+def check_span(start_seconds: float, end_seconds: float, where: str) -> None:
+    """Raise CorpusError unless 0 <= start < end, both finite; `where` names the file and the event."""
+    if not (math.isfinite(start_seconds) and math.isfinite(end_seconds)):
+        raise CorpusError(f"{where}: start or end is not a finite number; correct the annotation")
+    if start_seconds < 0:
+        raise CorpusError(f"{where}: starts before the recording ({start_seconds:g} s); correct the annotation")
+    if end_seconds == start_seconds:
+        raise CorpusError(f"{where}: zero length at {start_seconds:g} s; correct the annotation")
+    if end_seconds < start_seconds:
+        raise CorpusError(f"{where}: ends at {end_seconds:g} s, before its start at {start_seconds:g} s; correct it")
+
+
+def parse_seconds(value: object, scale: float, where: str) -> float:
+    """A time written as a number or as text, times `scale`; CorpusError names `where`."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        return float(value) * scale
+    except (ValueError, OverflowError):
+        raise CorpusError(f"{where}: {value!r} is not a time; correct the annotation") from None

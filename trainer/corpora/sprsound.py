@@ -1,0 +1,139 @@
+"""SPRSound (Zhang et al., IEEE TBioCAS 2022): children's lung sounds, NAME.json and its wav or flac.
+
+NAME is patient_age_gender_site_number; the sites are p1 left posterior, p2 left lateral, p3 right posterior and
+p4 right lateral.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from device.labels import Label
+from trainer.corpora.cycle import (
+    POOR_QUALITY,
+    CorpusError,
+    Cycle,
+    Problem,
+    Reading,
+    Recording,
+    check_span,
+    parse_seconds,
+    union,
+)
+from trainer.corpora.folder import audio_by_name, check_folder, files_by_name, read_text, the_one
+
+DEVICE = "Yunting II"
+NAME = re.compile(r"(?P<patient>[^_]+)_(?P<age>\d+(?:\.\d+)?)_(?P<gender>[01])_(?P<site>p[1-4])_(?P<number>[^_]+)")
+# a word of a folder's name ("train_json", "intra_test", "train2022_wav"), so that "latest" is no test
+PART = re.compile(r"(?<![a-z])(intra|inter|train|test)(?![a-z])")
+PART_ORDER = ("intra", "inter", "train", "test")
+EVENT_LABELS: dict[str, Label] = {
+    "Normal": "normal",
+    "Fine Crackle": "crackle",
+    "Coarse Crackle": "crackle",
+    "Wheeze": "wheeze",
+    "Rhonchi": "wheeze",
+    "Stridor": "wheeze",
+    "Wheeze+Crackle": "both",
+}
+RECORD_LABELS = {
+    "Normal": "normal",
+    "CAS": "wheeze",
+    "DAS": "crackle",
+    "CAS & DAS": "both",
+    "Poor Quality": POOR_QUALITY,
+}
+
+
+def read_sprsound(root: Path) -> Reading:
+    """Every NAME.json below `root` with the audio of its name, wherever that lies."""
+    check_folder(root)
+    annotations, audio = files_by_name(root, (".json",)), audio_by_name(root)
+    if not annotations:
+        raise CorpusError(f"{root}: no NAME.json below it; --data takes a folder with SPRSound annotations")
+    recordings, problems = [], []
+    for name, paths in annotations.items():
+        part = part_of(paths[0], root)
+        try:
+            if any(part_of(path, root) != part for path in paths):
+                raise CorpusError(f"{paths[1]}: {name} is also in {paths[0]}, another part; keep one of the two")
+            recordings.append(_read_recording(name, the_one(paths), audio.get(name, []), part))
+        except CorpusError as error:
+            problems.append(Problem(str(error), part))
+    unpaired = (
+        Problem(f"{path}: has no annotation; add {name}.json or remove it", part_of(path, root))
+        for name, paths in audio.items()
+        if name not in annotations
+        for path in paths
+    )
+    return Reading(tuple(recordings), tuple(problems), unpaired_audio=tuple(unpaired))
+
+
+def part_of(path: Path, root: Path) -> str:
+    """The part that the folders of `path` name, the innermost first, up to `root`'s own name; "" when none does."""
+    folders = (root.resolve().name, *path.relative_to(root).parts[:-1])
+    for folder in reversed(folders):
+        words: list[str] = PART.findall(folder.lower())
+        if words:
+            return min(words, key=PART_ORDER.index)
+    return ""
+
+
+def _read_recording(name: str, path: Path, audio: list[Path], part: str) -> Recording:
+    fields = NAME.fullmatch(name)
+    if fields is None:
+        raise CorpusError(f"{path}: not an SPRSound name (patient_age_gender_site_number); rename or remove it")
+    record, events = _read_json(path)
+    cycles = tuple(
+        _read_event(event, f"{path}: event {number}", name, fields["patient"], fields["site"])
+        for number, event in enumerate(events, 1)
+    )
+    _check_record(record, cycles, path)
+    return Recording(
+        name=name,
+        audio=the_one(audio) if audio else None,
+        patient=fields["patient"],
+        device=DEVICE,
+        site=fields["site"],
+        age_years=float(fields["age"]),
+        part=part,
+        label=RECORD_LABELS[record],
+        cycles=cycles,
+    )
+
+
+def _read_json(path: Path) -> tuple[str, list[object]]:
+    """Record annotation and raw events."""
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{path}: not JSON ({error}); copy it again") from error
+    record = content.get("record_annotation") if isinstance(content, dict) else None
+    events = content.get("event_annotation") if isinstance(content, dict) else None
+    if not isinstance(record, str) or not isinstance(events, list):
+        raise CorpusError(f"{path}: lacks record_annotation or event_annotation; not an SPRSound annotation")
+    if record not in RECORD_LABELS:
+        raise CorpusError(f"{path}: unknown record_annotation {record!r}; known are {', '.join(RECORD_LABELS)}")
+    return record, events
+
+
+def _read_event(event: object, where: str, name: str, patient: str, site: str) -> Cycle:
+    if not isinstance(event, dict) or not {"start", "end", "type"} <= event.keys():
+        raise CorpusError(f"{where}: needs start, end and type; correct the annotation")
+    kind = event["type"]
+    if not isinstance(kind, str) or kind not in EVENT_LABELS:
+        raise CorpusError(f"{where}: unknown type {kind!r}; known are {', '.join(EVENT_LABELS)}")
+    start, end = (parse_seconds(event[key], 1e-3, where) for key in ("start", "end"))
+    check_span(start, end, where)
+    return Cycle(name, start, end, EVENT_LABELS[kind], patient, DEVICE, site)
+
+
+def _check_record(record: str, cycles: tuple[Cycle, ...], path: Path) -> None:
+    """The record's verdict must follow from its events, as it does throughout the published train and intra parts."""
+    if not cycles and record != "Poor Quality":
+        raise CorpusError(f"{path}: {record} without any event; annotate its events or remove the recording")
+    if cycles and record == "Poor Quality":
+        raise CorpusError(f"{path}: Poor Quality with {len(cycles)} events contradicts itself; correct one of them")
+    heard = union([cycle.label for cycle in cycles])
+    if cycles and heard != RECORD_LABELS[record]:
+        raise CorpusError(f"{path}: record is {record} but its events are {heard}; correct one of them")
