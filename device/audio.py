@@ -45,7 +45,9 @@ def _refuse_truncated(path: Path) -> None:
         held = path.stat().st_size - 8
         # the pad byte of an odd last chunk is often left out
         if promised not in (0, RIFF_UNKNOWN_SIZE) and held < promised - 1:
-            raise AudioError(f"{path}: truncated, {held + 8} of {promised + 8} bytes are there; copy the recording again")
+            raise AudioError(
+                f"{path}: truncated, {held + 8} of {promised + 8} bytes are there; copy the recording again"
+            )
 
 
 def read_header(path: Path) -> Header:
@@ -60,7 +62,9 @@ def read_header(path: Path) -> Header:
     try:
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(f"{path}: not a readable wav or flac file ({_reason(error)}); convert or record it again") from error
+        raise AudioError(
+            f"{path}: not a readable wav or flac file ({_reason(error)}); convert or record it again"
+        ) from error
     if info.frames == 0:
         raise AudioError(f"{path}: holds no samples; record it again")
     return Header(int(info.samplerate), int(info.frames), int(info.channels))

@@ -5,7 +5,7 @@ All audio is mono float32 with full scale 1.0.
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,8 @@ def exact_div(numerator: float, denominator: float) -> int:
 
 
 # One window, everywhere the same. Frames are a floor: kaldi drops the frame that would run over the end (snip_edges).
-SAMPLE_RATE = 16_000  # Hz
-WINDOW_SECONDS = 8
+SAMPLE_RATE: Final = 16_000  # Hz
+WINDOW_SECONDS: Final = 8
 WINDOW_SAMPLES = SAMPLE_RATE * WINDOW_SECONDS  # 128 000
 FRAME_SAMPLES = exact_div(SAMPLE_RATE * 25, 1000)  # 400: 25 ms
 HOP_SAMPLES = exact_div(SAMPLE_RATE * 10, 1000)  # 160: 10 ms
@@ -46,7 +46,7 @@ class SignalError(RespSAMError):
 class FrontEnd(BaseModel):
     """What happens to a cycle before the model; travels inside the bundle, and the device applies whatever it says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     sample_rate: Literal[16_000] = SAMPLE_RATE
     """Hz."""
@@ -58,7 +58,7 @@ class FrontEnd(BaseModel):
     """What joins two repeats of a cycle; 'hard' reproduces arXiv 2512.22564 and clicks like a crackle."""
     level: float = Field(default=0.1, ge=0.0, le=1.0)
     """RMS that a cycle is levelled to; 0 leaves it as recorded."""
-    hop: Literal[160] = HOP_SAMPLES
+    hop: Literal[160] = HOP_SAMPLES  # type: ignore[assignment]  # derived: mypy sees an int
     """Samples between frames."""
     mels: int = Field(default=128, ge=8, le=256)
     """Mel bands."""
@@ -98,14 +98,16 @@ def level(samples: FloatArray, rms: float) -> FloatArray:
     if samples.size == 0:
         raise SignalError("the cycle is empty (0 samples); check its start and end")
     # float64 accumulators: a minute of quiet float32 samples loses the mean otherwise
-    centred = samples - samples.mean(dtype=np.float64).astype(np.float32)
-    measured = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64))))
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is said below, in words
+        centred = samples - samples.mean(dtype=np.float64).astype(np.float32)
+        measured = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64))))
     if not np.isfinite(measured):
         raise SignalError("the cycle holds NaN or infinite samples; the recording is damaged")
     # a constant at full scale leaves a rounding residue near 1e-9, far below one 24-bit step (1.2e-7)
     if measured < 1e-8:
         raise SignalError("the cycle is constant (no sound at all); check the microphone and the cable")
-    return centred if rms == 0.0 else centred * np.float32(rms / measured)
+    levelled: FloatArray = centred if rms == 0.0 else centred * np.float32(rms / measured)
+    return levelled
 
 
 def cyclic_pad(samples: FloatArray, length: int, seam_samples: int = SEAM_SAMPLES) -> FloatArray:
@@ -186,7 +188,9 @@ def log_mel(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
 def raw_window(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
     """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to its log-mel window (FRAMES, mels), not yet normalised."""
     if samples.size > WINDOW_SAMPLES:
-        raise SignalError(f"a window holds {WINDOW_SECONDS} s; split the cycle of {samples.size / SAMPLE_RATE:.2f} s first")
+        raise SignalError(
+            f"a window holds {WINDOW_SECONDS} s; split the cycle of {samples.size / SAMPLE_RATE:.2f} s first"
+        )
     return log_mel(pad(level(samples, front_end.level), front_end), front_end)
 
 
@@ -201,7 +205,7 @@ def window(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
 
 
 def split(samples: FloatArray) -> list[FloatArray]:
-    """Cut a cycle longer than 8 s into equal-stride windows that overlap by at least half; a shorter one stays whole."""
+    """Cut a cycle longer than 8 s into equal-stride windows that overlap by at least half; else it stays whole."""
     if samples.size <= WINDOW_SAMPLES:
         return [samples]
     count = 1 + -(-(samples.size - WINDOW_SAMPLES) // (WINDOW_SAMPLES // 2))

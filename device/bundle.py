@@ -1,0 +1,225 @@
+"""The bundle: the contract between the desktop that trains and the device that listens.
+
+A folder, or its zip with the suffix `.respsam`. Nothing in it is used before the manifest's schema and every hash hold.
+"""
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from device.labels import LABELS, Label
+from device.signal import FrontEnd
+from firmware_config.errors import RespSAMError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+ARCHIVE_SUFFIX = ".respsam"
+DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
+
+
+class BundleError(RespSAMError):
+    """A bundle that is missing, damaged, changed by hand, or of another schema."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelFile(_Part):
+    """One serving form of the model."""
+
+    path: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """File name inside the bundle."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the file's bytes."""
+    precision: Literal["fp32", "fp16", "int8"]
+    """Of the weights and the matrix products."""
+    target: Literal["cpu", "tensorrt", "any"]
+    """What it was built for."""
+    opset: int
+    """ONNX operator set."""
+    temperature: float = Field(gt=0.0)
+    """Divides the logits before the softmax."""
+    threshold: float = Field(ge=0.0, le=1.0)
+    """A cycle is abnormal when its probability reaches this."""
+
+
+class ThresholdChoice(_Part):
+    """How the cycle threshold was chosen."""
+
+    rule: str
+    """In words."""
+    protocol: str
+    """The reading it was chosen on."""
+    curve: tuple[tuple[float, float, float], ...]
+    """Rows (threshold, sensitivity, specificity) on the validation patients."""
+
+
+class Segmentation(_Part):
+    """How the stream is cut into cycles."""
+
+    method: Literal["breath", "windows"] = "breath"
+    """'breath' looks for a rhythm and falls back to windows where there is none; 'windows' never looks."""
+    window_seconds: float = Field(default=2.5, gt=0.0, le=8.0)
+    """Length of a fallback window."""
+    hop_seconds: float = Field(default=1.25, gt=0.0)
+    """From the start of one fallback window to the next."""
+    shortest_seconds: float = Field(default=1.2, gt=0.0)
+    """A breath cycle is at least this long."""
+    longest_seconds: float = Field(default=6.0, gt=0.0, le=8.0)
+    """And at most this."""
+
+
+class SiteRule(_Part):
+    """When a site is flagged: at least `k` of its gradable cycles reach `threshold`."""
+
+    k: int = Field(ge=1)
+    """Cycles that must reach the threshold."""
+    threshold: float = Field(ge=0.0, le=1.0)
+    """On a cycle's calibrated probability."""
+    least_cycles: int = Field(ge=1)
+    """Fewer gradable cycles than this are 'not enough' to say that nothing is flagged."""
+
+
+class Population(_Part):
+    """Whom the model was trained on; anybody else is not validated."""
+
+    youngest_years: float | None
+    """Age of the youngest subject; null when the corpus gives no ages."""
+    oldest_years: float | None
+    """Age of the oldest."""
+    sites: tuple[str, ...]
+    """Auscultation sites, in the corpus's words."""
+    stethoscopes: tuple[str, ...]
+    """Recording devices."""
+    patients: int
+    """How many subjects."""
+
+
+class SelfTest(_Part):
+    """What the model must answer to simulated breaths: `doctor`, `export verify` and updates run it."""
+
+    seeds: tuple[int, ...]
+    """Seeds of `device.simulator.breath`."""
+    labels: tuple[Label, ...]
+    """Their simulated classes."""
+    expected_probability: tuple[float, ...]
+    """Of being abnormal, by the fp32 file."""
+    tolerance: float = Field(gt=0.0)
+    """Largest deviation that passes."""
+
+
+class Manifest(_Part):
+    """Everything about a bundle but the weights; schema version 1."""
+
+    schema_version: Literal[1] = 1
+    """Raised when a reader of the old one would go wrong."""
+    name: str
+    """What people call this model."""
+    architecture: dict[str, JsonValue]
+    """The model's sizes."""
+    labels: tuple[str, ...]
+    """Classes in the order of the logits."""
+    front_end: FrontEnd
+    """What happens to a cycle before the model."""
+    files: tuple[ModelFile, ...] = Field(min_length=1)
+    """The serving forms; the first one is what a CPU runs by default."""
+    threshold: ThresholdChoice
+    """Where the threshold came from."""
+    site_rule: SiteRule
+    """From cycles to a site's verdict."""
+    segmentation: Segmentation
+    """From the stream to cycles."""
+    population: Population
+    """Whom it was trained on."""
+    corpus: str
+    """Training corpus."""
+    split: str
+    """How its patients were divided, in words."""
+    metrics: dict[str, JsonValue]
+    """Readings of accuracy with 95 % patient-bootstrap intervals, by name."""
+    recipe: dict[str, JsonValue]
+    """The training recipe."""
+    versions: dict[str, str]
+    """Of the software that made it."""
+    self_test: SelfTest
+    """What it must answer to simulated breaths."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose schema and hashes hold."""
+
+    path: Path
+    manifest: Manifest
+    fingerprint: str
+    """sha256 of the manifest, which holds every file's hash: names this exact bundle."""
+
+    @cached_property
+    def is_archive(self) -> bool:
+        """Whether it is a zip."""
+        return self.path.is_file()
+
+    def file(self, precision: Literal["auto", "fp32", "int8"] = "auto") -> ModelFile:
+        """The serving form for a CPU; 'auto' is the manifest's first. BundleError when there is none."""
+        usable = [file for file in self.manifest.files if file.target in ("cpu", "any")]
+        chosen = [file for file in usable if precision in ("auto", file.precision)]
+        if not chosen:
+            held = ", ".join(file.precision for file in usable) or "none"
+            raise BundleError(
+                f"{self.path}: no {precision} file for a CPU (there: {held}); set bundle.precision to one of them"
+            )
+        return chosen[0]
+
+    def read(self, name: str) -> bytes:
+        """Bytes of one file of the bundle."""
+        return _read(self.path, name)
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        if path.is_dir():
+            return (path / name).read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(name)
+    except (KeyError, FileNotFoundError):
+        raise BundleError(f"{path}: {name} is missing; copy or build the bundle again") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise BundleError(f"{path}: {name} cannot be read ({error}); copy the bundle again") from error
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Check the manifest's schema and every file's hash; BundleError says which of them does not hold."""
+    if not path.exists():
+        raise BundleError(f"{path}: no bundle here; build one with 'respsam-export build RUN --out BUNDLE'")
+    raw = _read(path, MANIFEST)
+    try:
+        manifest = Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"]) or "manifest"
+        raise BundleError(
+            f"{path}/{MANIFEST}: {key}: {problem['msg']}; the bundle is of another schema or edited"
+        ) from error
+    if manifest.labels != LABELS:
+        raise BundleError(f"{path}/{MANIFEST}: labels {', '.join(manifest.labels)} are not {', '.join(LABELS)}")
+    for file in manifest.files:
+        found = hashlib.sha256(_read(path, file.path)).hexdigest()
+        if found != file.sha256:
+            raise BundleError(
+                f"{path}: {file.path} has sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…; it was changed or "
+                "damaged, copy or build the bundle again"
+            )
+    return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Zip a bundle folder; fixed times and order, so the same folder gives the same bytes."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for item in sorted(folder.iterdir()):
+            packed.writestr(zipfile.ZipInfo(item.name, (1980, 1, 1, 0, 0, 0)), item.read_bytes(), zipfile.ZIP_DEFLATED)

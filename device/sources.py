@@ -1,0 +1,171 @@
+"""Where sound comes from: a recording, the built-in demo, a microphone. All give mono float32 at 16 kHz."""
+
+import queue
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from device.signal import SAMPLE_RATE, FloatArray, exact_div
+from firmware_config.errors import RespSAMError
+
+BLOCK_SAMPLES = exact_div(SAMPLE_RATE, 10)  # 100 ms
+
+
+class CaptureError(RespSAMError):
+    """No microphone, or one that will not open."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sound as it comes; `missing` samples at 16 kHz were lost right before it."""
+
+    samples: FloatArray
+    missing: int = 0
+    note: str = ""
+
+
+class Source(Protocol):
+    """A stream of blocks with a name; `demo` sound is no patient's."""
+
+    name: str
+    demo: bool
+
+    def blocks(self) -> Iterator[Block]:
+        """The sound, in order, until it ends."""
+        ...
+
+
+def paced(samples: FloatArray, fast: bool) -> Iterator[Block]:
+    """Cut samples (n,) into 100 ms blocks, at the pace of a clock or as fast as they are taken."""
+    began = time.monotonic()
+    for start in range(0, samples.size, BLOCK_SAMPLES):
+        block = samples[start : start + BLOCK_SAMPLES]
+        if not fast:
+            # a block can be heard only once it has been said
+            time.sleep(max(0.0, began + (start + block.size) / SAMPLE_RATE - time.monotonic()))
+        yield Block(block)
+
+
+class FileSource:
+    """A recording, streamed at its own pace or as fast as possible; AudioError when it cannot be read whole."""
+
+    demo = False
+
+    def __init__(self, path: Path, *, fast: bool = False) -> None:
+        from device.audio import read_audio
+        from device.signal import resample
+
+        self.name = str(path)
+        self.samples = resample(*read_audio(path))
+        self.fast = fast
+
+    def blocks(self) -> Iterator[Block]:
+        """The whole recording."""
+        return paced(self.samples, self.fast)
+
+
+class DemoSource:
+    """A simulated auscultation; `truth` is for the report at the end alone, no verdict sees it."""
+
+    demo = True
+
+    def __init__(self, seed: int, seconds: float, *, fast: bool = False) -> None:
+        from device.simulator import auscultate
+
+        self.name = f"demo (simulated auscultation, seed {seed})"
+        self.truth = auscultate(seed, seconds)
+        self.fast = fast
+
+    def blocks(self) -> Iterator[Block]:
+        """The whole auscultation."""
+        return paced(self.truth.samples, self.fast)
+
+
+def _portaudio() -> Any:
+    try:
+        import sounddevice
+    # OSError: the wheel is there but no PortAudio library
+    except (ImportError, OSError) as error:
+        raise CaptureError(
+            "no microphone: PortAudio is not installed (Debian: apt install libportaudio2); "
+            "to see it work without one use --source demo"
+        ) from error
+    return sounddevice
+
+
+class MicrophoneSource:
+    """A PortAudio input. The callback copies and enqueues; the queue is bounded, and what it drops is counted."""
+
+    demo = False
+
+    def __init__(self, device: str, sample_rate: int, channel: int, block_seconds: float, queue_seconds: float) -> None:
+        sounddevice = _portaudio()
+        try:
+            chosen: int | str | None = int(device) if device.isdigit() else device or None
+            found = sounddevice.query_devices(chosen, "input")
+        except (ValueError, sounddevice.PortAudioError) as error:
+            wanted = f"called {device!r}" if device else "by default"
+            raise CaptureError(
+                f"no microphone {wanted} ({_one_line(error)}); plug it in, set audio.device, or use --source demo"
+            ) from error
+        if channel >= found["max_input_channels"]:
+            raise CaptureError(
+                f"{found['name']} has {found['max_input_channels']} channels, audio.channel asks for number {channel}; "
+                "set a lower one"
+            )
+        self.name = str(found["name"])
+        self.device = found["index"]
+        self.sample_rate = sample_rate or int(found["default_samplerate"])
+        self.channel = channel
+        self.block_frames = max(1, round(block_seconds * self.sample_rate))
+        self._queue: queue.Queue[FloatArray] = queue.Queue(max(1, round(queue_seconds / block_seconds)))
+        self._lost_frames = 0
+        self._overflows = 0
+
+    def _callback(self, data: FloatArray, frames: int, _time: Any, status: Any) -> None:
+        if status.input_overflow:
+            self._overflows += 1
+        try:
+            self._queue.put_nowait(data[:, self.channel].copy())
+        except queue.Full:
+            self._lost_frames += frames
+
+    def blocks(self) -> Iterator[Block]:
+        """Until the consumer stops or the stream goes silent for two seconds (CaptureError: the device has gone)."""
+        import soxr
+
+        sounddevice = _portaudio()
+        resampler = soxr.ResampleStream(self.sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        reported, overflows = 0, 0
+        try:
+            stream = sounddevice.InputStream(
+                self.sample_rate,
+                self.block_frames,
+                self.device,
+                self.channel + 1,
+                dtype="float32",
+                callback=self._callback,
+            )
+        except sounddevice.PortAudioError as error:
+            raise CaptureError(f"{self.name} does not open at {self.sample_rate} Hz ({_one_line(error)})") from error
+        with stream:
+            while True:
+                try:
+                    raw = self._queue.get(timeout=2.0)
+                except queue.Empty:
+                    raise CaptureError(
+                        f"{self.name}: no sound arrives any more; plug the stethoscope in again and restart"
+                    ) from None
+                lost, reported = self._lost_frames - reported, self._lost_frames
+                notes = ["our queue was full"] * bool(lost) + ["the driver overflowed"] * (self._overflows > overflows)
+                overflows = self._overflows
+                samples = np.asarray(resampler.resample_chunk(raw), dtype=np.float32)
+                yield Block(samples, round(lost * SAMPLE_RATE / self.sample_rate), ", ".join(notes))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

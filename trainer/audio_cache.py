@@ -1,0 +1,161 @@
+"""16 kHz mono float32 audio of a corpus in one memory-mapped file, so that an epoch reads no codec and no resampler."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from device.audio import AudioError, read_audio
+from device.signal import SAMPLE_RATE, FloatArray, resample
+from trainer.corpora.cycle import Corpus, CorpusError, Recording
+from trainer.files import write_atomically
+
+LAYOUT = 1  # raise when the bytes below would mean something else
+
+
+@dataclass(frozen=True)
+class AudioCache:
+    """Read-only samples of every recording by name."""
+
+    file: Path
+    spans: dict[str, tuple[int, int]]
+    problems: tuple[str, ...] = ()
+
+    @cached_property
+    def samples(self) -> FloatArray:
+        """Every recording end to end, memory-mapped."""
+        return np.memmap(self.file, dtype=np.float32, mode="r")
+
+    def __getitem__(self, name: str) -> FloatArray:
+        """Samples (n,) at 16 kHz of the recording `name`."""
+        start, end = self.spans[name]
+        return self.samples[start:end]
+
+    def cut(self, name: str, start_seconds: float, end_seconds: float) -> FloatArray:
+        """A stretch of one recording, clipped to it; (n,) float32."""
+        start, end = self.spans[name]
+        first = min(max(start + round(start_seconds * SAMPLE_RATE), start), end)
+        last = min(max(start + round(end_seconds * SAMPLE_RATE), first), end)
+        return self.samples[first:last]
+
+    def seconds(self, name: str) -> float:
+        """Length of one recording."""
+        start, end = self.spans[name]
+        return (end - start) / SAMPLE_RATE
+
+
+def _audio_of(recording: Recording) -> Path:
+    if recording.audio is None:
+        raise CorpusError(
+            f"{recording.name}: annotation without a recording; put its wav or flac beside it or use --lenient"
+        )
+    return recording.audio
+
+
+def _decode(path: Path) -> FloatArray | str:
+    """Samples (n,) at 16 kHz, or why there are none; a string, because the pool would lose the error's place."""
+    try:
+        return resample(*read_audio(path))
+    except AudioError as error:
+        return str(error)
+
+
+def _fingerprint(recordings: Sequence[Recording]) -> str:
+    """What the cached bytes depend on: which files, their size and time, and the resampler."""
+    import soxr
+
+    digest = hashlib.sha256(f"{LAYOUT} {SAMPLE_RATE} {soxr.__version__}".encode())
+    for recording in recordings:
+        path = _audio_of(recording)
+        status = path.stat()
+        digest.update(f"{recording.name}\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def open_cache(
+    recordings: Sequence[Recording],
+    folder: Path,
+    *,
+    lenient: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> AudioCache:
+    """The cache of these recordings below `folder`, made first where it is absent or does not fit its index.
+
+    `progress(done, total)` is called as recordings are decoded. Raises AudioError or CorpusError naming the file; with
+    `lenient` a recording that cannot be decoded is missing from the cache and named in its `problems`.
+    """
+    key = _fingerprint(recordings)
+    audio, index = folder / f"{key}.f32", folder / f"{key}.json"
+    cache = _existing(audio, index)
+    if cache is None:
+        cache = _make(recordings, audio, index, lenient, progress)
+    if cache.problems and not lenient:
+        raise AudioError(cache.problems[0])
+    return cache
+
+
+def _existing(audio: Path, index: Path) -> AudioCache | None:
+    if not (audio.is_file() and index.is_file()):
+        return None
+    try:
+        held = json.loads(index.read_text())
+        spans = {name: (int(start), int(end)) for name, start, end in held["spans"]}
+        problems = tuple(str(problem) for problem in held["problems"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    whole = audio.stat().st_size == 4 * max((end for _, end in spans.values()), default=0)
+    return AudioCache(audio, spans, problems) if whole else None
+
+
+def _make(
+    recordings: Sequence[Recording],
+    audio: Path,
+    index: Path,
+    lenient: bool,
+    progress: Callable[[int, int], None] | None,
+) -> AudioCache:
+    audio.parent.mkdir(parents=True, exist_ok=True)
+    partial = audio.with_suffix(f".{os.getpid()}.part")
+    spans: dict[str, tuple[int, int]] = {}
+    problems: list[str] = []
+    position = 0
+    try:
+        # spawn: forking a process that already runs torch's threads can hang
+        with partial.open("wb") as file, ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            decoded = pool.map(_decode, [_audio_of(recording) for recording in recordings], chunksize=16)
+            for done, (recording, samples) in enumerate(zip(recordings, decoded, strict=True), 1):
+                if isinstance(samples, str):
+                    if not lenient:
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        raise AudioError(samples)
+                    problems.append(samples)
+                else:
+                    samples.tofile(file)
+                    spans[recording.name] = (position, position + samples.size)
+                    position += samples.size
+                if progress is not None:
+                    progress(done, len(recordings))
+        os.replace(partial, audio)
+    finally:
+        partial.unlink(missing_ok=True)
+    held = {"spans": [[name, *span] for name, span in spans.items()], "problems": problems}
+    write_atomically(index, json.dumps(held))
+    return AudioCache(audio, spans, tuple(problems))
+
+
+def with_audio(
+    corpus: Corpus, folder: Path, *, lenient: bool = False, progress: Callable[[int, int], None] | None = None
+) -> tuple[Corpus, AudioCache]:
+    """The corpus and its cache; with `lenient`, recordings that cannot be decoded are left out and noted."""
+    cache = open_cache(corpus.recordings, folder, lenient=lenient, progress=progress)
+    heard = tuple(recording for recording in corpus.recordings if recording.name in cache.spans)
+    notes = tuple(f"left out ({n} of {len(cache.problems)}): {text}" for n, text in enumerate(cache.problems, 1))
+    return dataclasses.replace(corpus, recordings=heard, notes=(*corpus.notes, *notes)), cache

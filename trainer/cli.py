@@ -1,0 +1,282 @@
+"""`trainer`: data describe, fit, evaluate. Parses and prints; the work is in functions that a notebook could call."""
+
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from firmware_config.command_line import ConfigOption, application, run
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from firmware_config.settings import Settings
+    from trainer.recipe import Recipe
+
+app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
+data_app = application("Look at a corpus.")
+app.add_typer(data_app, name="data")
+
+NOTES_SHOWN = 5
+
+CorpusOption = Annotated[str, typer.Option("--corpus", help="icbhi, sprsound or manifest.")]
+DataOption = Annotated[Path, typer.Option("--data", help="Corpus root as published, or any folder of pairs.")]
+PartOption = Annotated[str | None, typer.Option("--part", help="train, test, intra, inter or all.")]
+SplitOption = Annotated[str, typer.Option("--split", help="ICBHI: official or as-published.")]
+LenientOption = Annotated[
+    bool, typer.Option("--lenient", help="Leave bad recordings out, counted, instead of stopping.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+
+def main() -> None:
+    """Entry point of `trainer`."""
+    # before torch is imported: spinning OpenMP threads make a step 2-6 times slower when anything else runs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    run(app, "respsam-trainer")
+
+
+@data_app.command()
+def describe(
+    corpus: CorpusOption,
+    data: DataOption,
+    part: PartOption = None,
+    lenient: LenientOption = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Count a corpus by class, patient, device, site and duration, from its annotations alone."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from firmware_config.settings import load_settings
+    from trainer.corpora import load_corpus
+    from trainer.describe import describe as description_of
+    from trainer.describe import render
+
+    load_settings(config)
+    # as published: the counts of the literature; the notes still name the leaking patients
+    read = load_corpus(corpus, data, part=part, split="as-published", audio=False, lenient=lenient)
+    _show_notes(read.notes)
+    description = description_of(read)
+    if json_output:
+        _print_json(asdict(description))
+    else:
+        render(description, Console())
+
+
+@app.command()
+def fit(
+    corpus: CorpusOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "compact",
+    part: PartOption = None,
+    split: SplitOption = "official",
+    lenient: LenientOption = False,
+    device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0.0, help="Stop after the epoch that fits.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
+    crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")
+    ] = None,
+    accumulation: Annotated[int | None, typer.Option("--accumulation", min=1, help="Micro-batches a step.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Train on a corpus; the best epoch, temperature, threshold and site rule come from validation patients."""
+    from rich.console import Console
+
+    from firmware_config.settings import load_settings
+    from trainer.recipe import load_recipe, with_changes
+
+    settings = load_settings(config)
+    changes = {"data.crops": crops, "optimizer.epochs": epochs, "optimizer.batch": batch}
+    chosen = with_changes(load_recipe(recipe), {**changes, "optimizer.accumulation": accumulation})
+    console = Console(stderr=True)
+    facts = _fit(
+        console, settings, chosen, recipe, corpus, data, out, part, split, lenient, device, resume, minutes, seed
+    )
+    _show_fit(facts, out)
+
+
+def _fit(
+    console: "Console",
+    settings: "Settings",
+    recipe: "Recipe",
+    recipe_name: str,
+    corpus: str,
+    data: Path,
+    out: Path,
+    part: str | None,
+    split: str,
+    lenient: bool,
+    device: str,
+    resume: bool,
+    minutes: float | None,
+    seed: int,
+) -> Any:
+    from trainer import fit as fitting
+    from trainer.audio_cache import with_audio
+    from trainer.corpora import load_corpus
+    from trainer.crops import TrainingCrops
+    from trainer.finish import finish
+    from trainer.view import EpochView
+
+    chosen_device = _device(device, settings)
+    fitting.prepare_folder(out, resume)
+    read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="fit")
+    with _progress(console, "reading audio") as progress:
+        read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
+    _show_notes(read.notes)
+    fitting.write_log(out, read.notes)
+    training, validation = fitting.split_patients(read, recipe.data.validation_share, seed)
+    console.print(
+        f"{len(training.patients)} patients train ({len(training.cycles)} cycles), "
+        f"{len(validation.patients)} validate ({len(validation.cycles)} cycles); {chosen_device}"
+    )
+    plain = TrainingCrops(training, cache, recipe.front_end, recipe.data, recipe.augmentation, seed)
+    front_end = fitting.measure_normalisation(plain, recipe.front_end, seed)
+    crops = TrainingCrops(training, cache, front_end, recipe.data, recipe.augmentation, seed)
+    held = fitting.Validation(validation, cache, front_end)
+    state = fitting.Fit(recipe, crops, held, chosen_device, seed)
+    with EpochView(console) as view:
+        try:
+            fitting.train(
+                state,
+                out,
+                fitting.identity(recipe, read),
+                resume=resume,
+                minutes=minutes,
+                workers=settings.training.workers,
+                watcher=view,
+            )
+        except KeyboardInterrupt:
+            done = state.progress.epochs_done
+            console.print(f"interrupted; {done} epochs are saved, go on with --resume")
+            raise
+    known = {
+        "recipe_name": recipe_name,
+        "recipe": recipe,
+        "corpus": read.name,
+        "data": str(data.resolve()),
+        "part": part,
+        "split": split,
+        "lenient": lenient,
+    }
+    with console.status("calibrating on the validation patients' recordings"):
+        return finish(state, out, training, validation, cache, known, settings.quality)
+
+
+def _show_fit(facts: Any, out: Path) -> None:
+    from rich.console import Console
+
+    from trainer.view import readings_table
+
+    console = Console()
+    choice = facts.choice
+    console.print(
+        f"best epoch {choice.epoch} of {facts.epochs_done}, temperature {choice.temperature:.2f}, "
+        f"threshold {choice.cycle_threshold:.3f}; a site is flagged when {choice.site_rule.k} cycles reach "
+        f"{choice.site_rule.threshold:.3f} ({choice.segmentation.method})"
+    )
+    console.print(
+        readings_table(list(choice.readings.values()), "validation patients (they chose the above: a little too good)")
+    )
+    console.print(f"run in {out}; next: respsam-export build {out} --int8 --out BUNDLE", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    subject: Annotated[Path, typer.Argument(help="A run folder or a bundle.", metavar="RUN|BUNDLE")],
+    corpus: CorpusOption,
+    data: DataOption,
+    part: PartOption = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="events, windows or recordings.")] = None,
+    split: SplitOption = "official",
+    lenient: LenientOption = False,
+    device: DeviceOption = "auto",
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Read accuracy in both conventions with patient-bootstrap intervals, and what the confounders reach alone."""
+    from rich.console import Console
+
+    from firmware_config.settings import load_settings
+    from trainer import evaluate as evaluation
+    from trainer.audio_cache import with_audio
+    from trainer.corpora import load_corpus
+    from trainer.protocols import PROTOCOLS, default_protocol
+    from trainer.view import show_reading
+
+    settings = load_settings(config)
+    console = Console(stderr=True)
+    wanted = protocol or default_protocol(corpus)
+    chosen = next((known for known in PROTOCOLS if known == wanted), None)
+    if chosen is None:
+        raise typer.BadParameter(f"{protocol!r} is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    opened = evaluation.open_subject(subject, _device(device, settings))
+    read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="evaluate")
+    with _progress(console, "reading audio") as progress:
+        read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
+    _show_notes(read.notes)
+    with _progress(console, "listening") as progress:
+        reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress)
+    evaluation.log_reading(subject, reading)
+    if json_output:
+        _print_json(reading)
+    else:
+        show_reading(reading, Console())
+
+
+def _device(wanted: str, settings: "Settings") -> "torch.device":
+    import torch
+
+    from trainer.fit import FitError
+
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"{wanted!r} is not auto, cpu or cuda", param_hint="--device")
+    if settings.training.threads:
+        torch.set_num_threads(settings.training.threads)
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise FitError(
+            "--device cuda: torch sees no GPU here; install its CUDA build and a driver, or use --device cpu"
+        )
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _show_notes(notes: tuple[str, ...]) -> None:
+    for note in notes[:NOTES_SHOWN]:
+        typer.echo(f"note: {note}", err=True)
+    if len(notes) > NOTES_SHOWN:
+        typer.echo(f"note: and {len(notes) - NOTES_SHOWN} more", err=True)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, default=str))
+
+
+@contextmanager
+def _progress(console: "Console", what: str) -> Any:
+    """A bar on stderr that appears with the first call of what it yields."""
+    from rich.progress import MofNCompleteColumn, Progress
+
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bar:
+        task: list[Any] = []
+
+        def advance(done: int, total: int) -> None:
+            if not task:
+                task.append(bar.add_task(what, total=total))
+            bar.update(task[0], completed=done)
+
+        shown: Callable[[int, int], None] = advance
+        yield shown

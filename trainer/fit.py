@@ -1,0 +1,405 @@
+"""`trainer fit`: corpus -> patient-wise split -> WRS -> SAM(AdamW) -> best epoch by validation patients.
+
+Every epoch ends in one atomic checkpoint, and everything random is derived from (seed, epoch, position); so a run that
+was killed goes on with `resume` to the bit-identical result of one that was not (same machine, same thread count).
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+
+from device.decision import abnormal_probability
+from device.labels import LABELS
+from device.signal import FloatArray, FrontEnd, raw_window, split
+from firmware_config.errors import RespSAMError
+from trainer.audio_cache import AudioCache
+from trainer.corpora.cycle import Corpus
+from trainer.crops import TrainingCrops
+from trainer.files import write_atomically
+from trainer.metrics import IntArray, auroc, choose_threshold, fit_temperature
+from trainer.model import AST
+from trainer.protocols import default_protocol, examples, inputs_of, labels_of, worst_window
+from trainer.recipe import OptimizerRecipe, Recipe
+from trainer.run import (
+    CHECKPOINT_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    load_tensors,
+    only_patients,
+    prefixed,
+    save_tensors,
+    under,
+)
+from trainer.sam import SAM, backward_twice
+from trainer.sampler import draw, weights
+
+NORMALISATION_CROPS = 1024
+EVALUATION_BATCH = 64
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+class FitError(RespSAMError):
+    """Training that cannot start or go on."""
+
+
+class Watcher(Protocol):
+    """Whoever shows how training goes; every call is optional to act on."""
+
+    def epoch_started(self, epoch: int, epochs: int, steps: int) -> None: ...
+
+    def stepped(self, step: int, loss: float, samples_per_second: float) -> None: ...
+
+    def epoch_ended(self, row: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Progress:
+    """What a checkpoint carries beside tensors."""
+
+    epochs_done: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = -1
+    best: tuple[float, float] = (-1.0, -1.0)
+    """Score and AUROC of the best epoch."""
+
+
+def prepare_folder(folder: Path, resume: bool) -> None:
+    """Make the run folder; FitError when it holds a run that would be overwritten, or cannot be written."""
+    if not resume and any((folder / name).exists() for name in (RUN_FILE, CHECKPOINT_FILE)):
+        raise FitError(f"{folder}: already holds a run; go on with it by --resume, or choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / LOG_FILE, (folder / LOG_FILE).read_text() if (folder / LOG_FILE).exists() else "")
+    except OSError as error:
+        raise FitError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def write_log(folder: Path, notes: Sequence[str]) -> None:
+    """Append the corpus's notes, every left-out recording among them, to the run's log."""
+    with (folder / LOG_FILE).open("a") as log:
+        log.writelines(f"{note}\n" for note in notes)
+
+
+def identity(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
+    """What a checkpoint must share with the run that resumes it: the recipe, and every annotated cycle."""
+    digest = hashlib.sha256()
+    for cycle in corpus.cycles:
+        digest.update(f"{cycle.recording} {cycle.start_seconds:.3f} {cycle.end_seconds:.3f} {cycle.label}\n".encode())
+    return {"recipe": recipe.model_dump(mode="json"), "corpus": corpus.name, "cycles": digest.hexdigest()}
+
+
+def split_patients(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus]:
+    """Training and validation parts with no patient in both, stratified by whether a patient has an abnormal cycle.
+
+    Raises FitError when either side would lack normal or abnormal cycles.
+    """
+    abnormal = {cycle.patient for cycle in corpus.cycles if cycle.label != "normal"}
+    random = np.random.default_rng((seed, 1))
+    held: set[str] = set()
+    for stratum in (sorted(abnormal), sorted(set(corpus.patients) - abnormal)):
+        if stratum:
+            count = max(1, round(share * len(stratum)))
+            held |= set(random.permutation(stratum)[:count].tolist())
+    sides = [only_patients(corpus, set(corpus.patients) - held), only_patients(corpus, held)]
+    for side, name in zip(sides, ("training", "validation"), strict=True):
+        if len({cycle.label != "normal" for cycle in side.cycles}) < 2:
+            raise FitError(
+                f"{corpus.root}: too few patients ({len(corpus.patients)}) for a patient-wise split: the {name} side "
+                "lacks normal or abnormal cycles; add patients"
+            )
+    return sides[0], sides[1]
+
+
+def measure_normalisation(crops: TrainingCrops, front_end: FrontEnd, seed: int) -> FrontEnd:
+    """The front end with mean and std of the log-mels of about a thousand unaugmented training crops."""
+    random = np.random.default_rng((seed, 2))
+    chosen = random.choice(len(crops), min(NORMALISATION_CROPS, len(crops)), replace=False)
+    total, squares, count = 0.0, 0.0, 0
+    for index in chosen:
+        cycle = crops.cycles[int(index)]
+        start, end, _ = crops.crop(cycle, random)
+        log_mels = raw_window(split(crops.cache.cut(cycle.recording, start, end))[0], front_end).astype(np.float64)
+        total, squares, count = total + log_mels.sum(), squares + np.square(log_mels).sum(), count + log_mels.size
+    mean = total / count
+    return front_end.model_copy(
+        update={"mean": round(float(mean), 4), "std": round(float(np.sqrt(squares / count - mean * mean)), 4)}
+    )
+
+
+def learning_rate(recipe: OptimizerRecipe, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up, then a half cosine to zero over the whole schedule."""
+    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    return recipe.learning_rate * 0.5 * (1.0 + float(np.cos(np.pi * (step - warmup) / max(total - warmup, 1.0))))
+
+
+def moving_average(
+    decay: float,
+) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Exponential moving average whose horizon grows with the steps taken, up to `decay`.
+
+    At full decay from the first step the average was still the initialisation after an epoch (validation AUROC 0.43).
+    """
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, taken: Tensor | int) -> None:
+        weight = 1.0 - min(decay, (1.0 + int(taken)) / (10.0 + int(taken)))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, weight)
+            else:
+                old.copy_(new)
+
+    return update
+
+
+def soft_targets(classes: Tensor, smoothing: float) -> Tensor:
+    """One-hot targets (batch, classes) with `smoothing` spread evenly over all classes."""
+    hot = F.one_hot(classes, len(LABELS)).float()
+    return hot * (1.0 - smoothing) + smoothing / len(LABELS)
+
+
+def predict(model: nn.Module, inputs: FloatArray, device: torch.device) -> FloatArray:
+    """Logits (n, classes) of model inputs (n, FRAMES, mels), in eval mode without gradients."""
+    model.eval()
+    with torch.inference_mode():
+        batches = [
+            model(torch.from_numpy(inputs[start : start + EVALUATION_BATCH]).to(device)).float().cpu().numpy()
+            for start in range(0, len(inputs), EVALUATION_BATCH)
+        ]
+    return np.concatenate(batches)
+
+
+class Validation:
+    """The validation patients' stretches on the corpus's default protocol, computed once."""
+
+    def __init__(self, corpus: Corpus, cache: AudioCache, front_end: FrontEnd) -> None:
+        self.protocol = default_protocol(corpus.name)
+        chosen = examples(corpus, self.protocol, cache)
+        self.labels = labels_of(chosen)
+        self.patients = [example.patient for example in chosen]
+        if len(np.unique(self.labels > 0)) < 2:
+            raise FitError(f"the validation patients have normal or abnormal {self.protocol} only; add patients")
+        self.inputs, self.owner = inputs_of(chosen, cache, front_end)
+
+    def logits(self, model: nn.Module, device: torch.device) -> FloatArray:
+        """Logits of every stretch (n, classes); the worst window speaks for a long one."""
+        raw = predict(model, self.inputs, device)
+        return worst_window(raw, abnormal_probability(raw), self.owner)[0]
+
+
+class Fit:
+    """One training run's moving state: model, average, optimizer, progress."""
+
+    def __init__(
+        self, recipe: Recipe, crops: TrainingCrops, validation: Validation, device: torch.device, seed: int
+    ) -> None:
+        torch.manual_seed(seed)
+        self.recipe, self.crops, self.validation, self.device, self.seed = recipe, crops, validation, device, seed
+        self.model = AST(recipe.model).to(device)
+        self.average = AveragedModel(
+            self.model, multi_avg_fn=moving_average(recipe.optimizer.average_decay), use_buffers=True
+        )
+        # norms, biases and positions are not decayed
+        matrices = [p for p in self.model.parameters() if p.ndim in (2, 4)]
+        others = [p for p in self.model.parameters() if p.ndim not in (2, 4)]
+        groups = [
+            {"params": matrices, "weight_decay": recipe.optimizer.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.sam = SAM(torch.optim.AdamW(groups, lr=recipe.optimizer.learning_rate), recipe.optimizer.rho)
+        self.progress = Progress()
+        self.best_weights: dict[str, Tensor] = {}
+        self.probabilities = weights([cycle.label for cycle in crops.cycles], recipe.data.balance)
+        self.draws = recipe.data.draws or len(crops.cycles)
+        self.steps_per_epoch = max(1, self.draws // (recipe.optimizer.batch * recipe.optimizer.accumulation))
+
+    def batches(self, epoch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Micro-batches of one epoch: windows (batch, FRAMES, mels) and soft targets (batch, classes), mixed up."""
+        optimizer, count = self.recipe.optimizer, self.steps_per_epoch
+        size = count * optimizer.accumulation * optimizer.batch
+        keys = [
+            (epoch, position, int(i)) for position, i in enumerate(draw(self.probabilities, size, self.seed, epoch))
+        ]
+        # the epoch's keys are the sampler: workers may take them in any order and still cut the same windows
+        loader = DataLoader(self.crops, optimizer.batch, sampler=keys, num_workers=workers)
+        random = np.random.default_rng((self.seed, epoch, 3))
+        for windows, classes in loader:
+            targets = soft_targets(classes, optimizer.label_smoothing)
+            mixup = self.recipe.augmentation.mixup
+            if mixup:
+                share, order = float(random.beta(mixup, mixup)), torch.from_numpy(random.permutation(len(windows)))
+                windows = share * windows + (1.0 - share) * windows[order]
+                targets = share * targets + (1.0 - share) * targets[order]
+            yield windows.to(self.device), targets.to(self.device)
+
+    def train_epoch(self, epoch: int, workers: int, watcher: Watcher) -> float:
+        """One epoch of SAM steps; returns the mean loss. FitError on a loss that is not finite."""
+        optimizer = self.recipe.optimizer
+        torch.manual_seed(self.seed * 100_003 + epoch)  # dropout; an epoch is the same wherever a resume begins
+        self.model.train()
+        watcher.epoch_started(epoch, optimizer.epochs, self.steps_per_epoch)
+        began, losses = time.monotonic(), []
+        for number, (windows, targets) in enumerate(self.batches(epoch, workers)):
+            loss = self.micro_step(windows, targets)
+            if not np.isfinite(loss):
+                raise FitError(
+                    f"the loss is {loss} in epoch {epoch + 1}; lower the learning rate, the last checkpoint holds"
+                )
+            losses.append(loss)
+            if (number + 1) % optimizer.accumulation == 0:
+                step = number // optimizer.accumulation
+                self.step(epoch * self.steps_per_epoch + step)
+                samples = (number + 1) * optimizer.batch
+                watcher.stepped(step + 1, float(np.mean(losses[-50:])), samples / (time.monotonic() - began))
+        return float(np.mean(losses))
+
+    def micro_step(self, windows: Tensor, targets: Tensor) -> float:
+        """Gradients of one micro-batch; returns its loss at the weights themselves."""
+        loss = backward_twice(
+            self.model,
+            self.sam,
+            lambda: F.cross_entropy(self.model(windows), targets),
+            self.device,
+            1.0 / self.recipe.optimizer.accumulation,
+        )
+        return float(loss)
+
+    def step(self, number: int) -> None:
+        """One optimizer step and one step of the average."""
+        optimizer = self.recipe.optimizer
+        for group in self.sam.base.param_groups:
+            group["lr"] = learning_rate(optimizer, number, self.steps_per_epoch)
+        if optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), optimizer.clip_norm)
+        self.sam.step()
+        self.sam.zero_grad()
+        if optimizer.average_decay:
+            self.average.update_parameters(self.model)
+
+    @property
+    def serving(self) -> nn.Module:
+        """The weights that are validated and kept."""
+        return self.average.module if self.recipe.optimizer.average_decay else self.model
+
+    def validate(self) -> dict[str, float]:
+        """Validation readings of the serving weights at their own best threshold with Se >= Sp."""
+        logits = self.validation.logits(self.serving, self.device)
+        abnormal, probability = self.validation.labels > 0, abnormal_probability(logits)
+        _, rates = choose_threshold(abnormal, probability)
+        return {
+            "sensitivity": rates.sensitivity,
+            "specificity": rates.specificity,
+            "score": rates.score,
+            "auroc": auroc(abnormal, probability),
+        }
+
+    def run_epoch(self, workers: int, watcher: Watcher) -> None:
+        """Train, validate, remember the best."""
+        epoch, began = self.progress.epochs_done, time.monotonic()
+        loss = self.train_epoch(epoch, workers, watcher)
+        readings = self.validate()
+        seconds = time.monotonic() - began
+        row = {"epoch": epoch + 1, "loss": loss, **readings, "seconds": round(seconds, 1)}
+        self.progress.history.append(row)
+        self.progress.epochs_done = epoch + 1
+        if (readings["score"], readings["auroc"]) > tuple(self.progress.best):
+            self.progress.best, self.progress.best_epoch = (readings["score"], readings["auroc"]), epoch + 1
+            self.best_weights = {name: t.detach().clone() for name, t in self.serving.state_dict().items()}
+        watcher.epoch_ended(row)
+
+    def save(self, folder: Path, identity: dict[str, Any]) -> None:
+        """One atomic checkpoint of everything, and the metrics so far."""
+        state = self.sam.base.state_dict()
+        moments = {f"{i}.{key}": t for i, values in state["state"].items() for key, t in values.items()}
+        tensors = {
+            **prefixed(self.model.state_dict(), "model"),
+            **prefixed(self.average.state_dict(), "average"),
+            **prefixed(self.best_weights, "best"),
+            **prefixed(moments, "optimizer"),
+        }
+        metadata = {"identity": identity, "seed": self.seed, "progress": dataclasses.asdict(self.progress)}
+        save_tensors(folder / CHECKPOINT_FILE, tensors, metadata)
+        rows = "".join(f"{_json(row)}\n" for row in self.progress.history)
+        write_atomically(folder / METRICS_FILE, rows)
+
+    def load(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Inverse of `save`; FitError when the checkpoint belongs to another recipe or seed."""
+        tensors, metadata = load_tensors(folder / CHECKPOINT_FILE)
+        if (metadata["identity"], metadata["seed"]) != (identity, self.seed):
+            raise FitError(
+                f"{folder / CHECKPOINT_FILE}: made with another recipe, corpus or seed; use the same or another --out"
+            )
+        self.model.load_state_dict(under(tensors, "model"))
+        self.average.load_state_dict(under(tensors, "average"))
+        self.best_weights = under(tensors, "best")
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in under(tensors, "optimizer").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        groups = self.sam.base.state_dict()["param_groups"]
+        self.sam.base.load_state_dict({"state": state, "param_groups": groups})
+        self.progress = Progress(**metadata["progress"])
+        self.progress.best = (self.progress.best[0], self.progress.best[1])
+
+
+def _json(row: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()})
+
+
+def calibrate(logits: FloatArray, labels: IntArray) -> tuple[float, float]:
+    """Temperature, then the threshold on the calibrated probability, both from validation logits."""
+    temperature = fit_temperature(logits, labels)
+    threshold, _ = choose_threshold(labels > 0, abnormal_probability(logits, temperature))
+    return temperature, threshold
+
+
+def train(
+    fit: Fit,
+    folder: Path,
+    identity: dict[str, Any],
+    *,
+    resume: bool,
+    minutes: float | None,
+    workers: int,
+    watcher: Watcher,
+) -> None:
+    """Epochs until the schedule's end, or until the next one would not fit into `minutes`."""
+    if resume and (folder / CHECKPOINT_FILE).is_file():
+        fit.load(folder, identity)
+    began, longest = time.monotonic(), 0.0
+    try:
+        while fit.progress.epochs_done < fit.recipe.optimizer.epochs:
+            if minutes is not None and longest and time.monotonic() - began + longest > 60 * minutes:
+                break
+            started = time.monotonic()
+            fit.run_epoch(workers, watcher)
+            fit.save(folder, identity)
+            longest = max(longest, time.monotonic() - started)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
+        batch, accumulation = fit.recipe.optimizer.batch, fit.recipe.optimizer.accumulation
+        raise FitError(
+            f"out of memory with --batch {batch} on {fit.device}; try --batch {max(2, batch // 2)} --accumulation "
+            f"{accumulation * 2}, which learns from the same number of cycles a step"
+        ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

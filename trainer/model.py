@@ -1,0 +1,182 @@
+"""Audio Spectrogram Transformer in plain torch (Gong et al. 2021, arXiv 2104.01778), sizes by config.
+
+The state dict is named by concept, not after another library; `tests/trainer/test_model.py` maps it onto transformers'
+ASTModel and holds both to the same numbers.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from device.labels import LABELS
+from device.signal import FRAMES
+
+
+class ModelConfig(BaseModel):
+    """Sizes of one AST; travels with the weights. Defaults are AST base at this project's window."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    architecture: Literal["ast"] = "ast"
+    """The only family so far."""
+    frames: int = Field(default=FRAMES, ge=32)
+    """Time frames of the input."""
+    mels: int = Field(default=128, ge=8)
+    """Mel bands of the input."""
+    stem: Literal["patch", "convolutional"] = "patch"
+    """How the spectrogram becomes tokens: AST's overlapping patches, or stride-2 convolutions."""
+    patch: int = Field(default=16, ge=1)
+    """Side of a square patch (stem 'patch')."""
+    stride: int = Field(default=10, ge=1)
+    """Step between patches in both directions (stem 'patch')."""
+    stem_channels: tuple[int, ...] = ()
+    """Output channels of each 3x3 convolution but the last, which gives `dim` (stem 'convolutional')."""
+    stem_strides: tuple[tuple[int, int], ...] = ()
+    """Stride (mels, frames) of each of those convolutions, the last one included."""
+    dim: int = Field(default=768, ge=8)
+    """Width of a token."""
+    depth: int = Field(default=12, ge=1)
+    """Transformer blocks."""
+    heads: int = Field(default=12, ge=1)
+    """Attention heads; divides `dim`."""
+    mlp_ratio: float = Field(default=4.0, gt=0.0)
+    """Hidden width of a block's MLP over `dim`."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout after the embedding, the attention and MLP outputs, and before the head."""
+    pooling: Literal["mean", "cls+dist"] = "mean"
+    """What the head reads: the mean of the spectrogram's tokens, or the mean of the two special tokens."""
+    classes: int = Field(default=len(LABELS), ge=2)
+    """Logits."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ModelConfig":
+        if self.dim % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide dim {self.dim}")
+        if (self.stem == "convolutional") != bool(self.stem_channels):
+            raise ValueError("stem_channels goes with stem = 'convolutional', and only with it")
+        if self.stem_channels and len(self.stem_strides) != len(self.stem_channels) + 1:
+            raise ValueError(f"stem_strides needs {len(self.stem_channels) + 1} pairs, one more than stem_channels")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token grid (mel rows, time columns); floors, a patch that would run over the edge is dropped."""
+        if self.stem == "patch":
+            return (self.mels - self.patch) // self.stride + 1, (self.frames - self.patch) // self.stride + 1
+        rows, columns = self.mels, self.frames
+        for mel_stride, frame_stride in self.stem_strides:
+            rows, columns = (rows - 1) // mel_stride + 1, (columns - 1) // frame_stride + 1
+        return rows, columns
+
+
+class PatchStem(nn.Module):
+    """Overlapping square patches, one projection each: (batch, 1, mels, frames) -> (batch, dim, rows, columns)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(1, config.dim, config.patch, config.stride)
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        return self.projection(spectrogram)  # type: ignore[no-any-return]
+
+
+class ConvolutionalStem(nn.Module):
+    """Strided 3x3 convolutions with batch norm and GELU (Xiao et al. 2021, "Early convolutions").
+
+    A pure patch transformer from scratch hardly learns on a few thousand cycles; this stem learns in the first epoch.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = (1, *config.stem_channels, config.dim)
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in zip(channels[:-1], channels[1:], config.stem_strides, strict=True):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        return self.layers(spectrogram)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (batch, tokens, dim), written as matmul-softmax-matmul.
+
+    Plain on purpose: scaled_dot_product_attention exports with IsNaN / Where chains that TensorRT reads badly.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+        self.scale = (config.dim // config.heads) ** -0.5
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv[0] * self.scale, qkv[1], qkv[2]
+        weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
+        return self.out((weights @ value).transpose(1, 2).reshape(batch, count, dim))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = round(config.dim * config.mlp_ratio)
+        self.attention_norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.mlp_in = nn.Linear(config.dim, hidden)
+        self.mlp_out = nn.Linear(hidden, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.dropout(self.attention(self.attention_norm(tokens)))
+        hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)))
+        return tokens + self.dropout(self.mlp_out(hidden))  # type: ignore[no-any-return]
+
+
+class AST(nn.Module):
+    """Normalised log-mel windows (batch, frames, mels) to logits (batch, classes)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows, columns = config.grid
+        self.stem = PatchStem(config) if config.stem == "patch" else ConvolutionalStem(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.positions = nn.Parameter(torch.zeros(1, 2 + rows * columns, config.dim))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.head = nn.Linear(config.dim, config.classes)
+        for parameter in (self.cls_token, self.distillation_token, self.positions):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def tokens(self, windows: Tensor) -> Tensor:
+        """Last hidden states (batch, 2 + rows * columns, dim) after the final norm: cls, distillation, the grid."""
+        if windows.shape[1:] != (self.config.frames, self.config.mels):
+            raise ValueError(
+                f"windows are {tuple(windows.shape)}, not (batch, {self.config.frames}, {self.config.mels})"
+            )
+        grid = self.stem(windows.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
+        special = torch.cat([self.cls_token, self.distillation_token], dim=1).expand(grid.shape[0], -1, -1)
+        states = self.dropout(torch.cat([special, grid], dim=1) + self.positions)
+        for block in self.blocks:
+            states = block(states)
+        return self.norm(states)  # type: ignore[no-any-return]
+
+    def forward(self, windows: Tensor) -> Tensor:
+        states = self.tokens(windows)
+        pooled = states[:, 2:].mean(dim=1) if self.config.pooling == "mean" else states[:, :2].mean(dim=1)
+        return self.head(self.dropout(pooled))  # type: ignore[no-any-return]

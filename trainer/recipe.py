@@ -1,0 +1,174 @@
+"""A recipe: everything that decides what `trainer fit` learns, as a TOML file."""
+
+import difflib
+import sys
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from device.signal import FrontEnd
+from firmware_config.errors import RespSAMError
+from trainer.model import ModelConfig
+from trainer.sampler import Balance
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class RecipeError(RespSAMError):
+    """A recipe that does not exist or does not hold."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class OptimizerRecipe(_Section):
+    """SAM around AdamW."""
+
+    rho: float = Field(ge=0.0)
+    """Radius of SAM's climb; 0 is plain AdamW."""
+    learning_rate: float = Field(gt=0.0)
+    """Peak of the cosine schedule."""
+    weight_decay: float = Field(ge=0.0)
+    """AdamW's decay, on matrices and kernels only."""
+    batch: int = Field(ge=2)
+    """Cycles a micro-batch."""
+    accumulation: int = Field(default=1, ge=1)
+    """Micro-batches a step; SAM climbs in each (m-sharpness)."""
+    epochs: int = Field(ge=1)
+    """Length of the schedule."""
+    warmup_epochs: float = Field(default=0.0, ge=0.0)
+    """Linear warm-up."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the target spread over all classes."""
+    average_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Exponential moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
+    clip_norm: float = Field(default=0.0, ge=0.0)
+    """Largest gradient norm; 0 does not clip."""
+
+
+class DataRecipe(_Section):
+    """What an epoch draws."""
+
+    crops: Literal["random", "events"]
+    """'random': a crop of random length around the event; 'events': the annotated span."""
+    crop_seconds: tuple[float, float] = (1.5, 4.0)
+    """Shortest and longest random crop."""
+    anywhere: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the normal draws from wholly normal recordings that are cut anywhere in the recording."""
+    balance: Balance = "class"
+    """Weighted random sampling: by class, by normal against abnormal, or none."""
+    draws: int = Field(default=0, ge=0)
+    """Draws an epoch; 0 draws as many as there are cycles."""
+    validation_share: float = Field(default=0.15, gt=0.0, lt=0.5)
+    """Share of the training patients that choose epoch, temperature and threshold."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "DataRecipe":
+        if not 0.0 < self.crop_seconds[0] <= self.crop_seconds[1] <= 8.0:
+            raise ValueError(f"crop_seconds must rise within 0-8, got {list(self.crop_seconds)}")
+        return self
+
+
+class AugmentationRecipe(_Section):
+    """How a drawn crop varies; every field at its zero leaves the crop alone."""
+
+    cyclic_shift: bool = False
+    """Start the cyclic repetition at a random point of the crop."""
+    mixup: float = Field(default=0.0, ge=0.0)
+    """Beta(a, a) of mixup (Zhang et al. 2018)."""
+    equalise_db: float = Field(default=0.0, ge=0.0)
+    """Standard deviation of a smooth random frequency response: another stethoscope."""
+    noise_snr_db: tuple[float, float] = (20.0, 40.0)
+    """Range of the signal-to-noise ratio of added pink-to-white noise."""
+    noise_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the crops that get noise."""
+    time_masks: int = Field(default=0, ge=0)
+    """SpecAugment: stretches of time blanked (Park et al. 2019)."""
+    time_mask_frames: int = Field(default=0, ge=0)
+    """Longest of them."""
+    mel_masks: int = Field(default=0, ge=0)
+    """SpecAugment: bands blanked."""
+    mel_mask_bands: int = Field(default=0, ge=0)
+    """Widest of them."""
+
+
+class Recipe(_Section):
+    """One training recipe; mean and std of the front end are measured by `fit`."""
+
+    model: ModelConfig
+    front_end: FrontEnd
+    optimizer: OptimizerRecipe
+    data: DataRecipe
+    augmentation: AugmentationRecipe
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_number_of_mels(cls, values: Any) -> Any:
+        # the front end states the bands once; the model's input follows
+        if (
+            isinstance(values, dict)
+            and isinstance(values.get("model"), dict)
+            and isinstance(values.get("front_end"), dict)
+        ):
+            mels = values["front_end"].get("mels", FrontEnd().mels)
+            values = {**values, "model": {"mels": mels, **values["model"]}}
+            if values["model"]["mels"] != mels:
+                raise ValueError(f"model.mels {values['model']['mels']} is not front_end.mels {mels}")
+        return values
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    return sorted(
+        item.name[:-5]
+        for item in resources.files("trainer").joinpath("recipes").iterdir()
+        if item.name.endswith(".toml")
+    )
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A shipped recipe by name, or a TOML file by path; RecipeError names the file and the key."""
+    if name_or_path in shipped_recipes():
+        source, text = name_or_path, resources.files("trainer").joinpath(f"recipes/{name_or_path}.toml").read_text()
+    elif Path(name_or_path).is_file():
+        source, text = name_or_path, Path(name_or_path).read_text()
+    else:
+        raise RecipeError(f"recipe {name_or_path!r}: neither a file nor one of {', '.join(shipped_recipes())}")
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {source}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise RecipeError(f"recipe {source}: {_first_problem(error)}") from error
+
+
+def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
+    """The recipe with some `section.field` values replaced (None leaves it); RecipeError when a value does not fit."""
+    values = recipe.model_dump()
+    for key, value in changes.items():
+        if value is not None:
+            section, field = key.split(".")
+            values[section][field] = value
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"changed recipe: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{key}: {problem['msg']}"
+    section: Any = Recipe
+    for part in problem["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    near = difflib.get_close_matches(str(problem["loc"][-1]), section.model_fields, n=1, cutoff=0.0)
+    return f"unknown key {key}; the nearest valid one is {near[0]}"

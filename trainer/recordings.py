@@ -1,0 +1,144 @@
+"""The `recordings` protocol: whole recordings through the device's own live path, and the site rule fitted on it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from device.bundle import Segmentation, SiteRule
+from device.decision import Judgement, SiteDecision, judge
+from device.live import Auscultation, CycleResult, Judge
+from device.signal import FloatArray, FrontEnd, windows
+from device.sources import Block, paced
+from firmware_config.settings import QualitySettings
+from trainer.audio_cache import AudioCache
+from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording, union
+
+LEAST_CYCLES = 2  # one breath is not an examination
+LARGEST_K = 4
+
+
+class RunModel:
+    """A torch model where the live path expects a bundle's classifier."""
+
+    fingerprint = "unbundled run"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        front_end: FrontEnd,
+        segmentation: Segmentation,
+        site_rule: SiteRule,
+        temperature: float,
+        threshold: float,
+    ) -> None:
+        self.model, self.device, self.front_end = model.eval(), device, front_end
+        self.segmentation, self.site_rule = segmentation, site_rule
+        self.temperature, self.threshold = temperature, threshold
+
+    def logits(self, inputs: FloatArray) -> FloatArray:
+        """Logits (batch, 4) of model inputs (batch, FRAMES, mels)."""
+        with torch.inference_mode():
+            return np.asarray(self.model(torch.from_numpy(inputs).to(self.device)).float().cpu().numpy())
+
+    def judge(self, samples: FloatArray) -> Judgement:
+        """One cycle (n,) at 16 kHz; the worst window speaks."""
+        return judge(self.logits(windows(samples, self.front_end)), self.temperature, self.threshold)
+
+
+class CachedSource:
+    """A cached recording as a source of the live path."""
+
+    demo = False
+
+    def __init__(self, name: str, samples: FloatArray) -> None:
+        self.name, self.samples = name, samples
+
+    def blocks(self) -> Iterator[Block]:
+        """The whole recording, as fast as it is taken."""
+        return paced(self.samples, fast=True)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One recording after the live path."""
+
+    recording: Recording
+    results: tuple[CycleResult, ...]
+
+    def decision(self, rule: SiteRule) -> SiteDecision:
+        """The site decision that `rule` takes on these cycles."""
+        decided = SiteDecision(rule)
+        for result in self.results:
+            if result.judgement is None:
+                decided.refuse(result.quality.reason)
+            else:
+                decided.add(result.judgement)
+        return decided
+
+
+def gradable(corpus: Corpus) -> tuple[Recording, ...]:
+    """The recordings that are scored: all but those annotated as of poor quality."""
+    return tuple(recording for recording in corpus.recordings if recording.label != POOR_QUALITY)
+
+
+def hear(
+    recordings: Sequence[Recording],
+    cache: AudioCache,
+    model: Judge,
+    quality: QualitySettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Heard]:
+    """Every recording through segmenter, quality and model, as the device would hear it."""
+    heard = []
+    for done, recording in enumerate(recordings, 1):
+        session = Auscultation(CachedSource(recording.name, cache[recording.name]), model, quality)
+        for _ in session.run():
+            pass
+        heard.append(Heard(recording, tuple(session.results)))
+        if progress is not None:
+            progress(done, len(recordings))
+    return heard
+
+
+def predicted_class(decided: SiteDecision) -> str:
+    """The class that a site's verdict names: the union of its flagged cycles' classes, else normal."""
+    if decided.verdict != "flagged":
+        return "normal"
+    return union([judgement.leading for judgement in decided.over])
+
+
+def site_score(heard: Sequence[Heard], rule: SiteRule) -> float:
+    """(Se + Sp) / 2 of the rule's verdicts; 'not enough' and 'poor quality' are wrong on both sides."""
+    abnormal = np.array([one.recording.label != "normal" for one in heard])
+    verdicts = np.array([one.decision(rule).verdict for one in heard])
+    sensitivity = np.mean(verdicts[abnormal] == "flagged")
+    return float(sensitivity + np.mean(verdicts[~abnormal] == "nothing flagged")) / 2
+
+
+def fit_site_rule(heard: Sequence[Heard]) -> SiteRule:
+    """k and threshold that maximise (Se + Sp) / 2 on these recordings subject to Se >= Sp.
+
+    'Not enough' counts as wrong. For each k the threshold is chosen among the k-th highest probabilities; ties go to
+    the smaller k, which flags sooner.
+    """
+    abnormal = np.array([one.recording.label != "normal" for one in heard])
+    counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
+    best: tuple[float, SiteRule] | None = None
+    for k in range(1, LARGEST_K + 1):
+        least = max(LEAST_CYCLES, k)
+        reach_all = SiteRule(k=k, threshold=0.0, least_cycles=least)
+        scores = np.array([one.decision(reach_all).probability or 0.0 for one in heard])
+        values = np.unique(scores)
+        for threshold in np.concatenate([(values[:-1] + values[1:]) / 2, [1.0]]):
+            flagged = scores >= threshold
+            cleared = ~flagged & (counts >= least)
+            sensitivity, specificity = float(flagged[abnormal].mean()), float(cleared[~abnormal].mean())
+            score = (sensitivity + specificity) / 2
+            if sensitivity >= specificity and (best is None or score > best[0]):
+                best = score, SiteRule(k=k, threshold=round(float(threshold), 6), least_cycles=least)
+    # no threshold reaches Se >= Sp when hardly anything could be graded: then everything is flagged
+    return best[1] if best is not None else SiteRule(k=1, threshold=0.0, least_cycles=LEAST_CYCLES)

@@ -1,0 +1,155 @@
+"""The run folder that `trainer fit` writes, `evaluate` and `export` read: safetensors for weights, JSON for the rest."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
+from device.signal import FrontEnd
+from firmware_config.errors import RespSAMError
+from trainer.corpora import Corpus, load_corpus
+from trainer.model import AST
+from trainer.recipe import Recipe
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+WEIGHTS_FILE = "model.safetensors"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "log.txt"
+READINGS_FILE = (
+    "readings.jsonl"  # every reading of this run's accuracy, one a line, so that a test part read twice shows
+)
+
+
+class RunError(RespSAMError):
+    """A run folder that is missing, unfinished, damaged, or of another recipe."""
+
+
+class Choice(BaseModel):
+    """What the validation patients decided."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    """The best, counted from 1."""
+    temperature: float
+    threshold: ThresholdChoice
+    cycle_threshold: float
+    site_rule: SiteRule
+    segmentation: Segmentation
+    readings: dict[str, Any]
+    """What the validation patients read with all of this, by protocol, each as `trainer evaluate --json`."""
+
+
+class RunFacts(BaseModel):
+    """Everything about a finished run but its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA
+    recipe_name: str
+    recipe: Recipe
+    front_end: FrontEnd
+    """The recipe's front end with the measured mean and std."""
+    seed: int
+    corpus: str
+    data: str
+    """Where the corpus was when the run was made."""
+    part: str | None
+    split: str
+    lenient: bool
+    training_patients: list[str]
+    validation_patients: list[str]
+    population: Population
+    choice: Choice
+    epochs_done: int
+    versions: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of these facts."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Safetensors with JSON metadata, replaced atomically."""
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f".{path.name}.part")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, {"json": json.dumps(metadata)})
+    partial.replace(path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of `save_tensors`; RunError names a file that is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path}: not a readable checkpoint ({error}); train again or restore it from a backup"
+        ) from error
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with `prefix.`, without it."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Inverse of `under`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def read_facts(folder: Path) -> RunFacts:
+    """The facts of a finished run; RunError says what is missing or does not hold."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        if (folder / CHECKPOINT_FILE).is_file():
+            raise RunError(f"{folder}: the run is not finished; go on with 'trainer fit … --out {folder} --resume'")
+        raise RunError(f"{folder}: no run here ({RUN_FILE} is missing); make one with 'trainer fit'")
+    try:
+        return RunFacts.model_validate_json(path.read_text())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise RunError(f"{path}: {key}: {problem['msg']}; the run is of another version, train again") from error
+
+
+def load_model(folder: Path, facts: RunFacts) -> AST:
+    """The finished model of a run in eval mode; keys and shapes are matched strictly."""
+    tensors, _ = load_tensors(folder / WEIGHTS_FILE)
+    model = AST(facts.recipe.model)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"{folder / WEIGHTS_FILE}: does not fit the recipe: {' '.join(str(error).split())}") from error
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise RunError(f"{folder / WEIGHTS_FILE}: NaN or infinite weights in {bad[0]}; train again")
+    return model.eval()
+
+
+def validation_corpus(facts: RunFacts, data: Path | None = None) -> Corpus:
+    """The run's validation patients, read again from where the corpus was or from `data`; errors as `load_corpus`."""
+    corpus = load_corpus(
+        facts.corpus, data or Path(facts.data), part=facts.part, split=facts.split, lenient=facts.lenient, purpose="fit"
+    )
+    return only_patients(corpus, set(facts.validation_patients))
+
+
+def only_patients(corpus: Corpus, patients: set[str]) -> Corpus:
+    """The recordings of some patients."""
+    return dataclasses.replace(
+        corpus, recordings=tuple(r for r in corpus.recordings if r.patient in patients), notes=()
+    )
