@@ -12,6 +12,8 @@ from firmware_config.errors import RespSAMError
 
 SUFFIXES = (".wav", ".flac")
 RIFF_UNKNOWN_SIZE = 0xFFFFFFFF  # what a recorder writes that cannot seek back
+SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a damaged header's 1 Hz, resampled to 16 kHz, would fill the memory
+BLOCK_FRAMES = 1 << 20
 
 
 class AudioError(RespSAMError):
@@ -58,8 +60,8 @@ def read_header(path: Path) -> Header:
         raise AudioError(f"{path}: no such recording; check the path")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: the file is empty; record or copy it again")
-    _refuse_truncated(path)
     try:
+        _refuse_truncated(path)
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(
@@ -67,11 +69,14 @@ def read_header(path: Path) -> Header:
         ) from error
     if info.frames == 0:
         raise AudioError(f"{path}: holds no samples; record it again")
+    if not SAMPLE_RATES[0] <= info.samplerate <= SAMPLE_RATES[1]:
+        raise AudioError(f"{path}: no recorder has a sample rate of {info.samplerate} Hz; copy the recording again")
     return Header(int(info.samplerate), int(info.frames), int(info.channels))
 
 
 def _reason(error: Exception) -> str:
-    return str(error).rsplit(": ", 1)[-1].rstrip(".")
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.rsplit(": ", 1)[-1].rstrip(".")
 
 
 def read_audio(path: Path) -> tuple[FloatArray, int]:
@@ -82,16 +87,22 @@ def read_audio(path: Path) -> tuple[FloatArray, int]:
     import soundfile
 
     header = read_header(path)
+    # in blocks: a damaged header may promise more frames than memory holds
+    blocks = [np.zeros(0, dtype=np.float32)]
     try:
-        samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                blocks.append(block[:, 0])
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"{path}: damaged inside ({_reason(error)}); copy the recording again") from error
-    if len(samples) < header.frames:
-        raise AudioError(f"{path}: truncated, {len(samples)} of {header.frames} frames can be read; copy it again")
+    first = np.concatenate(blocks)
+    if len(first) < header.frames:
+        raise AudioError(f"{path}: truncated, {len(first)} of {header.frames} frames can be read; copy it again")
     if header.channels > 1:
         warnings.warn(f"{path}: {header.channels} channels, only the first is heard", ChannelWarning, stacklevel=2)
-    first = np.ascontiguousarray(samples[:, 0])
     if not np.isfinite(first).all():
         bad = int(np.flatnonzero(~np.isfinite(first))[0])
-        raise AudioError(f"{path}: NaN or infinite sample at {bad / sample_rate:.3f} s; export the recording again")
-    return first, int(sample_rate)
+        raise AudioError(
+            f"{path}: NaN or infinite sample at {bad / header.sample_rate:.3f} s; export the recording again"
+        )
+    return first, header.sample_rate

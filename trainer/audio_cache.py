@@ -5,10 +5,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +74,10 @@ def _fingerprint(recordings: Sequence[Recording]) -> str:
     digest = hashlib.sha256(f"{LAYOUT} {SAMPLE_RATE} {soxr.__version__}".encode())
     for recording in recordings:
         path = _audio_of(recording)
-        status = path.stat()
-        digest.update(f"{recording.name}\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        # what is not there is said by _decode, like everything that cannot be read
+        status = path.stat() if path.is_file() else None
+        stamp = f"{status.st_size}\0{status.st_mtime_ns}" if status else "missing"
+        digest.update(f"{recording.name}\0{path.resolve()}\0{stamp}\n".encode())
     return digest.hexdigest()[:24]
 
 
@@ -128,9 +129,9 @@ def _make(
     problems: list[str] = []
     position = 0
     try:
-        # spawn: forking a process that already runs torch's threads can hang
-        with partial.open("wb") as file, ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            decoded = pool.map(_decode, [_audio_of(recording) for recording in recordings], chunksize=16)
+        # threads: libsndfile and soxr work outside the interpreter lock, and nothing has to be started or sent back
+        with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = pool.map(_decode, [_audio_of(recording) for recording in recordings])
             for done, (recording, samples) in enumerate(zip(recordings, decoded, strict=True), 1):
                 if isinstance(samples, str):
                     if not lenient:

@@ -112,7 +112,9 @@ class TrainingCrops(Dataset[tuple[Tensor, int]]):
                 start, end = place(0.0, limit, length, limit, random.random())
             else:
                 start, end = place(cycle.start_seconds, cycle.end_seconds, length, limit, random.random())
-            label = union([other.label for other in overlapping(self.by_recording[cycle.recording], start, end)])
+            heard = overlapping(self.by_recording[cycle.recording], start, end)
+            # the drawn cycle counts even where it is shorter than an overlap
+            label = union([cycle.label, *(other.label for other in heard)])
             # a normal cycle beside an abnormal one: another length or place may leave the neighbour out
             if cycle.label != "normal" or label == "normal":
                 break

@@ -52,13 +52,17 @@ class ModelConfig(BaseModel):
     """Logits."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> "ModelConfig":
+    def _sizes_fit(self) -> "ModelConfig":
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}")
-        if (self.stem == "convolutional") != bool(self.stem_channels):
-            raise ValueError("stem_channels goes with stem = 'convolutional', and only with it")
+        if {bool(self.stem_channels), bool(self.stem_strides)} != {self.stem == "convolutional"}:
+            raise ValueError("stem_channels and stem_strides go with stem = 'convolutional', and only with it")
         if self.stem_channels and len(self.stem_strides) != len(self.stem_channels) + 1:
             raise ValueError(f"stem_strides needs {len(self.stem_channels) + 1} pairs, one more than stem_channels")
+        if any(size < 1 for sizes in (self.stem_channels, *self.stem_strides) for size in sizes):
+            raise ValueError("stem_channels and stem_strides must be 1 or more")
+        if min(self.grid) < 1:
+            raise ValueError(f"a patch of {self.patch} does not fit into {self.mels} mels x {self.frames} frames")
         return self
 
     @property

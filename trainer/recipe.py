@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from device.signal import FrontEnd
+from device.labels import LABELS
+from device.signal import FRAMES, FrontEnd
 from firmware_config.errors import RespSAMError
 from trainer.model import ModelConfig
 from trainer.sampler import Balance
@@ -25,7 +26,7 @@ class RecipeError(RespSAMError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class OptimizerRecipe(_Section):
@@ -123,6 +124,17 @@ class Recipe(_Section):
                 raise ValueError(f"model.mels {values['model']['mels']} is not front_end.mels {mels}")
         return values
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        if (self.model.frames, self.model.classes) != (FRAMES, len(LABELS)):
+            raise ValueError(
+                f"model.frames must be {FRAMES} and model.classes {len(LABELS)}: the window and the labels"
+            )
+        masks = self.augmentation
+        if masks.time_mask_frames > FRAMES or masks.mel_mask_bands > self.front_end.mels:
+            raise ValueError(f"augmentation masks more than the window of {FRAMES} frames x {self.front_end.mels} mels")
+        return self
+
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes inside the package."""
@@ -136,14 +148,14 @@ def shipped_recipes() -> list[str]:
 def load_recipe(name_or_path: str) -> Recipe:
     """A shipped recipe by name, or a TOML file by path; RecipeError names the file and the key."""
     if name_or_path in shipped_recipes():
-        source, text = name_or_path, resources.files("trainer").joinpath(f"recipes/{name_or_path}.toml").read_text()
+        source, raw = name_or_path, resources.files("trainer").joinpath(f"recipes/{name_or_path}.toml").read_bytes()
     elif Path(name_or_path).is_file():
-        source, text = name_or_path, Path(name_or_path).read_text()
+        source, raw = name_or_path, Path(name_or_path).read_bytes()
     else:
         raise RecipeError(f"recipe {name_or_path!r}: neither a file nor one of {', '.join(shipped_recipes())}")
     try:
-        return Recipe.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        return Recipe.model_validate(tomllib.loads(raw.decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {source}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise RecipeError(f"recipe {source}: {_first_problem(error)}") from error
@@ -166,7 +178,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"{key}: {problem['msg']}"
+        return ": ".join(filter(None, [key, problem["msg"].removeprefix("Value error, ")]))
     section: Any = Recipe
     for part in problem["loc"][:-1]:
         section = section.model_fields[part].annotation

@@ -1,4 +1,4 @@
-"""The run folder that `trainer fit` writes, `evaluate` and `export` read: safetensors for weights, JSON for the rest."""
+"""The run folder that `trainer fit` writes, `evaluate` and `export` read: safetensors for weights, else JSON."""
 
 import dataclasses
 import hashlib

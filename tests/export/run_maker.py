@@ -1,0 +1,105 @@
+"""Finished runs in code: a tiny untrained model whose probabilities are spread out, and what validation would choose."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from device.bundle import Segmentation, SiteRule, ThresholdChoice
+from device.decision import abnormal_probability
+from device.signal import FrontEnd
+from firmware_config.settings import load_settings
+from trainer.audio_cache import with_audio
+from trainer.corpora import load_corpus
+from trainer.evaluate import evaluate, run_subject
+from trainer.files import write_atomically
+from trainer.finish import population, versions
+from trainer.fit import Validation, split_patients
+from trainer.model import AST, ModelConfig
+from trainer.recipe import Recipe, load_recipe
+from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, save_tensors
+
+MELS = 24
+PATCH = ModelConfig(mels=MELS, dim=16, depth=2, heads=2, stride=16)
+CONVOLUTIONAL = ModelConfig(
+    mels=MELS,
+    stem="convolutional",
+    stem_channels=(8, 8, 8),
+    stem_strides=((2, 2), (2, 2), (2, 2), (2, 2)),
+    dim=16,
+    depth=2,
+    heads=2,
+    pooling="cls+dist",
+    dropout=0.1,
+)
+
+
+def make_model(config: ModelConfig, seed: int = 0) -> AST:
+    """Random weights large enough that windows differ by logits, not by their fifth digit."""
+    torch.manual_seed(seed)
+    model = AST(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and not name.startswith("stem"):
+                parameter.mul_(5.0)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.5, 1.5)
+    return model
+
+
+def make_run(run: Path, data: Path, cache: Path, config: ModelConfig, model: AST | None = None) -> RunFacts:
+    """Write a finished run on the SPRSound corpus at `data`; its threshold lies in the widest gap of probabilities."""
+    run.mkdir(parents=True)
+    model = make_model(config) if model is None else model
+    values = load_recipe("compact").model_dump()
+    values["model"], values["front_end"] = config.model_dump(), FrontEnd(mels=MELS, high_hz=4000.0).model_dump()
+    values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)
+    recipe = Recipe.model_validate(values)
+    front_end = recipe.front_end.model_copy(update={"mean": -6.0, "std": 3.0})
+    corpus, audio = with_audio(load_corpus("sprsound", data, part="train"), cache)
+    training, validation = split_patients(corpus, 0.4, 0)
+    held = Validation(validation, audio, front_end)
+    threshold = widest_gap(abnormal_probability(held.logits(model, torch.device("cpu")), 1.5))
+    facts = RunFacts(
+        recipe_name="compact",
+        recipe=recipe,
+        front_end=front_end,
+        seed=3,
+        corpus="sprsound",
+        data=str(data),
+        part="train",
+        split="official",
+        lenient=False,
+        training_patients=list(training.patients),
+        validation_patients=list(validation.patients),
+        population=population(training),
+        choice=Choice(
+            epoch=2,
+            temperature=1.5,
+            threshold=ThresholdChoice(rule="maximises nothing, it is a test", protocol="windows", curve=((0.5, 1.0, 0.0),)),
+            cycle_threshold=threshold,
+            site_rule=SiteRule(k=2, threshold=threshold, least_cycles=2),
+            segmentation=Segmentation(),
+            readings={},
+        ),
+        epochs_done=5,
+        versions=versions(),
+    )
+    reading: dict[str, Any] = evaluate(
+        run_subject(model, facts, run.name, torch.device("cpu")), validation, audio, "windows", load_settings().quality
+    )
+    facts = facts.model_copy(update={"choice": facts.choice.model_copy(update={"readings": {"windows": reading}})})
+    save_tensors(run / WEIGHTS_FILE, model.state_dict(), {"architecture": "ast"})
+    write_atomically(run / RUN_FILE, facts.model_dump_json())
+    return facts
+
+
+def widest_gap(probability: Any) -> float:
+    """The middle of the widest gap in the inner half of the probabilities: a threshold that rounding does not cross."""
+    values = np.sort(probability)
+    quarter = len(values) // 4
+    inner = values[quarter : len(values) - quarter]
+    widest = int(np.diff(inner).argmax())
+    return float((inner[widest] + inner[widest + 1]) / 2)

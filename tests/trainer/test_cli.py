@@ -1,0 +1,142 @@
+"""The researcher's commands on a small corpus in the real format: describe, fit, evaluate, and their bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import RunCli
+from tests.trainer.corpus_maker import make_sprsound
+
+TOY = """
+[model]
+stem = "convolutional"
+stem_channels = [4, 8]
+stem_strides = [[4, 4], [4, 4], [2, 2]]
+dim = 16
+depth = 1
+heads = 2
+mlp_ratio = 1.0
+[front_end]
+mels = 32
+high_hz = 4000.0
+[optimizer]
+rho = 0.05
+learning_rate = 3e-3
+weight_decay = 0.01
+batch = 8
+epochs = 2
+average_decay = 0.9
+[data]
+crops = "random"
+balance = "binary"
+validation_share = 0.4
+[augmentation]
+cyclic_shift = true
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_sprsound(tmp_path_factory.mktemp("sprsound"), patients=9, recordings_per_patient=2)
+    return make_sprsound(root, patients=9, recordings_per_patient=1, seed=5, part="intra")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A finished run, stopped after its first epoch and resumed."""
+    folder = tmp_path_factory.mktemp("fitted")
+    (folder / "toy.toml").write_text(TOY)
+    options = ["--corpus", "sprsound", "--data", str(corpus), "--recipe", "toy.toml", "--out", "run", "--device", "cpu"]
+    for more in (["--minutes", "0.0001"], ["--resume"]):
+        command = [sys.executable, "-m", "trainer", "fit", *options, *more]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+        assert result.returncode == 0, result.stderr
+        assert "best epoch" in result.stdout
+        epochs_done = json.loads((folder / "run" / "run.json").read_text())["epochs_done"]
+        assert epochs_done == (1 if "--minutes" in more else 2)
+    return folder / "run"
+
+
+def test_describe_counts_and_names_the_confounder(run_cli: RunCli, corpus: Path) -> None:
+    result = run_cli("trainer", "data", "describe", "--corpus", "sprsound", "--data", corpus)
+    assert result.returncode == 0, result.stderr
+    assert "duration alone: AUROC" in result.stdout
+    assert "9 patients" in result.stdout
+
+
+def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
+    files = {item.name for item in fitted.iterdir()}
+    assert {"run.json", "model.safetensors", "metrics.jsonl", "checkpoint.safetensors"} <= files
+    assert len((fitted / "metrics.jsonl").read_text().splitlines()) == 2
+    for protocol in ("events", "windows", "recordings"):
+        result = run_cli(
+            "trainer", "evaluate", fitted, "--corpus", "sprsound", "--data", corpus, "--protocol", protocol, "--json"
+        )
+        assert result.returncode == 0, result.stderr
+        _check_reading(json.loads(result.stdout), protocol)
+    logged = [json.loads(line) for line in (fitted / "readings.jsonl").read_text().splitlines()]
+    assert [line["protocol"] for line in logged] == ["events", "windows", "recordings"]
+    shown = run_cli("trainer", "evaluate", fitted, "--corpus", "sprsound", "--data", corpus)
+    assert "patients seen in training" in shown.stdout
+    assert "alone would reach: duration" in shown.stdout
+
+
+def _check_reading(reading: dict[str, Any], protocol: str) -> None:
+    assert reading["protocol"] == protocol
+    assert reading["corpus"] == "sprsound"
+    assert reading["part"] == "intra"
+    assert len(reading["bundle"]) == 64
+    for convention in ("binary", "exact"):
+        for name in ("sensitivity", "specificity", "score"):
+            assert set(reading[convention][name]) == {"value", "low", "high"}
+    assert set(reading["auroc"]) == {"value", "low", "high"}
+    assert set(reading["confounders"]) == {"duration", "age", "level"}
+    assert sum(map(sum, reading["confusion"]["counts"])) == reading["n"]
+
+
+def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
+    again = run_cli("trainer", "fit", "--corpus", "sprsound", "--data", corpus, "--out", fitted)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+    assert len(again.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--recipe", "absent"], "neither a file nor one of compact"),
+        (["--crops", "square"], "data.crops"),
+        (["--device", "abacus"], "not auto, cpu or cuda"),
+        (["--part", "intra", "--data", "."], "."),
+        (["--corpus", "birds"], "birds"),
+        (["--config", "absent.toml"], "absent.toml"),
+    ],
+)
+def test_bad_options_are_one_line(run_cli: RunCli, corpus: Path, arguments: list[str], said: str) -> None:
+    given = {"--corpus": "sprsound", "--data": str(corpus), "--out": "run"}
+    given.update(zip(arguments[::2], arguments[1::2], strict=True))
+    result = run_cli("trainer", "fit", *(text for pair in given.items() for text in pair))
+    assert result.returncode == 2, result.stderr
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_damaged_recording_stops_fit_by_name_and_is_counted_with_lenient(
+    run_cli: RunCli, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = make_sprsound(tmp_path_factory.mktemp("damaged"), patients=9, recordings_per_patient=2)
+    victim = sorted([*root.rglob("*.wav"), *root.rglob("*.flac")])[3]
+    content = bytearray(victim.read_bytes())
+    victim.write_bytes(bytes(content[: len(content) // 2]))
+    (tmp_path / "toy.toml").write_text(TOY)
+    options = ["--corpus", "sprsound", "--data", str(root), "--recipe", "toy.toml", "--out", "run", "--epochs", "1"]
+    strict = run_cli("trainer", "fit", *options)
+    assert strict.returncode == 2
+    assert victim.stem in strict.stderr
+    lenient = run_cli("trainer", "fit", *options, "--lenient")
+    assert lenient.returncode == 0, lenient.stderr
+    assert victim.stem in (tmp_path / "run" / "log.txt").read_text()

@@ -1,0 +1,108 @@
+"""Recipes: the shipped ones hold, and what does not hold is refused with its file and key."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device.signal import FRAMES
+from trainer.recipe import Recipe, RecipeError, load_recipe, shipped_recipes, with_changes
+
+WHOLE = """
+[model]
+stem = "convolutional"
+stem_channels = [4, 4]
+stem_strides = [[4, 8], [4, 4], [2, 2]]
+dim = 16
+depth = 1
+heads = 2
+[front_end]
+mels = 64
+[optimizer]
+rho = 0.05
+learning_rate = 1e-3
+weight_decay = 0.05
+batch = 4
+epochs = 2
+[data]
+crops = "random"
+[augmentation]
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    (folder / "mine.toml").write_text(text)
+    return str(folder / "mine.toml")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_and_travel_through_json(name: str) -> None:
+    recipe = load_recipe(name)
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert (recipe.model.frames, recipe.model.mels) == (FRAMES, recipe.front_end.mels)
+
+
+def test_compact_is_what_two_cpu_cores_can_train() -> None:
+    recipe = load_recipe("compact")
+    rows, columns = recipe.model.grid
+    assert recipe.model.stem == "convolutional"
+    assert 100 <= rows * columns <= 200
+    assert recipe.front_end.high_hz <= 4000, "SPRSound is 8 kHz audio"
+    assert recipe.data.crops == "random", "an event's own length betrays its label"
+
+
+def test_a_recipe_by_path_and_the_bands_said_once(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, WHOLE))
+    assert (recipe.model.mels, recipe.front_end.mels, recipe.optimizer.batch) == (64, 64, 4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("rho = 0.05", "rho = -1.0", r"optimizer\.rho"),
+        ("rho = 0.05", "rho = nan", r"optimizer\.rho"),
+        ("learning_rate = 1e-3", "learning_rate = inf", r"optimizer\.learning_rate"),
+        ("learning_rate = 1e-3", "", r"optimizer\.learning_rate: Field required"),
+        ("batch = 4", "batch = 4\nbtach = 8", r"unknown key optimizer\.btach; the nearest valid one is batch"),
+        ("[augmentation]", "[augmentation]\n[modle]", "unknown key modle; the nearest valid one is model"),
+        ("mels = 64", "mels = 64\nhop = 200", r"front_end\.hop"),
+        ("dim = 16", "dim = 16\nmels = 80", r"model\.mels 80 is not front_end\.mels 64"),
+        ("dim = 16", "dim = 16\nframes = 400", r"model\.frames must be 798"),
+        ("dim = 16", "dim = 16\nclasses = 2", r"model\.classes 4"),
+        ("heads = 2", "heads = 3", "model: heads 3 does not divide dim 16"),
+        ('crops = "random"', 'crops = "random"\ncrop_seconds = [4.0, 1.5]', "data: crop_seconds must rise"),
+        ('crops = "random"', 'crops = "random"\ncrop_seconds = [1.5, 9.0]', "data: crop_seconds must rise"),
+        ("[augmentation]", "[augmentation]\nmel_mask_bands = 65", "augmentation masks more"),
+        ("[augmentation]", "[augmentation", "not valid TOML: Expected ']'"),
+    ],
+)
+def test_a_recipe_that_does_not_hold_names_the_file_and_the_key(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert WHOLE.count(old) == 1
+    path = written(tmp_path, WHOLE.replace(old, new))
+    with pytest.raises(RecipeError, match=words) as raised:
+        load_recipe(path)
+    assert path in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not re.search(r"Value error|: :", str(raised.value))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe[model]")
+    with pytest.raises(RecipeError, match=r"mine\.toml: not valid TOML"):
+        load_recipe(str(tmp_path / "mine.toml"))
+
+
+def test_an_absent_recipe_is_answered_with_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"'comapct'.*compact"):
+        load_recipe("comapct")
+
+
+def test_changes_replace_single_values(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, WHOLE))
+    changes: dict[str, Any] = {"optimizer.batch": 8, "optimizer.rho": None, "data.crops": "events"}
+    changed = with_changes(recipe, changes)
+    assert (changed.optimizer.batch, changed.optimizer.rho, changed.data.crops) == (8, 0.05, "events")
+    assert recipe.optimizer.batch == 4
+    with pytest.raises(RecipeError, match=r"optimizer\.batch"):
+        with_changes(recipe, {"optimizer.batch": 0})

@@ -1,0 +1,103 @@
+"""The site rule and the recordings protocol, on live-path results made by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from device.bundle import Segmentation, SiteRule
+from device.decision import Judgement
+from device.labels import Label
+from device.live import CycleResult
+from device.quality import Quality
+from device.signal import SAMPLE_RATE, FloatArray
+from firmware_config.settings import load_settings
+from tests.trainer.corpus_maker import make_sprsound
+from trainer.audio_cache import with_audio
+from trainer.corpora import Recording, load_corpus
+from trainer.recordings import Heard, fit_site_rule, gradable, hear, predicted_class, site_score
+
+
+def heard(label: str, probabilities: list[float], leading: Label = "crackle", refused: int = 0) -> Heard:
+    """A recording whose cycles got these probabilities, and some that were not gradable."""
+    judgements: list[Judgement | None] = [Judgement(p, p >= 0.5, leading) for p in probabilities]
+    results = tuple(
+        CycleResult(n, n, n + 1.0, "window", 0.0, Quality(-40.0, 0.0, "" if j else "too quiet"), j, 0.0, False)
+        for n, j in enumerate(judgements + [None] * refused, 1)
+    )
+    return Heard(Recording("r", None, "p", "d", "s", None, "", label, ()), results)
+
+
+def test_site_rule_is_the_best_of_all_by_brute_force() -> None:
+    random = np.random.default_rng(0)
+    sessions = [
+        heard("crackle" if n % 3 == 0 else "normal", random.beta(2 + (n % 3 == 0), 3, random.integers(1, 7)).tolist())
+        for n in range(60)
+    ]
+    rule = fit_site_rule(sessions)
+    abnormal = np.array([one.recording.label != "normal" for one in sessions])
+    best = 0.0
+    for k, threshold in itertools.product(range(1, 5), np.linspace(0, 1, 2001)):
+        tried = SiteRule(k=k, threshold=float(threshold), least_cycles=max(2, k))
+        verdicts = np.array([one.decision(tried).verdict for one in sessions])
+        sensitivity = float(np.mean(verdicts[abnormal] == "flagged"))
+        specificity = float(np.mean(verdicts[~abnormal] == "nothing flagged"))
+        if sensitivity >= specificity:
+            best = max(best, (sensitivity + specificity) / 2)
+    assert site_score(sessions, rule) == pytest.approx(best, abs=1e-3)
+
+
+def test_too_few_cycles_are_wrong_on_both_sides() -> None:
+    rule = SiteRule(k=1, threshold=0.5, least_cycles=3)
+    assert heard("normal", [0.1, 0.1]).decision(rule).verdict == "not enough"
+    assert site_score([heard("normal", [0.1, 0.1]), heard("wheeze", [0.1, 0.1])], rule) == 0.0
+    assert site_score([heard("normal", [0.1] * 3), heard("wheeze", [0.9])], rule) == 1.0
+
+
+def test_bad_audio_is_no_clearance() -> None:
+    rule = SiteRule(k=1, threshold=0.5, least_cycles=2)
+    assert heard("normal", [0.1], refused=3).decision(rule).verdict == "poor quality"
+    assert heard("normal", [0.9], refused=3).decision(rule).verdict == "flagged"
+
+
+def test_predicted_class_is_the_union_of_the_flagged_cycles() -> None:
+    rule = SiteRule(k=1, threshold=0.5, least_cycles=2)
+    assert predicted_class(heard("both", [0.1, 0.2]).decision(rule)) == "normal"
+    assert predicted_class(heard("both", [0.6, 0.2], "wheeze").decision(rule)) == "wheeze"
+    mixed = heard("both", [0.6, 0.9]).decision(rule)
+    mixed.judgements[1] = Judgement(0.9, True, "wheeze")
+    assert predicted_class(mixed) == "both"
+
+
+class LevelModel:
+    """Calls a cycle abnormal by how loud it is: enough to see that the live path hears the right samples."""
+
+    fingerprint = "test"
+    segmentation = Segmentation(method="windows")
+    site_rule = SiteRule(k=1, threshold=0.5, least_cycles=2)
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def judge(self, samples: FloatArray) -> Judgement:
+        """Probability is the RMS."""
+        self.lengths.append(samples.size)
+        return Judgement(float(np.std(samples)), False, "crackle")
+
+
+def test_hear_runs_the_devices_live_path_and_leaves_poor_quality_apart(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("corpus")
+    corpus = load_corpus("sprsound", make_sprsound(folder, patients=2, recordings_per_patient=1, seconds=9.0))
+    corpus, cache = with_audio(corpus, folder / "cache")
+    model = LevelModel()
+    calls: list[tuple[int, int]] = []
+    sessions = hear(
+        gradable(corpus), cache, model, load_settings().quality, lambda done, total: calls.append((done, total))
+    )
+    assert [one.recording.name for one in sessions] == [recording.name for recording in gradable(corpus)]
+    assert calls[-1] == (len(sessions), len(sessions))
+    assert set(model.lengths) == {round(2.5 * SAMPLE_RATE)}
+    # 9 s in 2.5 s windows every 1.25 s: six; the last quarter of a second is too short to judge
+    assert all(len(one.results) == 6 for one in sessions)
