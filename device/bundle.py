@@ -76,10 +76,12 @@ class Segmentation(_Part):
 
 
 class SiteRule(_Part):
-    """When a site is flagged: at least `k` of its gradable cycles reach `threshold`."""
+    """When a site is flagged: at least `k` of any `n` gradable cycles in a row reach `threshold`."""
 
     k: int = Field(ge=1)
     """Cycles that must reach the threshold."""
+    n: int = Field(default=8, ge=1)
+    """In so many in a row; without it, whoever listens longer would flag more, sick or not."""
     threshold: float = Field(ge=0.0, le=1.0)
     """On a cycle's calibrated probability."""
     least_cycles: int = Field(ge=1)
@@ -212,8 +214,8 @@ def open_bundle(path: Path) -> Bundle:
         found = hashlib.sha256(_read(path, file.path)).hexdigest()
         if found != file.sha256:
             raise BundleError(
-                f"{path}: {file.path} has sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…; it was changed or "
-                "damaged, copy or build the bundle again"
+                f"{path}: {file.path} has sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…; it was "
+                "changed or damaged, copy or build the bundle again"
             )
     return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
 

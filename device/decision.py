@@ -77,10 +77,15 @@ class SiteDecision:
 
     @property
     def probability(self) -> float | None:
-        """The k-th highest probability: the site is flagged when it reaches the rule's threshold. None before k cycles."""
-        if len(self.judgements) < self.rule.k:
+        """The k-th highest of those n cycles in a row where it is highest: what the threshold is held against.
+
+        None before k cycles. More cycles never lower it, so a flag is never withdrawn.
+        """
+        heard = [judgement.probability for judgement in self.judgements]
+        if len(heard) < self.rule.k:
             return None
-        return sorted((judgement.probability for judgement in self.judgements), reverse=True)[self.rule.k - 1]
+        starts = range(max(1, len(heard) - self.rule.n + 1))
+        return max(sorted(heard[start : start + self.rule.n], reverse=True)[self.rule.k - 1] for start in starts)
 
     @property
     def over(self) -> list[Judgement]:
@@ -89,7 +94,7 @@ class SiteDecision:
 
     @property
     def verdict(self) -> Verdict:
-        """`flagged` outranks everything; more cycles never lower the k-th highest, so a flag is never withdrawn."""
+        """`flagged` outranks everything."""
         if self.probability is not None and self.probability >= self.rule.threshold:
             return "flagged"
         if len(self.judgements) >= self.rule.least_cycles:
@@ -103,9 +108,13 @@ class SiteDecision:
         verdict = self.verdict
         if verdict == "flagged":
             named = " and ".join(sorted({judgement.leading for judgement in self.over}))
-            return [f"{named} in {len(self.over)} of {len(self.judgements)} cycles (rule: {self.rule.k})"]
+            return [f"{named} in {len(self.over)} of {len(self.judgements)} cycles"]
         counted = {reason: self.ungradable.count(reason) for reason in self.ungradable}
         listed = [f"{reason} ({count} cycles)" for reason, count in counted.items()]
+        alone = sum(judgement.abnormal for judgement in self.judgements)
+        if verdict == "nothing flagged" and alone:
+            needed = f"{self.rule.k} of {self.rule.n} at probability {self.rule.threshold:.2f}"
+            listed.insert(0, f"{alone} of {len(self.judgements)} cycles abnormal, not enough for the site ({needed})")
         if verdict == "not enough":
             listed.insert(
                 0, f"{len(self.judgements)} gradable cycles, {self.rule.least_cycles} are needed; listen longer"

@@ -395,10 +395,11 @@ def train(
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
             raise
         batch, accumulation = fit.recipe.optimizer.batch, fit.recipe.optimizer.accumulation
-        raise FitError(
-            f"out of memory with --batch {batch} on {fit.device}; try --batch {max(2, batch // 2)} --accumulation "
-            f"{accumulation * 2}, which learns from the same number of cycles a step"
-        ) from error
+        smaller = f"try --batch {batch // 2} --accumulation {accumulation * 2}, which learns from as many cycles a step"
+        remedy = (
+            smaller if batch >= 4 else "no smaller --batch with more --accumulation will help; take a smaller model"
+        )
+        raise FitError(f"out of memory with --batch {batch} on {fit.device}; {remedy}") from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

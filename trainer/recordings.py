@@ -18,6 +18,7 @@ from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording, union
 
 LEAST_CYCLES = 2  # one breath is not an examination
 LARGEST_K = 4
+WORTH = 0.01  # a rule that asks for more cycles has to score this much better: it flags later
 
 
 class RunModel:
@@ -122,17 +123,18 @@ def site_score(heard: Sequence[Heard], rule: SiteRule) -> float:
 def fit_site_rule(heard: Sequence[Heard]) -> SiteRule:
     """k and threshold that maximise (Se + Sp) / 2 on these recordings subject to Se >= Sp.
 
-    'Not enough' counts as wrong. For each k the threshold is chosen among the k-th highest probabilities; ties go to
-    the smaller k, which flags sooner.
+    'Not enough' counts as wrong. For each k the threshold is chosen among the k-th highest probabilities; the smallest
+    k within a point of the best is taken.
     """
     abnormal = np.array([one.recording.label != "normal" for one in heard])
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
-    best: tuple[float, SiteRule] | None = None
+    reached: list[tuple[float, SiteRule]] = []
     for k in range(1, LARGEST_K + 1):
         least = max(LEAST_CYCLES, k)
         reach_all = SiteRule(k=k, threshold=0.0, least_cycles=least)
         scores = np.array([one.decision(reach_all).probability or 0.0 for one in heard])
         values = np.unique(scores)
+        best: tuple[float, SiteRule] | None = None
         for threshold in np.concatenate([(values[:-1] + values[1:]) / 2, [1.0]]):
             flagged = scores >= threshold
             cleared = ~flagged & (counts >= least)
@@ -140,5 +142,10 @@ def fit_site_rule(heard: Sequence[Heard]) -> SiteRule:
             score = (sensitivity + specificity) / 2
             if sensitivity >= specificity and (best is None or score > best[0]):
                 best = score, SiteRule(k=k, threshold=round(float(threshold), 6), least_cycles=least)
+        if best is not None:
+            reached.append(best)
     # no threshold reaches Se >= Sp when hardly anything could be graded: then everything is flagged
-    return best[1] if best is not None else SiteRule(k=1, threshold=0.0, least_cycles=LEAST_CYCLES)
+    if not reached:
+        return SiteRule(k=1, threshold=0.0, least_cycles=LEAST_CYCLES)
+    highest = max(score for score, _ in reached)
+    return next(rule for score, rule in reached if score >= highest - WORTH)

@@ -3,20 +3,11 @@
 Run from the repository: python -m tests.bench.log_mel
 """
 
-import os
-
-# before numpy loads its BLAS: one core, as a device gives one core to this
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
 import argparse
+import os
 import warnings
 from collections.abc import Callable
 from time import perf_counter
-
-import numpy as np
-
-from device.signal import FRAMES, SAMPLE_RATE, WINDOW_SAMPLES, FrontEnd, window
 
 
 def milliseconds(work: Callable[[], object]) -> float:
@@ -31,17 +22,22 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=50, help="how often each of the two is measured (default 50)")
     parser.add_argument("--mels", type=int, default=128, help="bands (default 128)")
     arguments = parser.parse_args()
+    # before numpy is loaded, so that the threads of its BLAS inherit the one core
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
+    import numpy as np
     import torch
     from transformers import ASTFeatureExtractor
+
+    from device.signal import FRAMES, SAMPLE_RATE, WINDOW_SAMPLES, FrontEnd, window
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     samples = (0.1 * np.random.default_rng(0).standard_normal(WINDOW_SAMPLES)).astype(np.float32)
     front_end = FrontEnd(mels=arguments.mels)
-    extractor = ASTFeatureExtractor(do_normalize=False, max_length=FRAMES, num_mel_bins=arguments.mels)  # type: ignore[no-untyped-call]
+    sizes = {"max_length": FRAMES, "num_mel_bins": arguments.mels}
+    extractor = ASTFeatureExtractor(do_normalize=False, **sizes)  # type: ignore[no-untyped-call]
 
     def ours() -> object:
         return window(samples, front_end)
@@ -51,9 +47,8 @@ def main() -> None:
 
     ours(), theirs()  # filters are made once
     times = np.array([(milliseconds(ours), milliseconds(theirs)) for _ in range(arguments.pairs)])
-    for name, column in zip(
-        ("respsam (level, pad, log-mel, normalise)", "transformers (log-mel)"), times.T, strict=True
-    ):
+    names = ("respsam (level, pad, log-mel, normalise)", "transformers (log-mel alone)")
+    for name, column in zip(names, times.T, strict=True):
         low, median, high = np.percentile(column, [10, 50, 90])
         print(f"{name:42s} {median:6.2f} ms  (10-90 %: {low:.2f}-{high:.2f})")
     print(f"transformers takes {np.median(times[:, 1] / times[:, 0]):.1f} times as long ({arguments.pairs} pairs)")

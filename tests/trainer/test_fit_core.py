@@ -1,0 +1,387 @@
+"""Training on a made corpus: what is split and measured, and that a stopped run ends as one that was not stopped."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from device.signal import FRAMES
+from tests.trainer.corpus_maker import make_sprsound
+from tests.trainer.toy_fit import RECIPE, Silent, run, toy_fit
+from trainer.audio_cache import with_audio
+from trainer.corpora import Corpus, load_corpus
+from trainer.crops import TrainingCrops
+from trainer.fit import (
+    Fit,
+    FitError,
+    calibrate,
+    learning_rate,
+    measure_normalisation,
+    moving_average,
+    prepare_folder,
+    soft_targets,
+    split_patients,
+    train,
+)
+from trainer.recipe import AugmentationRecipe, OptimizerRecipe
+from trainer.run import CHECKPOINT_FILE, METRICS_FILE, RunError, load_tensors
+
+EPOCHS = RECIPE.optimizer.epochs
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A made corpus, its cache, and the checkpoint of a run that nothing stopped."""
+
+    corpus: Path
+    cache: Path
+    whole: Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Bit-identical means: with as many threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    root = tmp_path_factory.mktemp("fit")
+    made = Toy(make_sprsound(root / "corpus"), root / "cache", root / "whole")
+    run(made.corpus, made.cache, made.whole)
+    return made
+
+
+@pytest.fixture
+def corpus(toy: Toy) -> Corpus:
+    return load_corpus("sprsound", toy.corpus)
+
+
+def checkpoint(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata, the measured seconds left out."""
+    tensors, metadata = load_tensors(out / CHECKPOINT_FILE)
+    for row in metadata["progress"]["history"]:
+        del row["seconds"]
+    return tensors, metadata
+
+
+def same_result(one: Path, other: Path) -> None:
+    """Weights, average, best weights, moments and history, bit for bit."""
+    (tensors, metadata), (expected, facts) = checkpoint(one), checkpoint(other)
+    assert metadata == facts
+    assert tensors.keys() == expected.keys()
+    assert {"model", "average", "best", "optimizer"} == {name.split(".")[0] for name in tensors}
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+# --- a run that stops
+
+
+class Interrupting(Silent):
+    """Ctrl-C in the second step of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch, self.now = epoch, -1
+
+    def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
+        self.now = epoch
+
+    def stepped(self, step: int, loss: float, samples_per_second: float) -> None:
+        if (self.now, step) == (self.epoch, 2):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_interrupted_in_an_epoch_ends_as_one_that_was_not(toy: Toy, tmp_path: Path, workers: int) -> None:
+    fit, known = toy_fit(toy.corpus, toy.cache)
+    with pytest.raises(KeyboardInterrupt):
+        train(fit, tmp_path, known, resume=False, minutes=None, workers=workers, watcher=Interrupting(1))
+    assert checkpoint(tmp_path)[1]["progress"]["epochs_done"] == 1
+    resumed = run(toy.corpus, toy.cache, tmp_path, resume=True, workers=workers)
+    assert resumed.progress.epochs_done == EPOCHS
+    same_result(tmp_path, toy.whole)
+
+
+def test_a_run_stopped_by_the_clock_ends_as_one_that_was_not(toy: Toy, tmp_path: Path) -> None:
+    for done in range(1, EPOCHS + 1):
+        fit, known = toy_fit(toy.corpus, toy.cache)
+        train(fit, tmp_path, known, resume=True, minutes=1e-9, workers=0, watcher=Silent())
+        assert fit.progress.epochs_done == done, "one epoch is always done, the next one does not fit"
+    same_result(tmp_path, toy.whole)
+
+
+def test_a_killed_run_ends_as_one_that_was_not(toy: Toy, repository: Path, tmp_path: Path) -> None:
+    """A real process, killed with SIGKILL in the middle of its second epoch."""
+    out = tmp_path / "killed"
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.trainer.toy_fit", toy.corpus, toy.cache, out],
+        cwd=repository,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert checkpoint(out)[1]["progress"]["epochs_done"] == 1
+    run(toy.corpus, toy.cache, out, resume=True)
+    same_result(out, toy.whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(toy: Toy, tmp_path: Path) -> None:
+    for name in (CHECKPOINT_FILE, METRICS_FILE):
+        (tmp_path / name).write_bytes((toy.whole / name).read_bytes())
+    run(toy.corpus, toy.cache, tmp_path, resume=True)
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == (toy.whole / CHECKPOINT_FILE).read_bytes()
+
+
+def test_another_seed_is_another_run(toy: Toy, tmp_path: Path) -> None:
+    run(toy.corpus, toy.cache, tmp_path, seed=1, optimizer__epochs=1)
+    first, whole = checkpoint(tmp_path)[1], checkpoint(toy.whole)[1]
+    assert first["progress"]["history"][0]["loss"] != whole["progress"]["history"][0]["loss"]
+
+
+@pytest.mark.parametrize("change", [{"optimizer__rho": 0.1}, {"data__draws": 32}, {"seed": 1}])
+def test_a_checkpoint_of_another_recipe_or_seed_is_refused(toy: Toy, change: dict[str, Any]) -> None:
+    fit, known = toy_fit(toy.corpus, toy.cache, **change)
+    with pytest.raises(FitError, match="another recipe, corpus or seed"):
+        train(fit, toy.whole, known, resume=True, minutes=None, workers=0, watcher=Silent())
+
+
+def test_a_checkpoint_of_another_corpus_is_refused(toy: Toy, tmp_path: Path) -> None:
+    root = make_sprsound(tmp_path / "corpus", seed=1)
+    fit, known = toy_fit(root, tmp_path / "cache")
+    with pytest.raises(FitError, match="another recipe, corpus or seed"):
+        train(fit, toy.whole, known, resume=True, minutes=None, workers=0, watcher=Silent())
+
+
+def test_a_damaged_checkpoint_is_named(toy: Toy, tmp_path: Path) -> None:
+    raw = (toy.whole / CHECKPOINT_FILE).read_bytes()
+    (tmp_path / CHECKPOINT_FILE).write_bytes(raw[: len(raw) // 2])
+    fit, known = toy_fit(toy.corpus, toy.cache)
+    with pytest.raises(RunError, match=CHECKPOINT_FILE):
+        train(fit, tmp_path, known, resume=True, minutes=None, workers=0, watcher=Silent())
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(FitError, match="--resume"):
+        prepare_folder(toy.whole, resume=False)
+    prepare_folder(tmp_path / "new" / "run", resume=False)
+    assert (tmp_path / "new" / "run").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FitError, match="cannot be written"):
+        prepare_folder(tmp_path / "file" / "run", resume=False)
+
+
+# --- what a run leaves
+
+
+def test_one_row_an_epoch_and_the_best_of_them_kept(toy: Toy) -> None:
+    rows = [json.loads(line) for line in (toy.whole / METRICS_FILE).read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    assert all(row["sensitivity"] >= row["specificity"] for row in rows)
+    tensors, metadata = checkpoint(toy.whole)
+    history, progress = metadata["progress"]["history"], metadata["progress"]
+    best = max(history, key=lambda row: (row["score"], row["auroc"]))
+    assert (progress["best_epoch"], progress["best"]) == (best["epoch"], [best["score"], best["auroc"]])
+    assert not list(toy.whole.glob(".*.part"))
+
+    fit, _ = toy_fit(toy.corpus, toy.cache)
+    fit.average.module.load_state_dict({name[5:]: t for name, t in tensors.items() if name.startswith("best.")})
+    assert fit.validate() == {name: best[name] for name in ("sensitivity", "specificity", "score", "auroc")}
+
+
+def test_a_longer_run_learns_the_toy(toy: Toy, tmp_path: Path) -> None:
+    fit = run(
+        toy.corpus,
+        toy.cache,
+        tmp_path,
+        optimizer__epochs=5,
+        optimizer__accumulation=1,
+        data__draws=96,
+        augmentation__mixup=0.0,
+    )
+    history = fit.progress.history
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
+    assert fit.progress.best[1] > 0.75
+
+
+# --- a run that cannot go on
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy: Toy, tmp_path: Path) -> None:
+    fit, known = toy_fit(toy.corpus, toy.cache)
+    with torch.no_grad():
+        fit.model.head.bias.fill_(float("nan"))
+    with pytest.raises(FitError, match=r"loss is nan in epoch 1; lower the learning rate"):
+        train(fit, tmp_path, known, resume=False, minutes=None, workers=0, watcher=Silent())
+    assert not (tmp_path / CHECKPOINT_FILE).exists()
+
+
+class Failing(nn.Module):
+    """Stands for a GPU that is too small, which this machine cannot have."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, windows: Tensor) -> Tensor:
+        raise self.error
+
+
+def failing(toy: Toy, folder: Path, error: Exception, **changes: Any) -> None:
+    fit, known = toy_fit(toy.corpus, toy.cache, **changes)
+    fit.model = Failing(error)  # type: ignore[assignment]
+    train(fit, folder, known, resume=False, minutes=None, workers=0, watcher=Silent())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_names_the_batch_and_the_flag(toy: Toy, tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(FitError, match=r"--batch 4 on cpu; try --batch 2 --accumulation 4") as raised:
+        failing(toy, tmp_path, error)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(FitError, match=r"--batch 2 on cpu; .*smaller model"):
+        failing(toy, tmp_path, error, optimizer__batch=2)
+
+
+def test_another_failure_is_not_called_out_of_memory(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        failing(toy, tmp_path, RuntimeError("shapes cannot be multiplied"))
+
+
+# --- patients
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.45])
+def test_no_patient_is_on_both_sides_and_none_is_lost(corpus: Corpus, share: float) -> None:
+    for seed in range(10):
+        training, validation = split_patients(corpus, share, seed)
+        assert not set(training.patients) & set(validation.patients)
+        assert set(training.patients) | set(validation.patients) == set(corpus.patients)
+        assert len(training.cycles) + len(validation.cycles) == len(corpus.cycles)
+        for side in (training, validation):
+            assert {cycle.label == "normal" for cycle in side.cycles} == {True, False}
+
+
+def test_the_split_is_the_seeds(corpus: Corpus) -> None:
+    sides = [split_patients(corpus, 0.3, seed)[1].patients for seed in range(6)]
+    assert split_patients(corpus, 0.3, 0)[1].patients == sides[0]
+    assert len(set(sides)) > 1
+
+
+@pytest.mark.parametrize("patients", [1, 2])
+def test_too_few_patients_are_named(tmp_path: Path, patients: int) -> None:
+    """One patient cannot be split; of two, each with one kind of cycle, a side always lacks a kind."""
+    root = make_sprsound(tmp_path / "few", patients=patients, recordings_per_patient=1, seconds=4.0)
+    with pytest.raises(FitError, match=rf"few: too few patients \({patients}\)"):
+        split_patients(load_corpus("sprsound", root), 0.2, 0)
+
+
+# --- the parts
+
+
+def test_the_normalised_training_windows_have_mean_0_and_half_deviation(toy: Toy, corpus: Corpus) -> None:
+    """(x - mean) / (2 std): mean 0, standard deviation 0.5; on other crops than those measured."""
+    heard, cache = with_audio(corpus, toy.cache)
+    plain = TrainingCrops(heard, cache, RECIPE.front_end, RECIPE.data, AugmentationRecipe(), 0)
+    front_end = measure_normalisation(plain, RECIPE.front_end, 0)
+    assert front_end == measure_normalisation(plain, RECIPE.front_end, 0)
+    crops = TrainingCrops(heard, cache, front_end, RECIPE.data, AugmentationRecipe(), 7)
+    windows = torch.stack([crops[(0, position, position)][0] for position in range(len(crops))])
+    assert windows.shape[1:] == (FRAMES, RECIPE.front_end.mels)
+    assert float(windows.mean()) == pytest.approx(0.0, abs=0.03)
+    assert float(windows.std()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_half_cosine() -> None:
+    recipe = OptimizerRecipe(rho=0, learning_rate=0.01, weight_decay=0, batch=2, epochs=5, warmup_epochs=1)
+    rates = [learning_rate(recipe, step, steps_per_epoch=10) for step in range(50)]
+    np.testing.assert_allclose(rates[:10], 0.001 * np.arange(1, 11))
+    expected = [0.005 * (1 + math.cos(math.pi * step / 40)) for step in range(40)]
+    np.testing.assert_allclose(rates[10:], expected)
+    assert rates[-1] < 2e-5
+
+
+def test_the_average_grows_its_horizon_up_to_the_decay() -> None:
+    update, averaged, expected = moving_average(0.9), [torch.zeros(3), torch.tensor(0)], 0.0
+    for taken in range(200):
+        update(averaged, [torch.full((3,), float(taken)), torch.tensor(taken)], taken)
+        decay = min(0.9, (1 + taken) / (10 + taken))
+        expected = decay * expected + (1 - decay) * taken
+    np.testing.assert_allclose(averaged[0].numpy(), expected, rtol=1e-5)
+    assert averaged[1] == 199, "counters are copied, not averaged"
+
+
+def test_smoothed_targets() -> None:
+    targets = soft_targets(torch.tensor([0, 3]), 0.1)
+    np.testing.assert_allclose(targets.numpy(), [[0.925, 0.025, 0.025, 0.025], [0.025, 0.025, 0.025, 0.925]], atol=1e-7)
+
+
+def batches_of(fit: Fit, epoch: int, workers: int = 0) -> list[tuple[Tensor, Tensor]]:
+    return list(fit.batches(epoch, workers))
+
+
+def test_an_epochs_batches_are_the_same_with_and_without_workers(toy: Toy) -> None:
+    fit, _ = toy_fit(toy.corpus, toy.cache)
+    alone, helped, other = batches_of(fit, 1), batches_of(fit, 1, workers=1), batches_of(fit, 2)
+    assert len(alone) == fit.steps_per_epoch * RECIPE.optimizer.accumulation == 6
+    for (windows, targets), (theirs, their_targets) in zip(alone, helped, strict=True):
+        assert torch.equal(windows, theirs) and torch.equal(targets, their_targets)
+        torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
+    assert not torch.equal(alone[0][0], other[0][0])
+
+
+def test_mixup_is_the_same_mix_of_windows_and_targets(toy: Toy) -> None:
+    """Targets say the share and the partner; the windows must follow them."""
+    plain, _ = toy_fit(toy.corpus, toy.cache, augmentation__mixup=0.0, optimizer__label_smoothing=0.0)
+    mixed, _ = toy_fit(toy.corpus, toy.cache, augmentation__mixup=0.4, optimizer__label_smoothing=0.0)
+    random = np.random.default_rng((0, 0, 3))
+    for (windows, targets), (got, got_targets) in zip(batches_of(plain, 0), batches_of(mixed, 0), strict=True):
+        share, order = random.beta(0.4, 0.4), random.permutation(4)
+        torch.testing.assert_close(got, (share * windows + (1 - share) * windows[order]).float())
+        torch.testing.assert_close(got_targets, (share * targets + (1 - share) * targets[order]).float())
+
+
+def test_calibration_takes_the_temperature_before_the_threshold() -> None:
+    """A model that is three times too sure gets the same threshold on its calibrated probability."""
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 1, (4000, 4)).astype(np.float32)
+    labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
+    temperature, threshold = calibrate(logits, labels)
+    overconfident, same_threshold = calibrate(3 * logits, labels)
+    assert temperature == pytest.approx(1.0, rel=0.1)
+    assert overconfident == pytest.approx(3 * temperature, rel=1e-3)
+    assert same_threshold == pytest.approx(threshold, abs=1e-3)
+
+
+def test_the_optimizer_does_not_decay_norms_biases_and_positions(toy: Toy) -> None:
+    fit, _ = toy_fit(toy.corpus, toy.cache)
+    decayed = {id(p) for group in fit.sam.base.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name: id(parameter) in decayed for name, parameter in fit.model.named_parameters()}
+    assert sum(len(group["params"]) for group in fit.sam.base.param_groups) == len(names)
+    assert all(names[name] for name in ("head.weight", "blocks.0.attention.qkv.weight", "stem.layers.0.weight"))
+    assert not any(
+        names[name] for name in ("head.bias", "norm.weight", "positions", "cls_token", "stem.layers.1.weight")
+    )
