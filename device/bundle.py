@@ -5,12 +5,13 @@ A folder, or its zip with the suffix `.respsam`. Nothing in it is used before th
 
 import hashlib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from device.labels import LABELS, Label
 from device.signal import FrontEnd
@@ -86,6 +87,12 @@ class SiteRule(_Part):
     """On a cycle's calibrated probability."""
     least_cycles: int = Field(ge=1)
     """Fewer gradable cycles than this are 'not enough' to say that nothing is flagged."""
+
+    @model_validator(mode="after")
+    def _k_of_n(self) -> "SiteRule":
+        if self.k > self.n:
+            raise ValueError(f"{self.k} of {self.n} cycles in a row is impossible")
+        return self
 
 
 class Population(_Part):
@@ -191,7 +198,8 @@ def _read(path: Path, name: str) -> bytes:
             return archive.read(name)
     except (KeyError, FileNotFoundError):
         raise BundleError(f"{path}: {name} is missing; copy or build the bundle again") from None
-    except (zipfile.BadZipFile, OSError) as error:
+    # a damaged zip raises any of these, depending on where the damage is
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: {name} cannot be read ({error}); copy the bundle again") from error
 
 

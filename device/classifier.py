@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from device.bundle import Bundle, BundleError
+from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, open_bundle
 from device.decision import Judgement, abnormal_probability, judge
 from device.labels import LABELS
 from device.signal import FRAMES, FloatArray, windows
+from firmware_config.settings import BundleSettings
 
 
 class Classifier:
@@ -44,8 +45,8 @@ class Classifier:
         expected = [FRAMES, self.bundle.manifest.front_end.mels]
         if len(inputs) != 1 or inputs[0].shape[1:] != expected or outputs[0].shape[1:] != [len(LABELS)]:
             raise BundleError(
-                f"{self.bundle.path}: {self.file.path} takes {inputs[0].shape} and gives {outputs[0].shape}; the manifest "
-                f"says (batch, {expected[0]}, {expected[1]}) and (batch, {len(LABELS)})"
+                f"{self.bundle.path}: {self.file.path} takes {inputs[0].shape} and gives {outputs[0].shape}; the "
+                f"manifest says (batch, {expected[0]}, {expected[1]}) and (batch, {len(LABELS)})"
             )
         return session
 
@@ -61,6 +62,13 @@ class Classifier:
         return judge(logits, self.file.temperature, self.file.threshold)
 
 
+def open_classifier(settings: BundleSettings) -> Classifier:
+    """The bundle that the settings choose, checked and loaded; BundleError when anything about it does not hold."""
+    classifier = Classifier(open_bundle(settings.chosen or DEFAULT_BUNDLE), settings.precision, settings.threads)
+    _ = classifier.session  # a model that does not load is an error now, not at the first breath
+    return classifier
+
+
 def self_test(classifier: Classifier) -> float:
     """Largest deviation from the bundle's expected probabilities on simulated breaths; BundleError beyond tolerance."""
     from device.simulator import breath
@@ -74,7 +82,7 @@ def self_test(classifier: Classifier) -> float:
         worst = max(worst, abs(found - wanted))
     if worst > expected.tolerance:
         raise BundleError(
-            f"{classifier.bundle.path}: self-test off by {worst:.4f}, allowed is {expected.tolerance}; this machine computes "
-            "something else than the bundle's maker did, do not use it"
+            f"{classifier.bundle.path}: self-test off by {worst:.4f}, allowed is {expected.tolerance}; this machine "
+            "computes something else than the bundle's maker did, do not use it"
         )
     return worst

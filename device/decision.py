@@ -1,5 +1,6 @@
 """From calibrated probabilities to verdicts: one cycle, one site. A flag is never delayed or withdrawn."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -66,26 +67,22 @@ class SiteDecision:
     rule: SiteRule
     judgements: list[Judgement] = field(default_factory=list)
     ungradable: list[str] = field(default_factory=list)
+    probability: float | None = None
+    """The k-th highest of those n cycles in a row where it is highest: what the threshold is held against.
+
+    None before k cycles. More cycles never lower it, so a flag is never withdrawn.
+    """
 
     def add(self, judgement: Judgement) -> None:
         """One more gradable cycle."""
         self.judgements.append(judgement)
+        latest = sorted((judgement.probability for judgement in self.judgements[-self.rule.n :]), reverse=True)
+        if len(latest) >= self.rule.k:
+            self.probability = max(self.probability or 0.0, latest[self.rule.k - 1])
 
     def refuse(self, reason: str) -> None:
         """One more cycle that is not gradable."""
         self.ungradable.append(reason)
-
-    @property
-    def probability(self) -> float | None:
-        """The k-th highest of those n cycles in a row where it is highest: what the threshold is held against.
-
-        None before k cycles. More cycles never lower it, so a flag is never withdrawn.
-        """
-        heard = [judgement.probability for judgement in self.judgements]
-        if len(heard) < self.rule.k:
-            return None
-        starts = range(max(1, len(heard) - self.rule.n + 1))
-        return max(sorted(heard[start : start + self.rule.n], reverse=True)[self.rule.k - 1] for start in starts)
 
     @property
     def over(self) -> list[Judgement]:
@@ -109,8 +106,7 @@ class SiteDecision:
         if verdict == "flagged":
             named = " and ".join(sorted({judgement.leading for judgement in self.over}))
             return [f"{named} in {len(self.over)} of {len(self.judgements)} cycles"]
-        counted = {reason: self.ungradable.count(reason) for reason in self.ungradable}
-        listed = [f"{reason} ({count} cycles)" for reason, count in counted.items()]
+        listed = [f"{reason} ({count} cycles)" for reason, count in Counter(self.ungradable).items()]
         alone = sum(judgement.abnormal for judgement in self.judgements)
         if verdict == "nothing flagged" and alone:
             needed = f"{self.rule.k} of {self.rule.n} at probability {self.rule.threshold:.2f}"

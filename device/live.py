@@ -1,8 +1,10 @@
-"""The live path: source -> timeline -> segmenter -> quality -> classifier -> decision. `listen` and `screen` both run it."""
+"""The live path, source to decision; `listen`, `screen` and the trainer's `recordings` protocol all run it."""
 
+import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from device.bundle import Segmentation, SiteRule
@@ -10,7 +12,7 @@ from device.decision import Judgement, SiteDecision, Verdict
 from device.quality import SILENCE_DBFS, Quality, judge, level_dbfs
 from device.segmenter import Segment, Segmenter
 from device.signal import SAMPLE_RATE, FloatArray
-from device.sources import Source
+from device.sources import Block, CaptureError, Source
 from device.timeline import Entry, Timeline
 from firmware_config.settings import QualitySettings
 
@@ -112,16 +114,21 @@ class Summary:
         }
 
 
-def entry_as_json(entry: Entry) -> dict[str, Any]:
+def entry_as_json(entry: Entry, demo: bool) -> dict[str, Any]:
     """One `timeline` object of `listen --json`."""
-    return {"type": "timeline", "seconds": round(entry.seconds, 3), **asdict(entry)}
+    return {"type": "timeline", "seconds": round(entry.seconds, 3), **asdict(entry), "demo": demo}
 
 
 class Auscultation:
-    """One session at one site: iterate `run` for what happens, read `summary` at any time."""
+    """One session at one site: iterate `run` for what happens, read `summary` at any time.
 
-    def __init__(self, source: Source, model: Judge, quality: QualitySettings) -> None:
+    It ends with its source, after `seconds` of sound, or soon after `stop`.
+    """
+
+    def __init__(self, source: Source, model: Judge, quality: QualitySettings, seconds: float | None = None) -> None:
         self.source, self.model, self.quality = source, model, quality
+        self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
+        self._ending = ""
         self.timeline = Timeline()
         self.segmenter = Segmenter(model.segmentation)
         self.decision = SiteDecision(model.site_rule)
@@ -131,20 +138,36 @@ class Auscultation:
         self._gradable_samples = 0
 
     def run(self) -> Iterator[CycleResult | Entry]:
-        """Cycles and timeline entries as they come, until the source ends; closing it early ends the session properly."""
+        """Cycles and timeline entries as they come; CaptureError, after all that was heard, when a microphone goes."""
         yield self.timeline.start(self.source.name)
-        for block in self.source.blocks():
-            if block.missing or block.note:
-                yield from map(self._judge, self.segmenter.flush())
-                yield self.timeline.gap(block.missing, block.note)
-                self.segmenter.reset(self.timeline.position)
-            self.timeline.hear(block.samples.size)
-            self.level_dbfs = level_dbfs(block.samples)
-            yield from map(self._judge, self.segmenter.feed(block.samples))
-        yield from self.finish("the source ended")
+        try:
+            for block in self.source.blocks():
+                yield from self._hear(block)
+                if self._ending:
+                    break
+        except CaptureError as error:
+            yield from self._finish(str(error))
+            raise
+        yield from self._finish(self._ending or "the source ended")
 
-    def finish(self, note: str) -> Iterator[CycleResult | Entry]:
-        """Judge what is left and close the timeline; `run` calls it, an interrupted caller does."""
+    def stop(self, note: str) -> None:
+        """End at the next block; safe in a signal handler, as it only sets a word."""
+        self._ending = note
+
+    def _hear(self, block: Block) -> Iterator[CycleResult | Entry]:
+        if block.missing or block.note:
+            yield from map(self._judge, self.segmenter.flush())
+            yield self.timeline.gap(block.missing, block.note)
+            self.segmenter.reset(self.timeline.position)
+        if self._limit is not None:
+            block = replace(block, samples=block.samples[: max(0, self._limit - self.timeline.position)])
+        self.timeline.hear(block.samples.size)
+        self.level_dbfs = level_dbfs(block.samples)
+        yield from map(self._judge, self.segmenter.feed(block.samples))
+        if self._limit is not None and self.timeline.position >= self._limit:
+            self.stop(f"{self._limit / SAMPLE_RATE:g} s are over")
+
+    def _finish(self, note: str) -> Iterator[CycleResult | Entry]:
         yield from map(self._judge, self.segmenter.flush())
         self.segmenter.reset(self.timeline.position)
         yield self.timeline.end(note)
@@ -194,3 +217,20 @@ class Auscultation:
             gradable_seconds=self._gradable_samples / SAMPLE_RATE,
             reasons=tuple(self.decision.reasons),
         )
+
+
+@contextmanager
+def stopped_by_signals(session: Auscultation) -> Iterator[list[signal.Signals]]:
+    """SIGINT and SIGTERM end the session properly, with its account, instead of the process; yields those that came."""
+    came: list[signal.Signals] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        came.append(signal.Signals(number))
+        session.stop(f"stopped by {came[-1].name}")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,7 +12,7 @@ SILENCE_DBFS = -160.0
 
 @dataclass(frozen=True)
 class Quality:
-    """What was measured on one cycle, and the reason why it is not gradable, in words a nurse can act on ('' if it is)."""
+    """What was measured on one cycle, and why it is not gradable, in words a nurse can act on ('' if it is)."""
 
     level_dbfs: float
     clipped_share: float
@@ -34,7 +34,8 @@ def judge(samples: FloatArray, minimum_level_dbfs: float, maximum_clipped_share:
     """Quality of one cycle (n,). Only what no model can undo is refused here: no sound, and overload."""
     loudness = level_dbfs(samples)
     clipped = float(np.mean(np.abs(samples) >= FULL_SCALE)) if samples.size else 0.0
-    if loudness < minimum_level_dbfs:
+    # a constant cannot be levelled, whatever the settings allow
+    if loudness < minimum_level_dbfs or loudness <= SILENCE_DBFS:
         reason = "too quiet: press the diaphragm flat on the skin and check the cable"
     elif clipped > maximum_clipped_share:
         reason = "overloaded: turn the gain down or hold the stethoscope still"

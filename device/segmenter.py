@@ -1,7 +1,7 @@
-"""Online breath cycles: valleys of the band-passed envelope at the rhythm's pace, fixed windows where there is no rhythm.
+"""Online breath cycles: valleys of the band-passed envelope at the rhythm's pace, else fixed windows.
 
-Decisions fall on a fixed 50 ms grid counted from the first sample, so the cycles do not depend on how the stream was cut
-into blocks.
+Decisions fall on a fixed 50 ms grid counted from the first sample, so the cycles do not depend on how the stream was
+cut into blocks.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
-from scipy.signal import butter, sosfilt
+from scipy.signal import butter, correlate, sosfilt
 
 from device.bundle import Segmentation
 from device.signal import SAMPLE_RATE, FloatArray, exact_div
@@ -22,7 +22,11 @@ SMOOTH_SECONDS = 0.15
 RHYTHM_SECONDS = 12.0  # how far back the rhythm is looked for
 LEAST_RHYTHM_SECONDS = 4.0  # less audio than this shows no rhythm
 PERIOD_SECONDS = (1.0, 6.0)  # 60 down to 10 breaths a minute
-LEAST_CONFIDENCE = 0.35
+LEAST_CONFIDENCE = 0.3  # to find a rhythm
+KEPT_CONFIDENCE = 0.2  # to keep the one that the last breath was cut by: breaths vary, and 0.3 lost every third one
+LEAST_DEPTH = 0.15  # standard deviation of the log envelope; steady noise has 0.04-0.09, and any period fits it
+PERIOD_SHARE = 0.75  # two breaths often correlate better than one; a shorter peak this high is the breath
+LEAST_TAIL_SECONDS = 0.5  # less than this at the end stays unjudged
 SLACK = 0.4  # a breath may be this share shorter or longer than the rhythm
 
 Float64Array = npt.NDArray[np.float64]
@@ -57,7 +61,8 @@ class Segment:
 def rhythm(log_envelope: Float64Array) -> tuple[float, float]:
     """Period in seconds and confidence 0-1 of a log envelope (n,) on the 50 ms grid; (0, 0) where there is none.
 
-    The highest peak of the normalised autocorrelation between 1 and 6 s, corrected for the shrinking overlap.
+    The shortest period between 1 and 6 s at which the normalised autocorrelation, corrected for the shrinking overlap,
+    has a peak about as high as its highest.
     """
     count = log_envelope.size
     shortest, longest = round(PERIOD_SECONDS[0] * STEPS_PER_SECOND), round(PERIOD_SECONDS[1] * STEPS_PER_SECOND)
@@ -67,15 +72,17 @@ def rhythm(log_envelope: Float64Array) -> tuple[float, float]:
         return 0.0, 0.0
     centred = log_envelope - log_envelope.mean()
     power = float(np.mean(np.square(centred)))
-    if power < 1e-6:
+    if power < LEAST_DEPTH**2:
         return 0.0, 0.0
     lags = np.arange(shortest, longest + 1)
-    correlation = np.array([np.mean(centred[lag:] * centred[:-lag]) for lag in lags]) / power
+    products = correlate(centred, centred, method="fft")[count - 1 + lags]
+    correlation = products / (count - lags) / power
     peaks = np.flatnonzero((correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:])) + 1
+    peaks = peaks[correlation[peaks] > 0]
     if not peaks.size:
         return 0.0, 0.0
-    best = peaks[np.argmax(correlation[peaks])]
-    return float(lags[best]) / STEPS_PER_SECOND, float(np.clip(correlation[best], 0.0, 1.0))
+    best = peaks[correlation[peaks] >= PERIOD_SHARE * correlation[peaks].max()][0]
+    return float(lags[best]) / STEPS_PER_SECOND, min(float(correlation[best]), 1.0)
 
 
 class Segmenter:
@@ -95,6 +102,7 @@ class Segmenter:
         self._envelope = np.empty(0)
         self._first_step_sample = position  # sample number of the first envelope step held
         self._emitted_end = position
+        self._in_rhythm = False
 
     def feed(self, samples: FloatArray) -> list[Segment]:
         """Take samples (n,) that follow the last ones; returns the segments they complete."""
@@ -109,15 +117,17 @@ class Segmenter:
         return segments
 
     def flush(self) -> list[Segment]:
-        """The stream breaks off here: the rest as a window, reaching back where it is short. Call `reset` next."""
+        """The stream breaks off here: what was not yet judged, in windows up to the end; `reset` comes next."""
         end = self._cursor + self._audio.size
-        if end - self._emitted_end < 0.5 * SAMPLE_RATE:
-            return []  # less than half a second was not yet judged
         wanted = round(self.settings.window_seconds * SAMPLE_RATE)
-        tail = self._audio[-min(wanted, self._audio.size) :]
-        if tail.size < self.settings.shortest_seconds * SAMPLE_RATE:
-            return []
-        return [Segment(end - tail.size, tail, "window", 0.0)]
+        least = round(LEAST_TAIL_SECONDS * SAMPLE_RATE)
+        segments: list[Segment] = []
+        while self._audio.size >= wanted + least:
+            segments.append(self._cut_window())
+        tail = self._audio[-wanted:]
+        if end - self._emitted_end >= least and tail.size >= self.settings.shortest_seconds * SAMPLE_RATE:
+            segments.append(Segment(end - tail.size, tail, "window", 0.0))
+        return segments
 
     def _advance(self, step: FloatArray) -> None:
         filtered, self._state = sosfilt(self._band, step.astype(np.float64), zi=self._state)
@@ -134,9 +144,10 @@ class Segmenter:
         if waiting < self.settings.window_seconds or self._envelope.size < LEAST_RHYTHM_SECONDS * STEPS_PER_SECOND:
             return []
         period, confidence = (0.0, 0.0) if self.settings.method == "windows" else rhythm(self._smooth())
-        if confidence < LEAST_CONFIDENCE:
+        self._in_rhythm = confidence >= (KEPT_CONFIDENCE if self._in_rhythm else LEAST_CONFIDENCE)
+        if not self._in_rhythm:
             return [self._cut_window()]
-        latest = min(self.settings.longest_seconds, (1 + SLACK) * period)
+        latest = min(self.settings.longest_seconds, max(self.settings.shortest_seconds, (1 + SLACK) * period))
         if waiting < latest + 2 * SMOOTH_SECONDS:
             return []
         earliest = max(self.settings.shortest_seconds, (1 - SLACK) * period)

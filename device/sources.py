@@ -1,8 +1,11 @@
 """Where sound comes from: a recording, the built-in demo, a microphone. All give mono float32 at 16 kHz."""
 
 import queue
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +15,7 @@ import numpy as np
 from device.signal import SAMPLE_RATE, FloatArray, exact_div
 from firmware_config.errors import RespSAMError
 
+SILENT_SECONDS = 2.0  # a microphone that gives nothing for so long has gone
 BLOCK_SAMPLES = exact_div(SAMPLE_RATE, 10)  # 100 ms
 
 
@@ -86,6 +90,13 @@ class DemoSource:
 
 
 def _portaudio() -> Any:
+    # PortAudio aborts the whole process where ALSA is set up by half, so another process goes first
+    tried = subprocess.run([sys.executable, "-c", "import sounddevice"], capture_output=True, check=False)
+    if tried.returncode < 0:
+        raise CaptureError(
+            f"no microphone: PortAudio crashes here (signal {-tried.returncode}), as it does without ALSA's settings "
+            "(Debian: apt install libasound2-data); to see it work without one use --source demo"
+        )
     try:
         import sounddevice
     # OSError: the wheel is there but no PortAudio library
@@ -97,20 +108,29 @@ def _portaudio() -> Any:
     return sounddevice
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """One block as captured, with the counts at that moment: what was dropped was dropped before this block."""
+
+    samples: FloatArray
+    lost_frames: int
+    overflows: int
+
+
 class MicrophoneSource:
     """A PortAudio input. The callback copies and enqueues; the queue is bounded, and what it drops is counted."""
 
     demo = False
 
     def __init__(self, device: str, sample_rate: int, channel: int, block_seconds: float, queue_seconds: float) -> None:
-        sounddevice = _portaudio()
+        self._sounddevice = sounddevice = _portaudio()
         try:
             chosen: int | str | None = int(device) if device.isdigit() else device or None
             found = sounddevice.query_devices(chosen, "input")
         except (ValueError, sounddevice.PortAudioError) as error:
-            wanted = f"called {device!r}" if device else "by default"
+            missing = f"no microphone called {device!r}" if device else "no microphone: there is no default input"
             raise CaptureError(
-                f"no microphone {wanted} ({_one_line(error)}); plug it in, set audio.device, or use --source demo"
+                f"{missing} ({_one_line(error)}); plug it in, set audio.device, or use --source demo"
             ) from error
         if channel >= found["max_input_channels"]:
             raise CaptureError(
@@ -122,7 +142,7 @@ class MicrophoneSource:
         self.sample_rate = sample_rate or int(found["default_samplerate"])
         self.channel = channel
         self.block_frames = max(1, round(block_seconds * self.sample_rate))
-        self._queue: queue.Queue[FloatArray] = queue.Queue(max(1, round(queue_seconds / block_seconds)))
+        self._queue: queue.Queue[_Heard] = queue.Queue(max(1, round(queue_seconds / block_seconds)))
         self._lost_frames = 0
         self._overflows = 0
 
@@ -130,17 +150,17 @@ class MicrophoneSource:
         if status.input_overflow:
             self._overflows += 1
         try:
-            self._queue.put_nowait(data[:, self.channel].copy())
+            self._queue.put_nowait(_Heard(data[:, self.channel].copy(), self._lost_frames, self._overflows))
         except queue.Full:
             self._lost_frames += frames
 
     def blocks(self) -> Iterator[Block]:
-        """Until the consumer stops or the stream goes silent for two seconds (CaptureError: the device has gone)."""
+        """Until the consumer stops, or CaptureError when no block comes any more: the device has gone."""
         import soxr
 
-        sounddevice = _portaudio()
-        resampler = soxr.ResampleStream(self.sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        reported, overflows = 0, 0
+        sounddevice = self._sounddevice
+        resampler = None
+        before = _Heard(np.empty(0, np.float32), 0, 0)
         try:
             stream = sounddevice.InputStream(
                 self.sample_rate,
@@ -150,21 +170,29 @@ class MicrophoneSource:
                 dtype="float32",
                 callback=self._callback,
             )
+            stream.start()
         except sounddevice.PortAudioError as error:
-            raise CaptureError(f"{self.name} does not open at {self.sample_rate} Hz ({_one_line(error)})") from error
-        with stream:
+            raise CaptureError(
+                f"{self.name} does not open at {self.sample_rate} Hz ({_one_line(error)}); close what else uses it, or "
+                "set audio.sample_rate"
+            ) from error
+        with closing(stream):
             while True:
                 try:
-                    raw = self._queue.get(timeout=2.0)
+                    heard = self._queue.get(timeout=SILENT_SECONDS)
                 except queue.Empty:
                     raise CaptureError(
                         f"{self.name}: no sound arrives any more; plug the stethoscope in again and restart"
                     ) from None
-                lost, reported = self._lost_frames - reported, self._lost_frames
-                notes = ["our queue was full"] * bool(lost) + ["the driver overflowed"] * (self._overflows > overflows)
-                overflows = self._overflows
-                samples = np.asarray(resampler.resample_chunk(raw), dtype=np.float32)
+                lost = heard.lost_frames - before.lost_frames
+                notes = ["our queue was full"] * bool(lost)
+                notes += ["the driver overflowed"] * (heard.overflows > before.overflows)
+                if resampler is None or notes:
+                    # a new one after a gap: the old one would smear one side into the other
+                    resampler = soxr.ResampleStream(self.sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+                samples = np.asarray(resampler.resample_chunk(heard.samples), dtype=np.float32)
                 yield Block(samples, round(lost * SAMPLE_RATE / self.sample_rate), ", ".join(notes))
+                before = heard
 
 
 def _one_line(error: Exception) -> str:

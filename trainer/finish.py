@@ -18,11 +18,12 @@ from trainer.files import write_atomically
 from trainer.fit import Fit, FitError, calibrate
 from trainer.metrics import operating_curve
 from trainer.model import AST
-from trainer.recordings import WORTH, RunModel, fit_site_rule, gradable, hear, site_score
+from trainer.recordings import RunModel, fit_site_rule, gradable, hear, site_score
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, save_tensors
 
 CURVE_ROWS = 101
-# In the order of preference: the first within a point of the best is taken. A breath is what a nurse hears, too.
+AS_GOOD = 0.02  # about the standard error of a Score on a few hundred recordings
+# In the order of preference: the first that is as good as the best is taken. A breath is what a nurse hears, too.
 CANDIDATES = (
     Segmentation(method="breath"),
     Segmentation(method="windows", window_seconds=3.5),
@@ -120,10 +121,10 @@ def choose_site_rule(
     for segmentation in CANDIDATES:
         served = RunModel(model, device, front_end, segmentation, fallback, temperature, threshold)
         heard = hear(gradable(validation), cache, served, quality)
-        rule = fit_site_rule(heard)
+        rule = fit_site_rule(heard, threshold)
         reached.append((site_score(heard, rule), segmentation, rule))
     highest = max(score for score, _, _ in reached)
-    return next((segmentation, rule) for score, segmentation, rule in reached if score >= highest - WORTH)
+    return next((segmentation, rule) for score, segmentation, rule in reached if score >= highest - AS_GOOD)
 
 
 def population(corpus: Corpus) -> Population:

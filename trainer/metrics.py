@@ -121,7 +121,8 @@ def operating_curve(abnormal: BoolArray, probability: npt.NDArray[np.floating]) 
     values = np.unique(probability.astype(np.float64))
     thresholds = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
     positive, negative = np.sort(probability[abnormal]), np.sort(probability[~abnormal])
-    sensitivity = 1.0 - np.searchsorted(positive, thresholds, side="left") / len(positive)
+    # one division each: 1 - 9/10 is not 1/10, and Se >= Sp would then refuse an equal pair
+    sensitivity = (len(positive) - np.searchsorted(positive, thresholds, side="left")) / len(positive)
     specificity = np.searchsorted(negative, thresholds, side="left") / len(negative)
     return np.stack([thresholds, sensitivity, specificity], axis=1)
 

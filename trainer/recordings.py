@@ -120,11 +120,11 @@ def site_score(heard: Sequence[Heard], rule: SiteRule) -> float:
     return float(sensitivity + np.mean(verdicts[~abnormal] == "nothing flagged")) / 2
 
 
-def fit_site_rule(heard: Sequence[Heard]) -> SiteRule:
+def fit_site_rule(heard: Sequence[Heard], cycle_threshold: float) -> SiteRule:
     """k and threshold that maximise (Se + Sp) / 2 on these recordings subject to Se >= Sp.
 
     'Not enough' counts as wrong. For each k the threshold is chosen among the k-th highest probabilities; the smallest
-    k within a point of the best is taken.
+    k within a point of the best is taken. No threshold below the cycle's own: a site of normal cycles is not flagged.
     """
     abnormal = np.array([one.recording.label != "normal" for one in heard])
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
@@ -135,7 +135,8 @@ def fit_site_rule(heard: Sequence[Heard]) -> SiteRule:
         scores = np.array([one.decision(reach_all).probability or 0.0 for one in heard])
         values = np.unique(scores)
         best: tuple[float, SiteRule] | None = None
-        for threshold in np.concatenate([(values[:-1] + values[1:]) / 2, [1.0]]):
+        middles = (values[:-1] + values[1:]) / 2
+        for threshold in [cycle_threshold, *middles[middles > cycle_threshold]]:
             flagged = scores >= threshold
             cleared = ~flagged & (counts >= least)
             sensitivity, specificity = float(flagged[abnormal].mean()), float(cleared[~abnormal].mean())
@@ -144,8 +145,8 @@ def fit_site_rule(heard: Sequence[Heard]) -> SiteRule:
                 best = score, SiteRule(k=k, threshold=round(float(threshold), 6), least_cycles=least)
         if best is not None:
             reached.append(best)
-    # no threshold reaches Se >= Sp when hardly anything could be graded: then everything is flagged
+    # where even the lowest threshold misses more than it falsely flags, one flagged cycle flags the site
     if not reached:
-        return SiteRule(k=1, threshold=0.0, least_cycles=LEAST_CYCLES)
+        return SiteRule(k=1, threshold=cycle_threshold, least_cycles=LEAST_CYCLES)
     highest = max(score for score, _ in reached)
     return next(rule for score, rule in reached if score >= highest - WORTH)

@@ -93,7 +93,7 @@ def test_the_threshold_is_the_best_of_all_with_se_not_below_sp(seed: int) -> Non
     best = 0.0
     for candidate in np.concatenate([[0.0], np.unique(probability) + 1e-9, [1.0]]):
         called = probability >= candidate
-        se, sp = called[abnormal].mean(), 1 - called[~abnormal].mean()
+        se, sp = called[abnormal].mean(), (~called[~abnormal]).mean()
         if se >= sp:
             best = max(best, (se + sp) / 2)
     assert rates.score == pytest.approx(best)
@@ -110,6 +110,14 @@ def test_a_missed_patient_is_the_worst_outcome() -> None:
     threshold, rates = choose_threshold(abnormal, probability)
     assert rates == Rates(0.75, pytest.approx(4 / 6))  # type: ignore[arg-type]
     assert 0.4 < threshold < 0.5
+
+
+def test_equal_shares_are_equal_to_the_last_bit() -> None:
+    """Se = Sp = 1 / 10 must pass Se >= Sp; 1 - 9 / 10 is a little less than 1 / 10."""
+    abnormal = np.repeat([True, False], 10)
+    probability = np.concatenate([np.full(9, 0.2), [0.9], [0.1], np.full(9, 0.9)])
+    curve = operating_curve(abnormal, probability)
+    assert [(se, sp) for _, se, sp in curve if 0 < sp < 1] == [(1.0, 0.1), (0.1, 0.1)]
 
 
 def test_the_curve_is_that_of_the_shown_rule() -> None:

@@ -34,10 +34,10 @@ def test_site_rule_is_the_best_of_all_by_brute_force() -> None:
         heard("crackle" if n % 3 == 0 else "normal", random.beta(2 + (n % 3 == 0), 3, random.integers(1, 7)).tolist())
         for n in range(60)
     ]
-    rule = fit_site_rule(sessions)
+    rule = fit_site_rule(sessions, 0.3)
     abnormal = np.array([one.recording.label != "normal" for one in sessions])
     best = dict.fromkeys(range(1, 5), 0.0)
-    for k, threshold in itertools.product(best, np.linspace(0, 1, 501)):
+    for k, threshold in itertools.product(best, np.linspace(0.3, 1, 351)):
         tried = SiteRule(k=k, threshold=float(threshold), least_cycles=max(2, k))
         verdicts = np.array([one.decision(tried).verdict for one in sessions])
         sensitivity = float(np.mean(verdicts[abnormal] == "flagged"))

@@ -1,0 +1,120 @@
+"""`respsam-device screen`: recordings through the live path, one verdict each."""
+
+import os
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from device.audio import SUFFIXES, AudioError, ChannelWarning
+from device.classifier import Classifier
+from device.live import Auscultation, Judge, Summary
+from device.sources import FileSource
+from firmware_config.settings import BundleSettings, QualitySettings
+
+FILES_PER_PROCESS = 8  # fewer than this are judged sooner than another process starts
+
+
+@dataclass(frozen=True)
+class Screened:
+    """One recording's summary, or why there is none."""
+
+    recording: Path
+    summary: Summary | None
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """One object of `screen --json`; only where there is a summary."""
+        assert self.summary is not None
+        full = self.summary.as_json()
+        return {
+            "recording": str(self.recording),
+            **{name: full[name] for name in ("verdict", "probability", "cycles", "seconds", "reasons")},
+        }
+
+
+@dataclass(frozen=True)
+class _Job:
+    recording: Path
+    bundle: BundleSettings
+    quality: QualitySettings
+
+
+def find_recordings(paths: Sequence[Path]) -> list[Path]:
+    """The files given, and every wav and flac below the folders given, sorted, each once.
+
+    A folder without any stays in the list: screening it then fails by name, and the others go on.
+    """
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES and item.is_file())
+        found += below or [path]
+    return list(dict.fromkeys(found))
+
+
+def screen_recording(path: Path, model: Judge, quality: QualitySettings) -> Summary:
+    """One recording, as fast as possible, exactly as `listen --fast` hears it; AudioError when it cannot be read."""
+    session = Auscultation(FileSource(path, fast=True), model, quality)
+    for _ in session.run():
+        pass
+    return session.summary
+
+
+def screen(paths: Sequence[Path], bundle: BundleSettings, quality: QualitySettings) -> Iterator[Screened]:
+    """Every recording in order, in as many processes as cores when there are many; the verdicts do not depend on it.
+
+    Raises BundleError before the first one when the bundle does not hold.
+    """
+    jobs = [_Job(path, bundle, quality) for path in paths]
+    _ = _model(bundle).session
+    processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
+    if processes < 2:
+        yield from map(_screen_one, jobs)
+        return
+    # spawn: ONNX Runtime's threads do not survive a fork
+    with ProcessPoolExecutor(processes, get_context("spawn"), _leave_interrupts_to_parent) as pool:
+        yield from pool.map(_screen_one, jobs, chunksize=4)
+
+
+def _screen_one(job: _Job) -> Screened:
+    summary, error = None, ""
+    with told_warnings() as told:
+        try:
+            if job.recording.is_dir():
+                raise AudioError(f"{job.recording}: no wav or flac recording below this folder; check the path")
+            summary = screen_recording(job.recording, _model(job.bundle), job.quality)
+        except AudioError as refused:
+            error = str(refused)
+    return Screened(job.recording, summary, error, tuple(told))
+
+
+@contextmanager
+def told_warnings() -> Iterator[list[str]]:
+    """What recordings warn of, in words for a command to print; Python would print the line of code as well."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ChannelWarning)
+        yield told
+    for warning in caught:
+        if issubclass(warning.category, ChannelWarning):
+            told.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@lru_cache(maxsize=1)
+def _model(bundle: BundleSettings) -> Classifier:
+    from device.classifier import open_classifier
+
+    return open_classifier(bundle)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
