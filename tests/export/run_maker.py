@@ -1,10 +1,11 @@
-"""Finished runs in code: a tiny untrained model whose probabilities are spread out, and what validation would choose."""
+"""Finished runs in code: a tiny model with a fitted head, and what validation would choose."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from device.bundle import Segmentation, SiteRule, ThresholdChoice
 from device.decision import abnormal_probability
@@ -15,7 +16,7 @@ from trainer.corpora import load_corpus
 from trainer.evaluate import evaluate, run_subject
 from trainer.files import write_atomically
 from trainer.finish import population, versions
-from trainer.fit import Validation, split_patients
+from trainer.fit import Validation, predict, split_patients
 from trainer.model import AST, ModelConfig
 from trainer.recipe import Recipe, load_recipe
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, save_tensors
@@ -36,23 +37,46 @@ CONVOLUTIONAL = ModelConfig(
 
 
 def make_model(config: ModelConfig, seed: int = 0) -> AST:
-    """Random weights large enough that windows differ by logits, not by their fifth digit."""
+    """Random weights, large enough that windows differ by more than their fifth digit."""
     torch.manual_seed(seed)
     model = AST(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 and not name.startswith("stem"):
-                parameter.mul_(5.0)
-        for name, buffer in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.uniform_(0.5, 1.5)
+        for block in model.blocks:
+            for parameter in block.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(10.0)
     return model
+
+
+def fit_head(model: AST, held: Validation) -> None:
+    """Batch norms and the head as training would leave them: statistics of the windows, and ridge regression."""
+    _settle_batch_norms(model, torch.from_numpy(held.inputs))
+    head, model.head = model.head, nn.Identity()  # type: ignore[assignment]
+    features = predict(model, held.inputs, torch.device("cpu")).astype(np.float64)
+    model.head = head
+    mean = features.mean(axis=0)
+    centred = features - mean
+    targets = 4.0 * np.eye(4)[held.labels] - 1.0
+    spread = np.square(centred).mean() * len(centred)
+    weight = np.linalg.solve(centred.T @ centred + 0.1 * spread * np.eye(features.shape[1]), centred.T @ targets)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight.T))
+        head.bias.copy_(torch.from_numpy(targets.mean(axis=0) - mean @ weight))
+
+
+def _settle_batch_norms(model: AST, windows: torch.Tensor) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        model(windows)
+    model.eval()
 
 
 def make_run(run: Path, data: Path, cache: Path, config: ModelConfig, model: AST | None = None) -> RunFacts:
     """Write a finished run on the SPRSound corpus at `data`; its threshold lies in the widest gap of probabilities."""
     run.mkdir(parents=True)
-    model = make_model(config) if model is None else model
     values = load_recipe("compact").model_dump()
     values["model"], values["front_end"] = config.model_dump(), FrontEnd(mels=MELS, high_hz=4000.0).model_dump()
     values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)
@@ -61,6 +85,9 @@ def make_run(run: Path, data: Path, cache: Path, config: ModelConfig, model: AST
     corpus, audio = with_audio(load_corpus("sprsound", data, part="train"), cache)
     training, validation = split_patients(corpus, 0.4, 0)
     held = Validation(validation, audio, front_end)
+    if model is None:
+        model = make_model(config)
+        fit_head(model, held)
     threshold = widest_gap(abnormal_probability(held.logits(model, torch.device("cpu")), 1.5))
     facts = RunFacts(
         recipe_name="compact",
@@ -78,7 +105,9 @@ def make_run(run: Path, data: Path, cache: Path, config: ModelConfig, model: AST
         choice=Choice(
             epoch=2,
             temperature=1.5,
-            threshold=ThresholdChoice(rule="maximises nothing, it is a test", protocol="windows", curve=((0.5, 1.0, 0.0),)),
+            threshold=ThresholdChoice(
+                rule="maximises nothing, it is a test", protocol="windows", curve=((0.5, 1.0, 0.0),)
+            ),
             cycle_threshold=threshold,
             site_rule=SiteRule(k=2, threshold=threshold, least_cycles=2),
             segmentation=Segmentation(),

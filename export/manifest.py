@@ -1,0 +1,103 @@
+"""The manifest of a run's bundle; nothing in it depends on the machine, the folder or the hour of the build."""
+
+import json
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from device.bundle import Manifest, ModelFile, SelfTest
+from device.labels import LABELS
+from firmware_config.errors import RespSAMError
+from trainer.run import READINGS_FILE, RunFacts
+
+READING_KEYS = {"protocol", "corpus", "part", "n", "binary", "exact", "auroc", "confounders", "confusion"}
+
+
+class ReadingError(RespSAMError):
+    """A line of a run's readings that is damaged."""
+
+
+def read_readings(run: Path) -> list[dict[str, Any]]:
+    """What `trainer evaluate` read of the run's accuracy, oldest first; ReadingError names a damaged line."""
+    file = run / READINGS_FILE
+    if not file.is_file():
+        return []
+    readings: list[dict[str, Any]] = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            reading = json.loads(line)
+            missing = READING_KEYS - set(reading)
+        except (ValueError, TypeError):
+            missing = {"JSON"}
+        if missing:
+            raise ReadingError(
+                f"{file}:{number}: not a reading (no {min(missing)}); remove the line and run 'trainer evaluate' again"
+            )
+        readings.append(reading)
+    return readings
+
+
+def make_manifest(
+    facts: RunFacts,
+    *,
+    name: str | None,
+    parameters: int,
+    files: tuple[ModelFile, ...],
+    self_test: SelfTest,
+    readings: Sequence[dict[str, Any]],
+    measured: dict[str, float],
+    int8: dict[str, Any],
+) -> Manifest:
+    """Everything about the bundle.
+
+    `readings` are `trainer evaluate`'s, `measured` what the build's gates read, `int8` how that file was calibrated.
+    """
+    recipe_name = Path(facts.recipe_name).stem  # a recipe may have been given as a file
+    choice = facts.choice
+    return Manifest(
+        name=name or f"{recipe_name}-{facts.corpus}",
+        architecture={**facts.recipe.model.model_dump(mode="json"), "parameters": parameters},
+        labels=LABELS,
+        front_end=facts.front_end,
+        files=files,
+        threshold=choice.threshold,
+        site_rule=choice.site_rule,
+        segmentation=choice.segmentation,
+        population=facts.population,
+        corpus=facts.corpus,
+        split=(
+            f"by patient within part '{facts.part or 'train'}' ({facts.split} split): {len(facts.training_patients)} "
+            f"patients trained, {len(facts.validation_patients)} chose epoch, temperature, threshold and site rule"
+        ),
+        metrics={
+            "validation": {protocol: _without_paths(reading) for protocol, reading in choice.readings.items()},
+            "readings": [_without_paths(reading) for reading in readings],
+            "export": {**measured},
+        },
+        recipe={
+            "name": recipe_name,
+            "seed": facts.seed,
+            "best_epoch": choice.epoch,
+            "epochs_done": facts.epochs_done,
+            "run": facts.fingerprint,
+            **facts.recipe.model_dump(mode="json", exclude={"model", "front_end"}),
+            **({"int8": int8} if int8 else {}),
+        },
+        versions={
+            **facts.versions,
+            "torch of the export": version("torch"),
+            **{package: version(package) for package in ("onnx", "onnxscript", "onnxruntime")},
+        },
+        self_test=self_test,
+    )
+
+
+def _without_paths(reading: dict[str, Any]) -> dict[str, Any]:
+    """A reading whose notes name no files: paths are those of the machine where it was read."""
+    notes = [str(note) for note in reading.get("notes", ())]
+    kept = [note for note in notes if os.sep not in note]
+    if len(kept) < len(notes):
+        kept.append(f"{len(notes) - len(kept)} more notes name files; they are in the run's {READINGS_FILE}")
+    return {**reading, "notes": kept}

@@ -1,0 +1,152 @@
+"""MODEL_CARD.md: what a bundle is, for whom, how well, where it fails, and how to make it again."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any, Final
+
+from device.bundle import Manifest
+from trainer.view import LIES, interval
+
+MODEL_CARD: Final = "MODEL_CARD.md"
+TEMPLATE: Final = "model_card.md"
+CORPORA: Final = {
+    "sprsound": (
+        "SPRSound: children at the Shanghai Children's Medical Center, 8 kHz. The corpus is under GPL-3.0. Cite "
+        'Q. Zhang et al., "SPRSound: Open-Source SJTU Paediatric Respiratory Sound Database", IEEE Transactions on '
+        "Biomedical Circuits and Systems, 2022."
+    ),
+    "icbhi": (
+        "ICBHI 2017 Respiratory Sound Database, free for research. Cite B. M. Rocha et al., "
+        '"An open access database for the evaluation of respiratory sound classification algorithms", Physiological '
+        "Measurement, 2019."
+    ),
+    "manifest": "A corpus of its owner's, under its owner's terms.",
+}
+SEEN: Final = {True: "patients seen in training", False: "patients never seen in training"}
+
+Reading = Mapping[str, Any]
+"""One reading as `trainer evaluate --json` prints it."""
+
+
+def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
+    """The card in Markdown; `sizes` are the files' bytes by name. It says nothing that the manifest does not hold."""
+    metrics: Any = manifest.metrics
+    recipe: Any = manifest.recipe
+    validation = [(reading, 1) for reading in metrics["validation"].values()]
+    readings = _latest(metrics["readings"])
+    known = [reading for reading, _ in readings or validation]
+    template = resources.files("export").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return template.format(
+        manifest=manifest,
+        architecture=manifest.architecture,
+        recipe=recipe,
+        measured=metrics["export"],
+        file=manifest.files[0],
+        classes=", ".join(manifest.labels[1:]),
+        corpus=CORPORA.get(manifest.corpus, manifest.corpus),
+        ages=_ages(manifest),
+        stethoscopes=", ".join(manifest.population.stethoscopes) or "unknown",
+        sites=", ".join(manifest.population.sites) or "unknown",
+        readings=_scores(readings) if readings else "No test part has been read; see the validation patients below.",
+        protocols=_lines(f"- `{protocol}`: {text}." for protocol, text in LIES.items()),
+        confounders=_confounders(known),
+        validation=_scores(validation),
+        failures=_failures(known),
+        sections=_lines(_section(name, recipe[name]) for name in ("optimizer", "data", "augmentation")),
+        files=_table(
+            ("file", "precision", "bytes", "sha256"),
+            ((f"`{f.path}`", f.precision, f"{sizes[f.path]:,}", f"`{f.sha256}`") for f in manifest.files),
+        ),
+        scores=", ".join(f"{key[6:]} {value:.4f}" for key, value in metrics["export"].items() if key != "parity"),
+        int8=_int8(recipe.get("int8")),
+        commands=_lines(_commands(manifest)),
+        versions=", ".join(f"{package} {number}" for package, number in manifest.versions.items()),
+    )
+
+
+def _ages(manifest: Manifest) -> str:
+    youngest, oldest = manifest.population.youngest_years, manifest.population.oldest_years
+    return "ages unknown" if youngest is None or oldest is None else f"{youngest:g} to {oldest:g} years old"
+
+
+def _latest(readings: Sequence[Reading]) -> list[tuple[Reading, int]]:
+    """The last reading of every corpus, part and protocol, and how often that was read: a second look shows."""
+    keys = [(reading["corpus"], reading["part"], reading["protocol"]) for reading in readings]
+    return [(reading, keys.count(key)) for key, reading in dict(zip(keys, readings, strict=True)).items()]
+
+
+def _scores(readings: Iterable[tuple[Reading, int]]) -> str:
+    header = ("read on", "n", "Se", "Sp", "Score", "AUROC", "exact Score", "patients", "times read")
+    rows = []
+    for reading, times in readings:
+        binary = (interval(reading["binary"][name]) for name in ("sensitivity", "specificity", "score"))
+        others = (interval(reading["auroc"]), interval(reading["exact"]["score"]))
+        rows.append((_where(reading), str(reading["n"]), *binary, *others, _patients(reading), str(times)))
+    return _table(header, rows)
+
+
+def _where(reading: Reading) -> str:
+    return f"{reading['corpus']} {reading['part']}, `{reading['protocol']}`"
+
+
+def _patients(reading: Reading) -> str:
+    seen = reading.get("patients_seen_in_training")
+    return f"{reading.get('patients', '?')} " + ("patients perhaps seen in training" if seen is None else SEEN[seen])
+
+
+def _confounders(readings: Sequence[Reading]) -> str:
+    names = list(dict.fromkeys(name for reading in readings for name in reading["confounders"]))
+    rows = ((_where(one), *(interval(one["confounders"][name]) for name in names)) for one in readings)
+    return _table(("read on", *names), rows)
+
+
+def _failures(readings: Sequence[Reading]) -> str:
+    """Of every true class: how many there were, and what became of them."""
+    rows = []
+    for reading in readings:
+        classes = reading["confusion"]["rows"]
+        for index, (label, counts) in enumerate(zip(classes, reading["confusion"]["counts"], strict=True)):
+            no_verdict = sum(counts[len(classes) :])
+            flagged = sum(counts) - counts[0] - no_verdict
+            shares = (f"{part / max(sum(counts), 1):.0%}" for part in (flagged, counts[index], no_verdict))
+            rows.append((_where(reading), label, str(sum(counts)), *shares))
+    return _table(("read on", "truly", "n", "called abnormal", "named exactly", "no verdict"), rows)
+
+
+def _section(name: str, values: Mapping[str, object]) -> str:
+    shown = (
+        f"{key} {' to '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in values.items()
+    )
+    return f"- {name}: {', '.join(shown)}."
+
+
+def _int8(how: Mapping[str, Any] | None) -> str:
+    if how is None:
+        return ""
+    drawn = f"{how['calibration_windows']} stretches of {how['calibration_patients']} training patients"
+    return f" int8: {how['method']}; its ranges come from {drawn}."
+
+
+def _commands(manifest: Manifest) -> Iterator[str]:
+    recipe, metrics = manifest.recipe, manifest.metrics
+    fit = f"--corpus {manifest.corpus} --data DIR --recipe {recipe['name']} --seed {recipe['seed']}"
+    yield f"respsam-trainer fit {fit} --out RUN"
+    readings: Any = metrics["readings"]
+    for reading, _ in _latest(readings):
+        part = "" if reading["part"] == "all" else f" --part {reading['part']}"
+        where = f"--corpus {reading['corpus']} --data DIR{part} --protocol {reading['protocol']}"
+        yield f"respsam-trainer evaluate RUN {where}"
+    options = (" --int8" if "int8" in recipe else "") + (" --prefer int8" * (manifest.files[0].precision == "int8"))
+    yield f"respsam-export build RUN{options} --out BUNDLE"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return _lines((_row(header), f"|{'---|' * len(header)}", *map(_row, rows)))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "\n".join(lines)

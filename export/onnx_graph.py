@@ -1,0 +1,117 @@
+"""The model as an ONNX graph: exported from torch, free of where it was made, run and compared."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from device.signal import FloatArray
+from trainer.model import AST
+
+OPSET: Final = 17  # the one that TensorRT 8.6 to 11 all read
+IR_VERSION: Final = 8  # opset 17's own; a newer one would shut out older runtimes for nothing
+INPUT: Final = "windows"
+OUTPUT: Final = "logits"
+TRACED_BATCH: Final = 2  # torch makes a dimension of 1 constant
+PARITY_BATCHES: Final = (1, 3)  # neither is the size that was traced
+RUN_BATCH: Final = 32
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides the warnings of exporters and quantizers, which speak to their own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def to_onnx(model: AST) -> bytes:
+    """The model in eval mode as ONNX: `windows` (batch, FRAMES, mels) to `logits` (batch, classes), any batch.
+
+    The bytes depend on the weights and the libraries' versions alone. Raises onnx.checker.ValidationError on a bug.
+    """
+    import onnx
+
+    config = model.config
+    with quiet():
+        program: Any = torch.onnx.export(
+            model.eval(),
+            (torch.zeros(TRACED_BATCH, config.frames, config.mels),),
+            dynamo=True,
+            # Not 17 here: torch 2.13 writes 18, and its own way down stops at an axis that is an initializer.
+            opset_version=18,
+            external_data=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: "batch"},),
+            verbose=False,
+        )
+        graph = _lowered(program.model_proto)
+    onnx.checker.check_model(graph, full_check=True)
+    return serialized(graph)
+
+
+def _lowered(model: Any) -> Any:
+    """From opset 18 to OPSET."""
+    from onnx import version_converter
+
+    for node in model.graph.node:
+        if node.op_type == "ReduceMean":
+            # new in 18 and left behind by the converter; with axes given it says nothing
+            kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return version_converter.convert_version(model, OPSET)
+
+
+def serialized(model: Any) -> bytes:
+    """Bytes of a graph without what tells where and how it was made: stack traces, docs, inferred shapes, producer."""
+    graph = model.graph
+    del graph.value_info[:]
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    model.producer_name, model.producer_version = "respsam", ""
+    model.ir_version = IR_VERSION
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def open_session(model: bytes, threads: int = 1) -> Any:
+    """An onnxruntime session on the CPU, set up as the device does."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, inputs: FloatArray, batch: int = RUN_BATCH) -> FloatArray:
+    """Logits (n, classes) of model inputs (n, FRAMES, mels)."""
+    pieces = [session.run([OUTPUT], {INPUT: inputs[i : i + batch]})[0] for i in range(0, len(inputs), batch)]
+    return np.concatenate(pieces).astype(np.float32)
+
+
+def parity(model: AST, session: Any, inputs: FloatArray) -> float:
+    """Largest |torch - ONNX| of any logit over inputs (n, FRAMES, mels), one at a time and in threes; NaN if any is."""
+    worst = 0.0
+    with torch.inference_mode():
+        for batch in PARITY_BATCHES:
+            for start in range(0, len(inputs), batch):
+                piece = inputs[start : start + batch]
+                expected = model.eval()(torch.from_numpy(piece)).numpy()
+                # np.maximum keeps a NaN, max() would lose it
+                worst = float(np.maximum(worst, np.abs(run(session, piece, batch) - expected).max()))
+    return worst

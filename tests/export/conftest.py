@@ -1,0 +1,94 @@
+"""One small corpus, two finished runs on it, and the bundle of each: built once, because an export takes seconds."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.build import Built, Reporter, build
+from firmware_config.settings import load_settings
+from tests.export.run_maker import CONVOLUTIONAL, PATCH, make_run
+from tests.trainer.corpus_maker import make_sprsound
+from trainer.audio_cache import with_audio
+from trainer.corpora import load_corpus
+from trainer.evaluate import evaluate, open_subject
+from trainer.run import READINGS_FILE, RunFacts
+
+
+@dataclass
+class Workshop:
+    """Where the tests build."""
+
+    root: Path
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def data(self) -> Path:
+        return self.root / "corpus"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def build(self, run: Path, out: Path, *, int8: bool = False) -> Built:
+        return build(run, out, cache_folder=self.cache, int8=int8, reporter=Reporter(self.lines.append))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run, its facts, its bundle, and what the build said."""
+
+    run: Path
+    facts: RunFacts
+    built: Built
+    lines: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    shop = Workshop(tmp_path_factory.mktemp("workshop"))
+    make_sprsound(shop.data)
+    make_sprsound(shop.data, part="intra")
+    return shop
+
+
+@pytest.fixture(scope="session")
+def patch_run(workshop: Workshop) -> Path:
+    """With a reading of the intra test, taken twice, whose notes name a file."""
+    run = workshop.root / "patch"
+    make_run(run, workshop.data, workshop.cache, PATCH)
+    corpus, cache = with_audio(load_corpus("sprsound", workshop.data, part="intra"), workshop.cache)
+    reading = evaluate(
+        open_subject(run, torch.device("cpu")), corpus, cache, "windows", load_settings(environment={}).quality
+    )
+    reading["notes"] = ["a note", f"left out: {workshop.data}/gone.wav is empty"]
+    (run / READINGS_FILE).write_text(2 * (json.dumps(reading) + "\n"))
+    return run
+
+
+@pytest.fixture(scope="session")
+def patch_made(workshop: Workshop, patch_run: Path) -> Made:
+    """fp32 and int8 of the patch model."""
+    built = workshop.build(patch_run, workshop.root / "patch bundle", int8=True)
+    facts = RunFacts.model_validate_json((patch_run / "run.json").read_text())
+    return Made(patch_run, facts, built, tuple(workshop.lines))
+
+
+@pytest.fixture(scope="session")
+def convolutional_made(workshop: Workshop) -> Made:
+    """fp32 and int8 of the convolutional model; int8 is the default, the corpus has moved, the model has a name."""
+    run, data = workshop.root / "convolutional", workshop.root / "moved"
+    facts = make_run(run, workshop.data, workshop.cache, CONVOLUTIONAL)
+    data.symlink_to(workshop.data)
+    built = build(
+        run,
+        workshop.root / "made" / "bundle.respsam",
+        cache_folder=workshop.cache,
+        int8=True,
+        prefer="int8",
+        data=data,
+        name="Ward 7",
+    )
+    return Made(run, facts, built, ())
