@@ -8,8 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from device.audio import SUFFIXES, AudioError, ChannelWarning
@@ -79,8 +81,10 @@ def screen(paths: Sequence[Path], bundle: BundleSettings, quality: QualitySettin
         yield from map(_screen_one, jobs)
         return
     # spawn: ONNX Runtime's threads do not survive a fork
-    with ProcessPoolExecutor(processes, get_context("spawn"), _leave_interrupts_to_parent) as pool:
-        yield from pool.map(_screen_one, jobs, chunksize=4)
+    with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
+        with _interrupts_held_back():
+            screened = pool.map(_screen_one, jobs, chunksize=4)
+        yield from screened
 
 
 def _screen_one(job: _Job) -> Screened:
@@ -116,5 +120,23 @@ def _model(bundle: BundleSettings) -> Classifier:
     return open_classifier(bundle)
 
 
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its pool, whose processes would wait for work forever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes started here never see a Ctrl-C, which goes to all of a terminal's; this one gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

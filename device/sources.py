@@ -109,7 +109,7 @@ def _portaudio() -> Any:
 
 
 @dataclass(frozen=True)
-class _Heard:
+class Captured:
     """One block as captured, with the counts at that moment: what was dropped was dropped before this block."""
 
     samples: FloatArray
@@ -117,8 +117,31 @@ class _Heard:
     overflows: int
 
 
+class BoundedQueue:
+    """What a PortAudio callback does: copy one channel and enqueue. What does not fit is dropped and counted."""
+
+    def __init__(self, channel: int, blocks: int) -> None:
+        self.channel = channel
+        self._queue: queue.Queue[Captured] = queue.Queue(blocks)
+        self._lost_frames = 0
+        self._overflows = 0
+
+    def put(self, data: FloatArray, frames: int, _time: Any, status: Any) -> None:
+        """Samples (frames, channels), as PortAudio gives them."""
+        if status.input_overflow:
+            self._overflows += 1
+        try:
+            self._queue.put_nowait(Captured(data[:, self.channel].copy(), self._lost_frames, self._overflows))
+        except queue.Full:
+            self._lost_frames += frames
+
+    def get(self, timeout_seconds: float) -> "Captured":
+        """The oldest block; queue.Empty when none comes in time."""
+        return self._queue.get(timeout=timeout_seconds)
+
+
 class MicrophoneSource:
-    """A PortAudio input. The callback copies and enqueues; the queue is bounded, and what it drops is counted."""
+    """A PortAudio input, for as long as it gives sound."""
 
     demo = False
 
@@ -140,19 +163,8 @@ class MicrophoneSource:
         self.name = str(found["name"])
         self.device = found["index"]
         self.sample_rate = sample_rate or int(found["default_samplerate"])
-        self.channel = channel
         self.block_frames = max(1, round(block_seconds * self.sample_rate))
-        self._queue: queue.Queue[_Heard] = queue.Queue(max(1, round(queue_seconds / block_seconds)))
-        self._lost_frames = 0
-        self._overflows = 0
-
-    def _callback(self, data: FloatArray, frames: int, _time: Any, status: Any) -> None:
-        if status.input_overflow:
-            self._overflows += 1
-        try:
-            self._queue.put_nowait(_Heard(data[:, self.channel].copy(), self._lost_frames, self._overflows))
-        except queue.Full:
-            self._lost_frames += frames
+        self._queue = BoundedQueue(channel, max(1, round(queue_seconds / block_seconds)))
 
     def blocks(self) -> Iterator[Block]:
         """Until the consumer stops, or CaptureError when no block comes any more: the device has gone."""
@@ -160,15 +172,15 @@ class MicrophoneSource:
 
         sounddevice = self._sounddevice
         resampler = None
-        before = _Heard(np.empty(0, np.float32), 0, 0)
+        before = Captured(np.empty(0, np.float32), 0, 0)
         try:
             stream = sounddevice.InputStream(
                 self.sample_rate,
                 self.block_frames,
                 self.device,
-                self.channel + 1,
+                self._queue.channel + 1,
                 dtype="float32",
-                callback=self._callback,
+                callback=self._queue.put,
             )
             stream.start()
         except sounddevice.PortAudioError as error:
@@ -179,7 +191,7 @@ class MicrophoneSource:
         with closing(stream):
             while True:
                 try:
-                    heard = self._queue.get(timeout=SILENT_SECONDS)
+                    heard = self._queue.get(SILENT_SECONDS)
                 except queue.Empty:
                     raise CaptureError(
                         f"{self.name}: no sound arrives any more; plug the stethoscope in again and restart"

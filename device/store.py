@@ -49,6 +49,7 @@ class Store:
                 f"{file}: sessions cannot be stored ({error}); check the disk or set store.path"
             ) from error
         try:
+            self._version()
             self._write("PRAGMA journal_mode=WAL")
             self._write("PRAGMA synchronous=FULL")
             self._make_tables()
@@ -67,17 +68,23 @@ class Store:
     def _make_tables(self) -> None:
         # the lock first: two devices may begin at once on one new file
         self._write("BEGIN IMMEDIATE")
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if self._version() == 0:
+            for statement in TABLES.split(";"):
+                self._write(statement)
+            self._write(f"PRAGMA user_version = {VERSION}")
+        self._write("COMMIT")
+
+    def _version(self) -> int:
+        try:
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.file}: cannot be read ({error}); set store.path to another file") from error
         if version not in (0, VERSION):
             raise StoreError(
                 f"{self.file}: written by another version (schema {version}, this one reads {VERSION}); set store.path "
                 "to another file"
             )
-        if version == 0:
-            for statement in TABLES.split(";"):
-                self._write(statement)
-            self._write(f"PRAGMA user_version = {VERSION}")
-        self._write("COMMIT")
+        return int(version)
 
     def _write(self, statement: str, *values: str | float | None) -> int:
         try:

@@ -61,7 +61,7 @@ class BundleSettings(Section):
     path: str
     """Folder or .respsam file; empty is the bundle shipped with the device."""
     precision: Literal["auto", "fp32", "int8"]
-    """Which of the bundle's models to run; auto takes int8 where the bundle has it."""
+    """Which of the bundle's models to run; auto takes the one that its maker put first."""
     threads: Annotated[int, Field(ge=1, le=256)]
     """Threads of the inference engine."""
 

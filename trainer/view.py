@@ -72,7 +72,7 @@ def interval(value: dict[str, float | None]) -> str:
 
 def readings_table(readings: Sequence[dict[str, Any]], title: str) -> Table:
     """Readings in rows: binary Se, Sp, Score and AUROC, and the exact Score; 80 columns."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1), title_style="bold")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), title_style="bold")
     for name in ("protocol", "n", "Se", "Sp", "Score [95 %]", "AUROC [95 %]", "exact"):
         table.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=True)
     for reading in readings:

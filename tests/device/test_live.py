@@ -1,0 +1,214 @@
+"""The live path from source to decision: gaps, silence, short sound, early ends; every sample accounted for."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device.bundle import SiteRule, open_bundle
+from device.classifier import Classifier
+from device.live import Auscultation, CycleResult, entry_as_json, stopped_by_signals
+from device.signal import SAMPLE_RATE, FloatArray
+from device.simulator import auscultate
+from device.sources import Block, CaptureError, DemoSource, paced
+from device.timeline import Entry
+from firmware_config.settings import QualitySettings
+from tests.device.bundle_maker import make_bundle
+
+QUALITY = QualitySettings(minimum_level_dbfs=-80.0, maximum_clipped_share=0.01)
+
+
+class Sound:
+    """Blocks as given."""
+
+    name, demo = "test", False
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._blocks = blocks
+
+    def blocks(self) -> Iterator[Block]:
+        yield from self._blocks
+
+
+class Unplugged(Sound):
+    """Sound whose microphone goes at the end."""
+
+    def blocks(self) -> Iterator[Block]:
+        yield from self._blocks
+        raise CaptureError("the microphone has gone")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    return Classifier(open_bundle(make_bundle(tmp_path_factory.mktemp("live") / "bundle")))
+
+
+def blocks_of(samples: FloatArray) -> list[Block]:
+    return list(paced(samples, fast=True))
+
+
+def finished(session: Auscultation) -> tuple[list[CycleResult], list[Entry]]:
+    happened = list(session.run())
+    return [one for one in happened if isinstance(one, CycleResult)], [
+        one for one in happened if isinstance(one, Entry)
+    ]
+
+
+def in_samples(seconds: float) -> int:
+    return round(seconds * SAMPLE_RATE)
+
+
+def test_no_cycle_crosses_a_gap_and_the_account_balances_to_the_sample(classifier: Classifier) -> None:
+    before, after = auscultate(1, 21.37).samples, auscultate(2, 17.11).samples
+    lost = 23_456
+    first, *rest = blocks_of(after)
+    sound = [*blocks_of(before), Block(first.samples, lost, "our queue was full"), *rest]
+    session = Auscultation(Sound(sound), classifier, QUALITY)
+    results, entries = finished(session)
+
+    gap = (before.size, before.size + lost)
+    spans = [(in_samples(one.start_seconds), in_samples(one.end_seconds)) for one in results]
+    assert all(end <= gap[0] or start >= gap[1] for start, end in spans)
+    assert any(end <= gap[0] for _, end in spans)
+    assert any(start >= gap[1] for start, _ in spans)
+    assert [(one.kind, one.sample, one.missing_samples) for one in entries] == [
+        ("start", 0, 0),
+        ("gap", before.size, lost),
+        ("end", before.size + lost + after.size, 0),
+    ]
+    assert (session.timeline.heard, session.timeline.missing) == (before.size + after.size, lost)
+
+    judged = np.zeros(session.timeline.position, bool)
+    for start, end in spans:
+        judged[start:end] = True
+    summary = session.summary
+    assert in_samples(summary.heard_seconds) == before.size + after.size
+    assert in_samples(summary.missing_seconds) == lost
+    assert in_samples(summary.gradable_seconds) == np.count_nonzero(judged)
+
+
+def test_cycles_after_a_gap_are_those_of_the_sound_alone(classifier: Classifier) -> None:
+    before, after = auscultate(1, 9.0).samples, auscultate(2, 20.0).samples
+    first, *rest = blocks_of(after)
+    together = Auscultation(Sound([*blocks_of(before), Block(first.samples, 160, ""), *rest]), classifier, QUALITY)
+    alone = Auscultation(Sound(blocks_of(after)), classifier, QUALITY)
+    shift = (before.size + 160) / SAMPLE_RATE
+    late = [one for one in finished(together)[0] if one.start_seconds >= shift]
+    expected = finished(alone)[0]
+    assert [one.start_seconds - shift for one in late] == pytest.approx([one.start_seconds for one in expected])
+    assert [one.judgement for one in late] == [one.judgement for one in expected]
+
+
+def test_a_note_of_the_driver_is_a_gap_even_when_nothing_is_known_to_be_lost(classifier: Classifier) -> None:
+    samples = auscultate(1, 10.0).samples
+    sound = blocks_of(samples)
+    sound[50] = Block(sound[50].samples, 0, "the driver overflowed")
+    results, entries = finished(Auscultation(Sound(sound), classifier, QUALITY))
+    at = 50 * 1600
+    assert [(one.sample, one.note) for one in entries if one.kind == "gap"] == [(at, "the driver overflowed")]
+    assert not any(in_samples(one.start_seconds) < at < in_samples(one.end_seconds) for one in results)
+
+
+def test_silence_is_poor_quality_and_never_classified(classifier: Classifier) -> None:
+    session = Auscultation(Sound(blocks_of(np.zeros(160_000, np.float32))), classifier, QUALITY)
+    results, _ = finished(session)
+    assert results
+    assert all(one.judgement is None and not one.flagged for one in results)
+    assert session.summary.verdict == "poor quality"
+    assert session.summary.probability is None
+    assert session.summary.gradable_seconds == 0.0
+    assert "too quiet" in session.summary.reasons[0]
+    assert results[0].as_json()["class"] is None
+
+
+@pytest.mark.parametrize(("seconds", "cycles"), [(0.0, 0), (0.9, 0), (2.0, 1)])
+def test_too_little_sound_is_not_enough(classifier: Classifier, seconds: float, cycles: int) -> None:
+    samples = auscultate(1, 5.0).samples[: in_samples(seconds)]
+    session = Auscultation(Sound(blocks_of(samples)), classifier, QUALITY)
+    results, _ = finished(session)
+    assert (len(results), session.summary.verdict) == (cycles, "not enough")
+    assert "listen longer" in session.summary.reasons[0]
+
+
+def test_a_site_is_flagged_by_its_rule(tmp_path: Path) -> None:
+    sound = blocks_of(auscultate(1, 20.0).samples)
+
+    def verdict(logits: tuple[float, ...], k: int) -> str:
+        rule = SiteRule(k=k, n=8, threshold=0.5, least_cycles=2)
+        bundle = open_bundle(make_bundle(tmp_path / f"{logits[0]}-{k}", logits=logits, site_rule=rule))
+        session = Auscultation(Sound(sound), Classifier(bundle), QUALITY)
+        finished(session)
+        return session.summary.verdict
+
+    assert verdict((0.0, 9.0, 0.0, 0.0), 2) == "flagged"
+    assert verdict((0.0, 9.0, 0.0, 0.0), 8) == "flagged"
+    assert verdict((9.0, 0.0, 0.0, 0.0), 1) == "nothing flagged"
+
+
+def test_a_session_ends_after_exactly_so_much_sound(classifier: Classifier) -> None:
+    session = Auscultation(Sound(blocks_of(auscultate(1, 20.0).samples)), classifier, QUALITY, seconds=7.05)
+    _, entries = finished(session)
+    assert session.timeline.position == in_samples(7.05)
+    assert entries[-1].note == "7.05 s are over"
+
+
+def test_stopping_judges_what_was_heard_and_closes_the_timeline(classifier: Classifier) -> None:
+    session = Auscultation(Sound(blocks_of(auscultate(1, 60.0).samples)), classifier, QUALITY)
+    happened = []
+    for one in session.run():
+        happened.append(one)
+        if isinstance(one, CycleResult) and one.number == 3:
+            session.stop("enough")
+    last_cycle, end = happened[-2:]
+    assert isinstance(end, Entry)
+    assert (end.kind, end.note) == ("end", "enough")
+    assert isinstance(last_cycle, CycleResult)
+    assert last_cycle.end_seconds == end.seconds
+    assert end.seconds < 10
+
+
+def test_a_microphone_that_goes_leaves_its_account_before_the_error(classifier: Classifier) -> None:
+    session = Auscultation(Unplugged(blocks_of(auscultate(1, 6.2).samples)), classifier, QUALITY)
+    happened: list[CycleResult | Entry] = []
+    with pytest.raises(CaptureError):
+        happened.extend(session.run())
+    assert isinstance(happened[-1], Entry)
+    assert happened[-1].note == "the microphone has gone"
+    assert session.summary.heard_seconds == pytest.approx(6.2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_session_at_the_next_block(classifier: Classifier, number: signal.Signals) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    class Signalled(Sound):
+        def blocks(self) -> Iterator[Block]:
+            for count, block in enumerate(self._blocks, 1):
+                if count == 40:
+                    os.kill(os.getpid(), number)
+                yield block
+
+    session = Auscultation(Signalled(blocks_of(auscultate(1, 20.0).samples)), classifier, QUALITY)
+    with stopped_by_signals(session) as came:
+        _, entries = finished(session)
+    assert came == [number]
+    assert (entries[-1].sample, entries[-1].note) == (40 * 1600, f"stopped by {number.name}")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_what_the_demo_says_of_itself(classifier: Classifier) -> None:
+    session = Auscultation(DemoSource(7, 10.0, fast=True), classifier, QUALITY)
+    results, entries = finished(session)
+    assert all(one.demo and one.as_json()["demo"] for one in results)
+    assert all(entry_as_json(one, session.source.demo)["demo"] for one in entries)
+    assert session.summary.as_json()["demo"]
+
+
+def test_verdicts_do_not_see_the_truth(classifier: Classifier) -> None:
+    demo = DemoSource(7, 20.0, fast=True)
+    told = Auscultation(demo, classifier, QUALITY)
+    untold = Auscultation(Sound(blocks_of(demo.truth.samples)), classifier, QUALITY)
+    assert [one.judgement for one in finished(told)[0]] == [one.judgement for one in finished(untold)[0]]

@@ -1,0 +1,97 @@
+"""A microphone with no hardware: a private PulseAudio whose null sink PortAudio hears as the ALSA device `virtmic`."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes.util import find_library
+from pathlib import Path
+
+import pytest
+
+NAME = "virtmic"
+# without norewinds the first 12-67 ms are lost
+SINK = ("sink_name=feed", "rate=48000", "channels=1", "format=s16le", "norewinds=1")
+STARTS_WITHIN_SECONDS = 20.0
+
+
+class VirtualMicrophone:
+    """What is played into it comes out of the microphone in real time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = {
+            "HOME": str(folder),
+            "XDG_RUNTIME_DIR": str(folder / "rt"),
+            "PULSE_RUNTIME_PATH": str(folder / "rt" / "pulse"),
+            "PULSE_STATE_PATH": str(folder / "state"),
+            "PULSE_COOKIE": str(folder / "cookie"),
+            "PULSE_CLIENTCONFIG": str(folder / "client.conf"),
+            "PULSE_SERVER": f"unix:{folder}/native",
+            "ALSA_CONFIG_PATH": str(folder / "asound.conf"),
+        }
+        (folder / "rt").mkdir(mode=0o700, parents=True)
+        (folder / "state").mkdir()
+        (folder / "client.conf").write_text("autospawn = no\n")
+        (folder / "mic.pa").write_text(
+            f"load-module module-native-protocol-unix socket={folder}/native auth-anonymous=1\n"
+            f"load-module module-null-sink {' '.join(SINK)}\n"
+        )
+        # pcm.!default must exist: without it `import sounddevice` aborts the process
+        (folder / "asound.conf").write_text(
+            "".join(
+                f'pcm.{pcm} {{ type pulse server "unix:{folder}/native" device feed.monitor '
+                'hint { show on description "virtual stethoscope" } }\n'
+                for pcm in (NAME, "!default")
+            )
+        )
+        options = "--daemonize=no --exit-idle-time=-1 --use-pid-file=no --realtime=no --high-priority=no"
+        self._server = subprocess.Popen(
+            ["pulseaudio", "-n", "-F", str(folder / "mic.pa"), *options.split(), "--log-target=stderr"],
+            env=self._all(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self) -> None:
+        """Until it answers."""
+        until = time.monotonic() + STARTS_WITHIN_SECONDS
+        while self._pactl("info").returncode != 0:
+            if time.monotonic() > until or self._server.poll() is not None:
+                pytest.skip("no virtual microphone: pulseaudio does not come up here")
+            time.sleep(0.05)
+
+    def play(self, file: Path) -> "subprocess.Popen[bytes]":
+        """Play a wav or flac file into it, in real time."""
+        return subprocess.Popen(["paplay", "--device=feed", str(file)], env=self._all())
+
+    def unplug(self) -> None:
+        """Take the device away."""
+        self._pactl("unload-module", "module-null-sink").check_returncode()
+
+    def stop(self) -> None:
+        """For good."""
+        self._server.terminate()
+        self._server.wait(timeout=10)
+
+    def _pactl(self, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(["pactl", *arguments], env=self._all(), capture_output=True, check=False)
+
+    def _all(self) -> dict[str, str]:
+        return {**os.environ, **self.environment}
+
+
+@contextmanager
+def virtual_microphone(folder: Path) -> Iterator[VirtualMicrophone]:
+    """One in an empty folder; skips the test where the machine has no PulseAudio or PortAudio."""
+    missing = [tool for tool in ("pulseaudio", "pactl", "paplay") if shutil.which(tool) is None]
+    missing += [] if find_library("portaudio") else ["PortAudio"]
+    if missing:
+        pytest.skip(f"no virtual microphone: {', '.join(missing)} not installed")
+    microphone = VirtualMicrophone(folder)
+    try:
+        microphone.wait()
+        yield microphone
+    finally:
+        microphone.stop()
