@@ -84,7 +84,8 @@ def _show(built: "Built") -> None:
         )
     console.print(table)
     console.print(
-        "fp32 is off torch, int8 off fp32; ms: one window, one thread, this machine; a CPU runs the first file"
+        "off: fp32 from torch, int8 from fp32; ms: one window, one thread, here; a CPU runs the first file",
+        soft_wrap=True,
     )
     path = built.bundle.path
     console.print(

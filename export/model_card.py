@@ -11,7 +11,8 @@ MODEL_CARD: Final = "MODEL_CARD.md"
 TEMPLATE: Final = "model_card.md"
 CORPORA: Final = {
     "sprsound": (
-        "SPRSound: children at the Shanghai Children's Medical Center, 8 kHz. The corpus is under GPL-3.0. Cite "
+        "SPRSound: children at the Shanghai Children's Medical Center, 8 kHz; p1 is left posterior, p2 left lateral, "
+        "p3 right posterior, p4 right lateral. The corpus is under GPL-3.0. Cite "
         'Q. Zhang et al., "SPRSound: Open-Source SJTU Paediatric Respiratory Sound Database", IEEE Transactions on '
         "Biomedical Circuits and Systems, 2022."
     ),
@@ -22,6 +23,7 @@ CORPORA: Final = {
     ),
     "manifest": "A corpus of its owner's, under its owner's terms.",
 }
+SCORES: Final = ("read on", "n", "Se", "Sp", "Score", "AUROC", "exact Score")
 SEEN: Final = {True: "patients seen in training", False: "patients never seen in training"}
 
 Reading = Mapping[str, Any]
@@ -32,9 +34,9 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
     """The card in Markdown; `sizes` are the files' bytes by name. It says nothing that the manifest does not hold."""
     metrics: Any = manifest.metrics
     recipe: Any = manifest.recipe
-    validation = [(reading, 1) for reading in metrics["validation"].values()]
+    validation = list(metrics["validation"].values())
     readings = _latest(metrics["readings"])
-    known = [reading for reading, _ in readings or validation]
+    known = [reading for reading, _ in readings] or validation
     template = resources.files("export").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return template.format(
         manifest=manifest,
@@ -47,10 +49,12 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         ages=_ages(manifest),
         stethoscopes=", ".join(manifest.population.stethoscopes) or "unknown",
         sites=", ".join(manifest.population.sites) or "unknown",
-        readings=_scores(readings) if readings else "No test part has been read; see the validation patients below.",
+        readings=_test_scores(readings)
+        if readings
+        else "No test part has been read; see the validation patients below.",
         protocols=_lines(f"- `{protocol}`: {text}." for protocol, text in LIES.items()),
         confounders=_confounders(known),
-        validation=_scores(validation),
+        validation=_table(SCORES, map(_scores, validation)),
         failures=_failures(known),
         sections=_lines(_section(name, recipe[name]) for name in ("optimizer", "data", "augmentation")),
         files=_table(
@@ -75,14 +79,16 @@ def _latest(readings: Sequence[Reading]) -> list[tuple[Reading, int]]:
     return [(reading, keys.count(key)) for key, reading in dict(zip(keys, readings, strict=True)).items()]
 
 
-def _scores(readings: Iterable[tuple[Reading, int]]) -> str:
-    header = ("read on", "n", "Se", "Sp", "Score", "AUROC", "exact Score", "patients", "times read")
-    rows = []
-    for reading, times in readings:
-        binary = (interval(reading["binary"][name]) for name in ("sensitivity", "specificity", "score"))
-        others = (interval(reading["auroc"]), interval(reading["exact"]["score"]))
-        rows.append((_where(reading), str(reading["n"]), *binary, *others, _patients(reading), str(times)))
-    return _table(header, rows)
+def _test_scores(readings: Iterable[tuple[Reading, int]]) -> str:
+    rows = ((*_scores(reading), _patients(reading), str(times)) for reading, times in readings)
+    return _table((*SCORES, "patients", "times read"), rows)
+
+
+def _scores(reading: Reading) -> tuple[str, ...]:
+    """Cells under SCORES."""
+    binary = (interval(reading["binary"][name]) for name in ("sensitivity", "specificity", "score"))
+    others = (interval(reading["auroc"]), interval(reading["exact"]["score"]))
+    return _where(reading), str(reading["n"]), *binary, *others
 
 
 def _where(reading: Reading) -> str:
@@ -133,11 +139,17 @@ def _commands(manifest: Manifest) -> Iterator[str]:
     yield f"respsam-trainer fit {fit} --out RUN"
     readings: Any = metrics["readings"]
     for reading, _ in _latest(readings):
-        part = "" if reading["part"] == "all" else f" --part {reading['part']}"
-        where = f"--corpus {reading['corpus']} --data DIR{part} --protocol {reading['protocol']}"
+        where = f"--corpus {reading['corpus']} --data DIR {_part(reading['part'])}--protocol {reading['protocol']}"
         yield f"respsam-trainer evaluate RUN {where}"
     options = (" --int8" if "int8" in recipe else "") + (" --prefer int8" * (manifest.files[0].precision == "int8"))
     yield f"respsam-export build RUN{options} --out BUNDLE"
+
+
+def _part(part: str) -> str:
+    """The option that takes these parts; a reading over several joins their names by +."""
+    if part == "all":
+        return ""
+    return f"--part {part if '+' not in part else 'all' if 'train' in part else 'test'} "
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

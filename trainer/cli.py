@@ -184,8 +184,8 @@ def _show_fit(facts: Any, out: Path) -> None:
     choice = facts.choice
     console.print(
         f"best epoch {choice.epoch} of {facts.epochs_done}, temperature {choice.temperature:.2f}, "
-        f"threshold {choice.cycle_threshold:.3f}; a site is flagged when {choice.site_rule.k} cycles reach "
-        f"{choice.site_rule.threshold:.3f} ({choice.segmentation.method})"
+        f"threshold {choice.cycle_threshold:.3f}; a site is flagged when {choice.site_rule.k} of {choice.site_rule.n} "
+        f"cycles reach {choice.site_rule.threshold:.3f} ({choice.segmentation.method})"
     )
     console.print(
         readings_table(list(choice.readings.values()), "validation patients (they chose the above: a little too good)")

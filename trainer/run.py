@@ -13,7 +13,7 @@ from torch import Tensor
 from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
-from trainer.corpora import Corpus, load_corpus
+from trainer.corpora import Corpus
 from trainer.model import AST
 from trainer.recipe import Recipe
 
@@ -138,14 +138,6 @@ def load_model(folder: Path, facts: RunFacts) -> AST:
     if bad:
         raise RunError(f"{folder / WEIGHTS_FILE}: NaN or infinite weights in {bad[0]}; train again")
     return model.eval()
-
-
-def validation_corpus(facts: RunFacts, data: Path | None = None) -> Corpus:
-    """The run's validation patients, read again from where the corpus was or from `data`; errors as `load_corpus`."""
-    corpus = load_corpus(
-        facts.corpus, data or Path(facts.data), part=facts.part, split=facts.split, lenient=facts.lenient, purpose="fit"
-    )
-    return only_patients(corpus, set(facts.validation_patients))
 
 
 def only_patients(corpus: Corpus, patients: set[str]) -> Corpus:

@@ -1,5 +1,6 @@
 """Finished runs in code: a tiny model with a fitted head, and what validation would choose."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,13 @@ def _settle_batch_norms(model: AST, windows: torch.Tensor) -> None:
     model.eval()
 
 
-def make_run(run: Path, data: Path, cache: Path, config: ModelConfig, model: AST | None = None) -> RunFacts:
-    """Write a finished run on the SPRSound corpus at `data`; its threshold lies in the widest gap of probabilities."""
+def make_run(
+    run: Path, data: Path, cache: Path, config: ModelConfig, change: Callable[[AST], None] = lambda model: None
+) -> RunFacts:
+    """Write a finished run on the SPRSound corpus at `data`; its threshold lies in the widest gap of probabilities.
+
+    `change` is made to the weights before the head is fitted.
+    """
     run.mkdir(parents=True)
     values = load_recipe("compact").model_dump()
     values["model"], values["front_end"] = config.model_dump(), FrontEnd(mels=MELS, high_hz=4000.0).model_dump()
@@ -85,9 +91,10 @@ def make_run(run: Path, data: Path, cache: Path, config: ModelConfig, model: AST
     corpus, audio = with_audio(load_corpus("sprsound", data, part="train"), cache)
     training, validation = split_patients(corpus, 0.4, 0)
     held = Validation(validation, audio, front_end)
-    if model is None:
-        model = make_model(config)
-        fit_head(model, held)
+    model = make_model(config)
+    with torch.no_grad():
+        change(model)
+    fit_head(model, held)
     threshold = widest_gap(abnormal_probability(held.logits(model, torch.device("cpu")), 1.5))
     facts = RunFacts(
         recipe_name="compact",

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export.build import simulated_breaths
 from export.onnx_graph import open_session, run
 from export.quantize import draw_hash, linear_layers, patient_balanced, quantize
 from tests.export.conftest import Made
@@ -63,11 +64,28 @@ def test_the_blocks_linear_layers_are_integer_and_nothing_else(made: Made) -> No
             assert not any(from_integers)
 
 
+def test_weights_are_rounded_to_the_nearest_step_of_their_column(made: Made) -> None:
+    fp32 = onnx.load_model_from_string(made.built.bundle.read("model.onnx"))
+    int8 = onnx.load_model_from_string(made.built.bundle.read("model.int8.cpu.onnx"))
+    exact, stored = (
+        {one.name: numpy_helper.to_array(one) for one in model.graph.initializer} for model in (fp32, int8)
+    )
+    for node in fp32.graph.node:
+        if node.name in linear_layers(fp32):
+            weight = exact[node.input[1]]
+            scale = stored[f"{node.input[1]}_scale"]
+            assert scale.shape == (weight.shape[1],)
+            np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / 64, rtol=0.02)
+            rounded = stored[f"{node.input[1]}_quantized"] * scale
+            assert (np.abs(rounded - weight) <= scale / 2 * 1.001).all()
+
+
 def test_int8_is_near_fp32_and_no_window_hears_its_neighbours(made: Made) -> None:
     fp32, int8 = (open_session(made.built.bundle.read(name)) for name in ("model.onnx", "model.int8.cpu.onnx"))
-    windows = windows_of(made, 6)
+    windows = np.concatenate(simulated_breaths(made.facts.front_end))
     expected, found = run(fp32, windows), run(int8, windows)
-    assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+    # 0.001 on a trained model; these heads are fitted to a dozen windows and magnify every rounding
+    assert np.linalg.norm(found - expected) < 0.2 * np.linalg.norm(expected)
     windows[1:] *= 3.0
     np.testing.assert_allclose(run(int8, windows)[:1], found[:1], atol=1e-5)
 
