@@ -1,6 +1,7 @@
 """From calibrated probabilities to verdicts: one cycle, one site. A flag is never delayed or withdrawn."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,6 +61,11 @@ def judge(logits: npt.NDArray[np.floating], temperature: float, threshold: float
     )
 
 
+def sounds(labels: Sequence[Label]) -> list[str]:
+    """The sounds in cycles of these abnormal classes, 'both' taken apart: crackle, wheeze."""
+    return sorted({sound for label in labels for sound in (("crackle", "wheeze") if label == "both" else (label,))})
+
+
 @dataclass
 class SiteDecision:
     """Running verdict of one auscultation site by k of n gradable cycles."""
@@ -104,7 +110,7 @@ class SiteDecision:
         """What was heard, or why there is no verdict, in words."""
         verdict = self.verdict
         if verdict == "flagged":
-            named = " and ".join(sorted({judgement.leading for judgement in self.over}))
+            named = " and ".join(sounds([judgement.leading for judgement in self.over]))
             return [f"{named} in {len(self.over)} of {len(self.judgements)} cycles"]
         listed = [f"{reason} ({count} cycles)" for reason, count in Counter(self.ungradable).items()]
         alone = sum(judgement.abnormal for judgement in self.judgements)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from device.bundle import SiteRule
-from device.decision import Judgement, SiteDecision, abnormal_probability, judge, softmax
+from device.decision import Judgement, SiteDecision, abnormal_probability, judge, softmax, sounds
 from device.labels import LABELS
 
 RULE = SiteRule(k=2, n=4, threshold=0.6, least_cycles=3)
@@ -104,3 +104,9 @@ def test_reasons_name_what_was_heard() -> None:
 def test_a_rule_that_cannot_be_met_is_refused() -> None:
     with pytest.raises(ValidationError, match="3 of 2 cycles in a row is impossible"):
         SiteRule(k=3, n=2, threshold=0.5, least_cycles=3)
+
+
+def test_both_is_told_as_its_two_sounds() -> None:
+    assert sounds(["both"]) == ["crackle", "wheeze"]
+    assert sounds(["both", "crackle"]) == ["crackle", "wheeze"]
+    assert sounds(["wheeze", "wheeze"]) == ["wheeze"]
