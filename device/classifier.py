@@ -12,8 +12,20 @@ from device.signal import FRAMES, FloatArray, windows
 from firmware_config.settings import BundleSettings
 
 
+def open_session(model: bytes, threads: int = 1) -> Any:
+    """An onnxruntime session of an ONNX model on the CPU; its threads are stated and never spin."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 class Classifier:
-    """A checked bundle on a CPU; threads are stated and never spin, so that capture is not starved."""
+    """A checked bundle on a CPU; its threads are few and idle ones sleep, so that capture is not starved."""
 
     def __init__(self, bundle: Bundle, precision: Literal["auto", "fp32", "int8"] = "auto", threads: int = 1) -> None:
         self.bundle = bundle
@@ -26,17 +38,8 @@ class Classifier:
     @cached_property
     def session(self) -> Any:
         """The onnxruntime session, made on first use; BundleError when the model's input or output does not fit."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(
-                self.bundle.read(self.file.path), options, providers=["CPUExecutionProvider"]
-            )
+            session = open_session(self.bundle.read(self.file.path), self.threads)
         # onnxruntime raises bare pybind exceptions without a common base
         except Exception as error:
             reason = " ".join(str(error).split())[:200]

@@ -12,7 +12,6 @@ from device.bundle import SiteRule
 from device.labels import LABELS, NORMAL, Label
 
 Verdict = Literal["flagged", "nothing flagged", "not enough", "poor quality"]
-VERDICTS: tuple[Verdict, ...] = ("flagged", "nothing flagged", "not enough", "poor quality")
 
 
 @dataclass(frozen=True)

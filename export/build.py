@@ -13,14 +13,14 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from device.bundle import ARCHIVE_SUFFIX, MANIFEST, Bundle, Manifest, ModelFile, SelfTest, open_bundle, pack
-from device.classifier import Classifier, self_test
+from device.classifier import Classifier, open_session, self_test
 from device.decision import abnormal_probability, leading_class
 from device.labels import LABELS, NORMAL, Label
 from device.signal import FloatArray, FrontEnd, windows
 from device.simulator import breath
 from export.manifest import make_manifest, read_readings
 from export.model_card import MODEL_CARD, model_card
-from export.onnx_graph import OPSET, open_session, parity, run, to_onnx
+from export.onnx_graph import OPSET, parity, run, to_onnx
 from export.quantize import CALIBRATION_WINDOWS, METHOD, draw_hash, patient_balanced, quantize
 from firmware_config.errors import GateRefused, RespSAMError
 from trainer.audio_cache import AudioCache, with_audio

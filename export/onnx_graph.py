@@ -86,18 +86,6 @@ def serialized(model: Any) -> bytes:
     return data
 
 
-def open_session(model: bytes, threads: int = 1) -> Any:
-    """An onnxruntime session on the CPU, set up as the device does."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def run(session: Any, inputs: FloatArray, batch: int = RUN_BATCH) -> FloatArray:
     """Logits (n, classes) of model inputs (n, FRAMES, mels)."""
     pieces = [session.run([OUTPUT], {INPUT: inputs[i : i + batch]})[0] for i in range(0, len(inputs), batch)]

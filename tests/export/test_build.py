@@ -14,11 +14,10 @@ import torch
 from onnx import numpy_helper
 
 from device.bundle import BundleError, open_bundle
-from device.classifier import Classifier, self_test
+from device.classifier import Classifier, open_session, self_test
 from device.labels import LABELS
 from export.build import Reporter, Served, build, make_self_test
 from export.cli import main
-from export.onnx_graph import open_session
 from firmware_config.errors import GateRefused
 from tests.conftest import REPOSITORY, RunCli
 from tests.export.conftest import Made, Workshop

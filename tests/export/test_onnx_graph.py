@@ -7,8 +7,9 @@ import onnx
 import pytest
 import torch
 
+from device.classifier import open_session
 from device.signal import FloatArray
-from export.onnx_graph import open_session, parity, run
+from export.onnx_graph import parity, run
 from tests.conftest import REPOSITORY
 from tests.export.conftest import Made
 from trainer.fit import predict

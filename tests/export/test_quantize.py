@@ -5,8 +5,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from device.classifier import open_session
 from export.build import simulated_breaths
-from export.onnx_graph import open_session, run
+from export.onnx_graph import run
 from export.quantize import draw_hash, linear_layers, patient_balanced, quantize
 from tests.export.conftest import Made
 from tests.export.test_onnx_graph import windows_of
