@@ -77,16 +77,25 @@ class Segmentation(_Part):
 
 
 class SiteRule(_Part):
-    """When a site is flagged: at least `k` of any `n` gradable cycles in a row reach `threshold`."""
+    """When a site is flagged: at least `k` of any `n` gradable cycles in a row reach `threshold`, alone or together."""
 
+    pooling: Literal["kth", "mean"] = "kth"
+    """'kth': `k` of them reach it each by itself; 'mean': the mean log-odds of `k` or more in a row reach it."""
     k: int = Field(ge=1)
-    """Cycles that must reach the threshold."""
+    """Cycles that must reach the threshold, or the fewest whose mean speaks."""
     n: int = Field(default=8, ge=1)
     """In so many in a row; without it, whoever listens longer would flag more, sick or not."""
     threshold: float = Field(ge=0.0, le=1.0)
-    """On a cycle's calibrated probability."""
+    """On a calibrated probability."""
     least_cycles: int = Field(ge=1)
     """Fewer gradable cycles than this are 'not enough' to say that nothing is flagged."""
+
+    @property
+    def in_words(self) -> str:
+        """`A site is flagged when` this."""
+        if self.pooling == "kth":
+            return f"{self.k} of any {self.n} gradable cycles in a row reach {self.threshold:.3f}"
+        return f"{self.k} to {self.n} gradable cycles in a row reach {self.threshold:.3f} together (mean log-odds)"
 
     @model_validator(mode="after")
     def _k_of_n(self) -> "SiteRule":

@@ -12,6 +12,7 @@ from device.bundle import SiteRule
 from device.labels import LABELS, NORMAL, Label
 
 Verdict = Literal["flagged", "nothing flagged", "not enough", "poor quality"]
+SUREST = 0.01  # no single cycle outweighs all others in a mean of log-odds
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,23 @@ def sounds(labels: Sequence[Label]) -> list[str]:
     return sorted({sound for label in labels for sound in (("crackle", "wheeze") if label == "both" else (label,))})
 
 
+def pooled(probability: npt.NDArray[np.float64], rule: SiteRule) -> float:
+    """One probability of k or more cycles' (count,): the k-th highest, or that of their mean log-odds."""
+    if rule.pooling == "kth":
+        return float(np.sort(probability)[-rule.k])
+    bounded = np.clip(probability, SUREST, 1.0 - SUREST)
+    return float(1.0 / (1.0 + np.exp(-np.log(bounded / (1.0 - bounded)).mean())))
+
+
 @dataclass
 class SiteDecision:
-    """Running verdict of one auscultation site by k of n gradable cycles."""
+    """Running verdict of one auscultation site by the bundle's rule over its gradable cycles."""
 
     rule: SiteRule
     judgements: list[Judgement] = field(default_factory=list)
     ungradable: list[str] = field(default_factory=list)
     probability: float | None = None
-    """The k-th highest of those n cycles in a row where it is highest: what the threshold is held against.
+    """The rule's pooled probability over those n cycles in a row where it is highest: what meets the threshold.
 
     None before k cycles. More cycles never lower it, so a flag is never withdrawn.
     """
@@ -81,9 +90,9 @@ class SiteDecision:
     def add(self, judgement: Judgement) -> None:
         """One more gradable cycle."""
         self.judgements.append(judgement)
-        latest = sorted((judgement.probability for judgement in self.judgements[-self.rule.n :]), reverse=True)
-        if len(latest) >= self.rule.k:
-            self.probability = max(self.probability or 0.0, latest[self.rule.k - 1])
+        latest = np.array([judgement.probability for judgement in self.judgements[-self.rule.n :]])
+        if latest.size >= self.rule.k:
+            self.probability = max(self.probability or 0.0, pooled(latest, self.rule))
 
     def refuse(self, reason: str) -> None:
         """One more cycle that is not gradable."""
@@ -114,7 +123,8 @@ class SiteDecision:
         listed = [f"{reason} ({count} cycles)" for reason, count in Counter(self.ungradable).items()]
         alone = sum(judgement.abnormal for judgement in self.judgements)
         if verdict == "nothing flagged" and alone:
-            needed = f"{self.rule.k} of {self.rule.n} at probability {self.rule.threshold:.2f}"
+            together = "together" if self.rule.pooling == "mean" else f"{self.rule.k} of {self.rule.n}"
+            needed = f"{together} at probability {self.rule.threshold:.2f}"
             listed.insert(0, f"{alone} of {len(self.judgements)} cycles abnormal, not enough for the site ({needed})")
         if verdict == "not enough":
             listed.insert(

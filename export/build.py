@@ -27,7 +27,7 @@ from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, load_corpus
 from trainer.fit import Validation
 from trainer.metrics import Float64Array, Rates, binary_rates, confusion
-from trainer.model import AST
+from trainer.model import AST, Ensemble
 from trainer.protocols import examples, inputs_of, worst_window
 from trainer.run import Choice, RunFacts, load_model, only_patients, read_facts
 
@@ -116,7 +116,7 @@ def build(
     reporter.busy("reading the corpus")
     training, validation, cache = read_corpus(facts, data, cache_folder, reporter)
     held = Validation(validation, cache, facts.front_end)
-    reporter.say(f"gates: {len(held.labels)} {held.protocol} of {len(validation.patients)} validation patients")
+    reporter.say(f"gates: {len(held.labels)} {held.protocol} of {len(validation.patients)} patients of the first fold")
     reporter.busy("exporting to ONNX")
     served = [export_fp32(model, facts, held, reporter)]
     how: dict[str, Any] = {}
@@ -159,13 +159,16 @@ def check_place(out: Path, force: bool) -> None:
 def read_corpus(
     facts: RunFacts, data: Path | None, cache_folder: Path, reporter: Reporter
 ) -> tuple[Corpus, Corpus, AudioCache]:
-    """The run's training and validation patients and their audio; BuildError when this is not the run's corpus."""
+    """The run's corpus, without and with only its first fold's patients, and the audio; BuildError when it is another.
+
+    That fold measures what the build changes. The other members have trained on it, so it says nothing of accuracy.
+    """
     root = data or Path(facts.data)
     if not root.exists():
         raise BuildError(f"{root}: no corpus here, and the gates need the run's; say where it is with --data")
     # The whole part, as `trainer fit` read it, so that its audio cache is found again.
     corpus = load_corpus(facts.corpus, root, part=facts.part, split=facts.split, lenient=facts.lenient, purpose="fit")
-    missing = sorted({*facts.training_patients, *facts.validation_patients} - set(corpus.patients))
+    missing = sorted(set(facts.patients) - set(corpus.patients))
     if missing:
         raise BuildError(
             f"{root}: {len(missing)} of the run's patients are not here, {missing[0]} for one; give --data the corpus "
@@ -177,11 +180,11 @@ def read_corpus(
         lenient=facts.lenient,
         progress=lambda done, total: reporter.busy(f"reading audio {done}/{total}"),
     )
-    training = only_patients(corpus, set(facts.training_patients))
-    return training, only_patients(corpus, set(facts.validation_patients)), cache
+    held_out = set(facts.held_out[0])
+    return only_patients(corpus, set(facts.patients) - held_out), only_patients(corpus, held_out), cache
 
 
-def export_fp32(model: AST, facts: RunFacts, held: Validation, reporter: Reporter) -> Served:
+def export_fp32(model: AST | Ensemble, facts: RunFacts, held: Validation, reporter: Reporter) -> Served:
     """The fp32 file; GateRefused when it does not compute what torch does."""
     data = to_onnx(model)
     session = open_session(data)
@@ -192,7 +195,7 @@ def export_fp32(model: AST, facts: RunFacts, held: Validation, reporter: Reporte
     if not difference <= LARGEST_PARITY:  # so that NaN is refused too
         raise GateRefused(f"{found}; no bundle was made")
     rates = score(run(session, held.inputs), held, facts.choice)
-    reporter.say(f"Score: fp32 {rates.score:.4f} on the validation patients' {held.protocol}")
+    reporter.say(f"Score: fp32 {rates.score:.4f} on these {held.protocol}")
     return Served("fp32", data, session, rates, difference)
 
 

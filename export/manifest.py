@@ -58,7 +58,11 @@ def make_manifest(
     choice = facts.choice
     return Manifest(
         name=name or f"{recipe_name}-{facts.corpus}",
-        architecture={**facts.recipe.model.model_dump(mode="json"), "parameters": parameters},
+        architecture={
+            **facts.recipe.model.model_dump(mode="json"),
+            "members": facts.recipe.data.members,
+            "parameters": parameters,
+        },
         labels=LABELS,
         front_end=facts.front_end,
         files=files,
@@ -68,8 +72,8 @@ def make_manifest(
         population=facts.population,
         corpus=facts.corpus,
         split=(
-            f"by patient within part '{facts.part or 'train'}' ({facts.split} split): {len(facts.training_patients)} "
-            f"patients trained, {len(facts.validation_patients)} chose epoch, temperature, threshold and site rule"
+            f"by patient within part '{facts.part or 'train'}' ({facts.split} split): {_split(facts)} chose epoch, "
+            "temperature, threshold and site rule"
         ),
         metrics={
             "validation": {protocol: _without_paths(reading) for protocol, reading in choice.readings.items()},
@@ -79,7 +83,7 @@ def make_manifest(
         recipe={
             "name": recipe_name,
             "seed": facts.seed,
-            "best_epoch": choice.epoch,
+            "best_epochs": choice.epochs,
             "epochs_done": facts.epochs_done,
             "run": facts.fingerprint,
             **facts.recipe.model_dump(mode="json", exclude={"model", "front_end"}),
@@ -92,6 +96,13 @@ def make_manifest(
         },
         self_test=self_test,
     )
+
+
+def _split(facts: RunFacts) -> str:
+    held = " / ".join(str(len(patients)) for patients in facts.held_out)
+    if len(facts.held_out) == 1:
+        return f"of {len(facts.patients)} patients {held} were held out and"
+    return f"of {len(facts.patients)} patients each of {len(facts.held_out)} models held out others ({held}), who"
 
 
 def _without_paths(reading: dict[str, Any]) -> dict[str, Any]:

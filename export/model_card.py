@@ -56,6 +56,9 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         confounders=_confounders(known),
         validation=_table(SCORES, map(_scores, validation)),
         failures=_failures(known),
+        epochs=", ".join(
+            f"{best} of {done}" for best, done in zip(recipe["best_epochs"], recipe["epochs_done"], strict=True)
+        ),
         sections=_lines(_section(name, recipe[name]) for name in ("optimizer", "data", "augmentation")),
         files=_table(
             ("file", "precision", "bytes", "sha256"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from device.signal import FloatArray
-from trainer.model import AST
+from trainer.model import AST, Ensemble
 
 OPSET: Final = 17  # the one that TensorRT 8.6 to 11 all read
 IR_VERSION: Final = 8  # opset 17's own; a newer one would shut out older runtimes for nothing
@@ -34,7 +34,7 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def to_onnx(model: AST) -> bytes:
+def to_onnx(model: AST | Ensemble) -> bytes:
     """The model in eval mode as ONNX: `windows` (batch, FRAMES, mels) to `logits` (batch, classes), any batch.
 
     The bytes depend on the weights and the libraries' versions alone. Raises onnx.checker.ValidationError on a bug.
@@ -92,7 +92,7 @@ def run(session: Any, inputs: FloatArray, batch: int = RUN_BATCH) -> FloatArray:
     return np.concatenate(pieces).astype(np.float32)
 
 
-def parity(model: AST, session: Any, inputs: FloatArray) -> float:
+def parity(model: AST | Ensemble, session: Any, inputs: FloatArray) -> float:
     """Largest |torch - ONNX| of any logit over inputs (n, FRAMES, mels), one at a time and in threes; NaN if any is."""
     worst = 0.0
     with torch.inference_mode():

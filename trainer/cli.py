@@ -85,20 +85,23 @@ def fit(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
+    members: Annotated[
+        int | None, typer.Option("--members", min=1, help="Models, each with its own held-out fold; over the recipe's.")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")
     ] = None,
     accumulation: Annotated[int | None, typer.Option("--accumulation", min=1, help="Micro-batches a step.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Train on a corpus; the best epoch, temperature, threshold and site rule come from validation patients."""
+    """Train on a corpus; the best epoch, temperature, threshold and site rule come from held-out patients."""
     from rich.console import Console
 
     from firmware_config.settings import load_settings
     from trainer.recipe import load_recipe, with_changes
 
     settings = load_settings(config)
-    changes = {"data.crops": crops, "optimizer.epochs": epochs, "optimizer.batch": batch}
+    changes = {"data.crops": crops, "data.members": members, "optimizer.epochs": epochs, "optimizer.batch": batch}
     chosen = with_changes(load_recipe(recipe), {**changes, "optimizer.accumulation": accumulation})
     console = Console(stderr=True)
     facts = _fit(
@@ -128,6 +131,7 @@ def _fit(
     from trainer.corpora import load_corpus
     from trainer.crops import TrainingCrops
     from trainer.finish import finish
+    from trainer.members import train_members
     from trainer.view import EpochView
 
     chosen_device = _device(device, settings)
@@ -137,42 +141,40 @@ def _fit(
         read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
     _show_notes(read.notes)
     fitting.write_log(out, read.notes)
-    training, validation = fitting.split_patients(read, recipe.data.validation_share, seed)
-    console.print(
-        f"{len(training.patients)} patients train ({len(training.cycles)} cycles), "
-        f"{len(validation.patients)} validate ({len(validation.cycles)} cycles); {chosen_device}"
-    )
-    plain = TrainingCrops(training, cache, recipe.front_end, recipe.data, recipe.augmentation, seed)
+    plain = TrainingCrops(read, cache, recipe.front_end, recipe.data, recipe.augmentation, seed)
     front_end = fitting.measure_normalisation(plain, recipe.front_end, seed)
-    crops = TrainingCrops(training, cache, front_end, recipe.data, recipe.augmentation, seed)
-    held = fitting.Validation(validation, cache, front_end)
-    state = fitting.Fit(recipe, crops, held, chosen_device, seed)
+    console.print(f"training on {chosen_device}")
     with EpochView(console) as view:
         try:
-            fitting.train(
-                state,
+            members = train_members(
+                recipe,
+                read,
+                cache,
+                front_end,
                 out,
-                fitting.identity(recipe, read),
+                device=chosen_device,
+                seed=seed,
                 resume=resume,
                 minutes=minutes,
                 workers=settings.training.workers,
                 watcher=view,
             )
         except KeyboardInterrupt:
-            done = state.progress.epochs_done
-            console.print(f"interrupted; {done} epochs are saved, go on with --resume")
+            console.print("interrupted; finished epochs are saved, go on with --resume")
             raise
     known = {
         "recipe_name": recipe_name,
         "recipe": recipe,
+        "front_end": front_end,
+        "seed": seed,
         "corpus": read.name,
         "data": str(data.resolve()),
         "part": part,
         "split": split,
         "lenient": lenient,
     }
-    with console.status("calibrating on the validation patients' recordings"):
-        return finish(state, out, training, validation, cache, known, settings.quality)
+    with console.status("calibrating on the held-out patients' recordings"):
+        return finish(members, out, read, cache, known, settings.quality, chosen_device)
 
 
 def _show_fit(facts: Any, out: Path) -> None:
@@ -183,12 +185,12 @@ def _show_fit(facts: Any, out: Path) -> None:
     console = Console()
     choice = facts.choice
     console.print(
-        f"best epoch {choice.epoch} of {facts.epochs_done}, temperature {choice.temperature:.2f}, "
-        f"threshold {choice.cycle_threshold:.3f}; a site is flagged when {choice.site_rule.k} of {choice.site_rule.n} "
-        f"cycles reach {choice.site_rule.threshold:.3f} ({choice.segmentation.method})"
+        f"best epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}, "
+        f"temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
+        f"a site is flagged when {choice.site_rule.in_words} ({choice.segmentation.method})"
     )
     console.print(
-        readings_table(list(choice.readings.values()), "validation patients (they chose the above: a little too good)")
+        readings_table(list(choice.readings.values()), "held-out patients (they chose the above: a little too good)")
     )
     console.print(f"run in {out}; next: respsam-export build {out} --int8 --out BUNDLE", soft_wrap=True)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from device.bundle import MANIFEST, BundleError, open_bundle
+from device.bundle import MANIFEST, BundleError, SiteRule, open_bundle
 from device.classifier import Classifier
 from device.decision import abnormal_probability, leading_class
 from device.labels import LABELS, NORMAL
@@ -34,7 +34,7 @@ from trainer.metrics import (
     patient_bootstrap,
 )
 from trainer.protocols import Protocol, examples, inputs_of, labels_of, worst_window
-from trainer.recordings import RunModel, gradable, hear, predicted_class
+from trainer.recordings import Heard, RunModel, gradable, hear, predicted_class
 from trainer.run import READINGS_FILE, RUN_FILE, RunError, RunFacts, load_model, read_facts
 
 BATCH = 64
@@ -108,7 +108,7 @@ def run_subject(model: nn.Module, facts: RunFacts, name: str, device: torch.devi
         choice.temperature,
         choice.cycle_threshold,
         facts.corpus,
-        frozenset(facts.training_patients) | frozenset(facts.validation_patients),
+        frozenset(facts.patients),
     )
 
 
@@ -149,32 +149,36 @@ def read_stretches(corpus: Corpus, cache: AudioCache, subject: Subject, protocol
     )
 
 
-def read_recordings(
-    corpus: Corpus,
-    cache: AudioCache,
-    subject: Subject,
-    quality: QualitySettings,
-    progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
-    """Outcome on whole recordings; 'not enough' and 'poor quality' verdicts are wrong on both sides."""
-    scored = gradable(corpus)
-    heard = hear(scored, cache, subject.model, quality, progress)
+def of_heard(heard: Sequence[Heard], cache: AudioCache, rule: SiteRule) -> Outcome:
+    """Outcome of whole recordings; 'not enough' and 'poor quality' verdicts are wrong on both sides."""
     predicted, probability = [], []
     for one in heard:
-        decided = one.decision(subject.model.site_rule)
+        decided = one.decision(rule)
         given = decided.verdict in ("flagged", "nothing flagged")
         predicted.append(LABELS.index(predicted_class(decided)) if given else NO_VERDICT)
         probability.append(decided.probability or 0.0)
+    recordings = [one.recording for one in heard]
     return Outcome(
-        np.array([LABELS.index(recording.label) for recording in scored], dtype=np.int64),
+        np.array([LABELS.index(recording.label) for recording in recordings], dtype=np.int64),
         np.array(predicted, dtype=np.int64),
         np.array(probability),
-        [recording.patient for recording in scored],
+        [recording.patient for recording in recordings],
         {
-            "duration": np.array([cache.seconds(recording.name) for recording in scored]),
-            "age": _ages([recording.age_years for recording in scored]),
-            "level": np.array([level_dbfs(cache[recording.name]) for recording in scored]),
+            "duration": np.array([cache.seconds(recording.name) for recording in recordings]),
+            "age": _ages([recording.age_years for recording in recordings]),
+            "level": np.array([level_dbfs(cache[recording.name]) for recording in recordings]),
         },
+    )
+
+
+def join(outcomes: Sequence[Outcome]) -> Outcome:
+    """Outcomes of several models, each on patients of its own, as one."""
+    return Outcome(
+        np.concatenate([one.true for one in outcomes]),
+        np.concatenate([one.predicted for one in outcomes]),
+        np.concatenate([one.probability for one in outcomes]),
+        [patient for one in outcomes for patient in one.patients],
+        {name: np.concatenate([one.confounders[name] for one in outcomes]) for name in outcomes[0].confounders},
     )
 
 
@@ -239,9 +243,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """One reading, as `trainer evaluate --json` prints it."""
     if protocol == "recordings":
-        outcome = read_recordings(corpus, cache, subject, quality, progress)
+        heard = hear(gradable(corpus), cache, subject.model, quality, progress)
+        outcome = of_heard(heard, cache, subject.model.site_rule)
     else:
         outcome = read_stretches(corpus, cache, subject, protocol)
+    return reading(outcome, protocol, subject, corpus)
+
+
+def reading(outcome: Outcome, protocol: Protocol, subject: Subject, corpus: Corpus) -> dict[str, Any]:
+    """What `trainer evaluate --json` prints of an outcome: its scores, and what was read."""
     parts = sorted({recording.part for recording in corpus.recordings})
     return {
         "protocol": protocol,

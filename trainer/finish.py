@@ -1,6 +1,7 @@
-"""The end of `trainer fit`: the best epoch's weights, and everything that the validation patients choose about them."""
+"""The end of `trainer fit`: the members' weights as one model, and what held-out patients choose about it."""
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ import torch
 
 from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
 from device.decision import abnormal_probability
+from device.signal import FrontEnd
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
-from trainer.evaluate import evaluate, run_subject
+from trainer.evaluate import join, of_heard, read_stretches, reading, run_subject
 from trainer.files import write_atomically
-from trainer.fit import Fit, FitError, calibrate
+from trainer.fit import calibrate
+from trainer.members import Member
 from trainer.metrics import operating_curve
-from trainer.model import AST
-from trainer.recordings import RunModel, fit_site_rule, gradable, hear, site_score
-from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, save_tensors
+from trainer.protocols import default_protocol
+from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_score
+from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, only_patients, save_tensors
 
 CURVE_ROWS = 101
 AS_GOOD = 0.02  # about the standard error of a Score on a few hundred recordings
@@ -29,41 +32,40 @@ CANDIDATES = (
     Segmentation(method="windows", window_seconds=3.5),
     Segmentation(method="windows"),
 )
-RULE = "maximises (Se + Sp) / 2 on validation patients subject to Se >= Sp"
+RULE = "maximises (Se + Sp) / 2 on held-out patients subject to Se >= Sp"
 
 
 def finish(
-    fit: Fit,
+    members: Sequence[Member],
     folder: Path,
-    training: Corpus,
-    validation: Corpus,
+    corpus: Corpus,
     cache: AudioCache,
     facts: dict[str, Any],
     quality: QualitySettings,
+    device: torch.device,
 ) -> RunFacts:
-    """Write the best epoch's weights and `run.json`; `facts` are the fields of RunFacts that the command line knows.
+    """Write the members' weights as one model and `run.json`; `facts` are the fields of RunFacts that the caller knows.
 
     Temperature and cycle threshold come from the default protocol; segmentation and site rule from whole recordings.
-    All of them from the validation patients, whose own readings are therefore a little too good, and are labelled so.
+    Each patient is judged by the member that never met it. These readings are a little too good all the same, because
+    they chose the epochs, the thresholds and the rule, and are labelled so; the mean of the members is not in them.
     """
-    if not fit.best_weights:
-        raise FitError(f"{folder}: no epoch is finished yet; give it more --minutes")
-    model = AST(fit.recipe.model).to(fit.device)
-    model.load_state_dict(fit.best_weights)
-    logits = fit.validation.logits(model, fit.device)
-    labels = fit.validation.labels
+    labels = np.concatenate([member.labels for member in members])
+    logits = np.concatenate([member.logits for member in members])
     temperature, threshold = calibrate(logits, labels)
     curve = operating_curve(labels > 0, abnormal_probability(logits, temperature))
     rows = curve[np.unique(np.linspace(0, len(curve) - 1, CURVE_ROWS).round().astype(int))]
-    segmentation, site_rule = choose_site_rule(
-        model, fit.device, validation, cache, fit.crops.front_end, (temperature, threshold), quality
+    front_end: FrontEnd = facts["front_end"]
+    segmentation, site_rule, heard = choose_site_rule(
+        members, device, cache, front_end, (temperature, threshold), quality
     )
+    protocol = default_protocol(corpus.name)
     choice = Choice(
-        epoch=fit.progress.best_epoch,
+        epochs=[member.epoch for member in members],
         temperature=temperature,
         threshold=ThresholdChoice(
             rule=RULE,
-            protocol=fit.validation.protocol,
+            protocol=protocol,
             curve=tuple((round(float(t), 6), round(float(se), 4), round(float(sp), 4)) for t, se, sp in rows),
         ),
         cycle_threshold=threshold,
@@ -73,21 +75,24 @@ def finish(
     )
     run = RunFacts(
         **facts,
-        front_end=fit.crops.front_end,
-        seed=fit.seed,
-        training_patients=list(training.patients),
-        validation_patients=list(validation.patients),
-        population=population(training),
+        patients=list(corpus.patients),
+        held_out=[list(member.held_out.patients) for member in members],
+        population=population(corpus),
         choice=choice,
-        epochs_done=fit.progress.epochs_done,
+        epochs_done=[member.epochs_done for member in members],
         versions=versions(),
     )
-    subject = run_subject(model, run, folder.resolve().name, fit.device)
-    readings = {
-        protocol: evaluate(subject, validation, cache, protocol, quality)
-        for protocol in (fit.validation.protocol, "recordings")
-        if protocol != "recordings" or scorable(validation)
-    }
+    name = folder.resolve().name
+    model = assemble([member.model for member in members])
+    served = run_subject(model, run, name, device)
+    judged = only_patients(corpus, {patient for member in members for patient in member.held_out.patients})
+    outcomes = [
+        read_stretches(member.held_out, cache, run_subject(member.model, run, name, device), protocol)
+        for member in members
+    ]
+    readings = {protocol: reading(join(outcomes), protocol, served, judged)}
+    if heard:
+        readings["recordings"] = reading(of_heard(heard, cache, site_rule), "recordings", served, judged)
     run = run.model_copy(update={"choice": choice.model_copy(update={"readings": readings})})
     save_tensors(folder / WEIGHTS_FILE, model.state_dict(), {"architecture": run.recipe.model.architecture})
     # last: a folder with run.json is a finished run
@@ -95,36 +100,33 @@ def finish(
     return run
 
 
-def scorable(corpus: Corpus) -> bool:
-    """Whether its gradable recordings hold both normal and abnormal ones."""
-    return len({recording.label == "normal" for recording in gradable(corpus)}) == 2
-
-
 def choose_site_rule(
-    model: AST,
+    members: Sequence[Member],
     device: torch.device,
-    validation: Corpus,
     cache: AudioCache,
-    front_end: Any,
+    front_end: FrontEnd,
     calibration: tuple[float, float],
     quality: QualitySettings,
-) -> tuple[Segmentation, SiteRule]:
-    """The way of cutting and the k of n that score best on the validation patients' recordings.
+) -> tuple[Segmentation, SiteRule, list[Heard]]:
+    """The way of cutting and the site rule that score best on held-out patients' recordings, and what was heard so.
 
     Without normal or abnormal recordings to fit on (a corpus of cut cycles): breath cycles, one flagged cycle flags.
     """
     temperature, threshold = calibration
     fallback = SiteRule(k=1, threshold=threshold, least_cycles=2)
-    if not scorable(validation):
-        return Segmentation(), fallback
-    reached: list[tuple[float, Segmentation, SiteRule]] = []
+    recordings = [recording for member in members for recording in gradable(member.held_out)]
+    if len({recording.label == "normal" for recording in recordings}) < 2:
+        return Segmentation(), fallback, []
+    reached: list[tuple[float, Segmentation, SiteRule, list[Heard]]] = []
     for segmentation in CANDIDATES:
-        served = RunModel(model, device, front_end, segmentation, fallback, temperature, threshold)
-        heard = hear(gradable(validation), cache, served, quality)
+        heard = []
+        for member in members:
+            served = RunModel(member.model, device, front_end, segmentation, fallback, temperature, threshold)
+            heard += hear(gradable(member.held_out), cache, served, quality)
         rule = fit_site_rule(heard, threshold)
-        reached.append((site_score(heard, rule), segmentation, rule))
-    highest = max(score for score, _, _ in reached)
-    return next((segmentation, rule) for score, segmentation, rule in reached if score >= highest - AS_GOOD)
+        reached.append((site_score(heard, rule), segmentation, rule, heard))
+    highest = max(score for score, *_ in reached)
+    return next((cut, rule, heard) for score, cut, rule, heard in reached if score >= highest - AS_GOOD)
 
 
 def population(corpus: Corpus) -> Population:

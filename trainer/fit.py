@@ -7,6 +7,7 @@ was killed goes on with `resume` to the bit-identical result of one that was not
 import dataclasses
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from trainer.run import (
     LOG_FILE,
     METRICS_FILE,
     RUN_FILE,
+    begun,
     load_tensors,
     only_patients,
     prefixed,
@@ -77,7 +79,7 @@ class Progress:
 
 def prepare_folder(folder: Path, resume: bool) -> None:
     """Make the run folder; FitError when it holds a run that would be overwritten, or cannot be written."""
-    if not resume and any((folder / name).exists() for name in (RUN_FILE, CHECKPOINT_FILE)):
+    if not resume and ((folder / RUN_FILE).exists() or begun(folder)):
         raise FitError(f"{folder}: already holds a run; go on with it by --resume, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,26 +102,36 @@ def identity(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     return {"recipe": recipe.model_dump(mode="json"), "corpus": corpus.name, "cycles": digest.hexdigest()}
 
 
-def split_patients(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus]:
-    """Training and validation parts with no patient in both, stratified by whether a patient has an abnormal cycle.
+def patient_folds(corpus: Corpus, count: int, seed: int) -> list[tuple[Corpus, Corpus]]:
+    """`count` ways of holding patients out: (training, held out), no patient in both, each held out once.
 
-    Raises FitError when either side would lack normal or abnormal cycles.
+    Stratified by class, because a fold with eighteen wheezes in it chose a threshold that wheezes did not like. Raises
+    FitError when a side would lack normal or abnormal cycles.
     """
-    abnormal = {cycle.patient for cycle in corpus.cycles if cycle.label != "normal"}
-    random = np.random.default_rng((seed, 1))
-    held: set[str] = set()
-    for stratum in (sorted(abnormal), sorted(set(corpus.patients) - abnormal)):
-        if stratum:
-            count = max(1, round(share * len(stratum)))
-            held |= set(random.permutation(stratum)[:count].tolist())
-    sides = [only_patients(corpus, set(corpus.patients) - held), only_patients(corpus, held)]
-    for side, name in zip(sides, ("training", "validation"), strict=True):
-        if len({cycle.label != "normal" for cycle in side.cycles}) < 2:
-            raise FitError(
-                f"{corpus.root}: too few patients ({len(corpus.patients)}) for a patient-wise split: the {name} side "
-                "lacks normal or abnormal cycles; add patients"
-            )
-    return sides[0], sides[1]
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    # a recording without cycles still has a patient
+    rows = [(str(cycle.label), cycle.patient) for cycle in corpus.cycles]
+    rows += [("none", recording.patient) for recording in corpus.recordings if not recording.cycles]
+    labels, patients = [label for label, _ in rows], np.array([patient for _, patient in rows])
+    few = FitError(
+        f"{corpus.root}: too few patients ({len(corpus.patients)}) for {count} patient-wise folds: one side would lack "
+        "normal or abnormal cycles; add patients or lower the recipe's folds"
+    )
+    folds = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class rarer than the folds: 'both' often is
+            divided = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, patients))
+    except ValueError as error:
+        raise few from error
+    for _, rows_held in divided:
+        held = set(patients[rows_held].tolist())
+        sides = only_patients(corpus, set(corpus.patients) - held), only_patients(corpus, held)
+        if any(len({cycle.label != "normal" for cycle in side.cycles}) < 2 for side in sides):
+            raise few
+        folds.append(sides)
+    return folds
 
 
 def measure_normalisation(crops: TrainingCrops, front_end: FrontEnd, seed: int) -> FrontEnd:

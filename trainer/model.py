@@ -4,6 +4,7 @@ The state dict is named by concept, not after another library; `tests/trainer/te
 ASTModel and holds both to the same numbers.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -184,3 +185,18 @@ class AST(nn.Module):
         states = self.tokens(windows)
         pooled = states[:, 2:].mean(dim=1) if self.config.pooling == "mean" else states[:, :2].mean(dim=1)
         return self.head(self.dropout(pooled))  # type: ignore[no-any-return]
+
+
+class Ensemble(nn.Module):
+    """Models that each held other patients out; logits (batch, classes) are the mean of theirs."""
+
+    def __init__(self, members: Sequence[AST]) -> None:
+        super().__init__()
+        self.config = members[0].config
+        self.members = nn.ModuleList(members)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        total = self.members[0](windows)
+        for member in self.members[1:]:
+            total = total + member(windows)
+        return total / len(self.members)  # type: ignore[no-any-return]

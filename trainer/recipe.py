@@ -67,8 +67,16 @@ class DataRecipe(_Section):
     """Weighted random sampling: by class, by normal against abnormal, or none."""
     draws: int = Field(default=0, ge=0)
     """Draws an epoch; 0 draws as many as there are cycles."""
-    validation_share: float = Field(default=0.15, gt=0.0, lt=0.5)
-    """Share of the training patients that choose epoch, temperature and threshold."""
+    folds: int = Field(default=5, ge=2)
+    """Patient-wise folds of the training patients; a model's own fold chooses its epoch, temperature and threshold."""
+    members: int = Field(default=1, ge=1)
+    """Models trained, each with another fold held out; the run's model is the mean of their logits."""
+
+    @model_validator(mode="after")
+    def _a_fold_each(self) -> "DataRecipe":
+        if self.members > self.folds:
+            raise ValueError(f"{self.members} members need as many folds, there are {self.folds}")
+        return self
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> "DataRecipe":

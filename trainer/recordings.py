@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording, union
 
 LEAST_CYCLES = 2  # one breath is not an examination
 LARGEST_K = 4
+POOLINGS: tuple[Literal["kth", "mean"], ...] = ("kth", "mean")
 WORTH = 0.01  # a rule that asks for more cycles has to score this much better: it flags later
 
 
@@ -121,28 +123,31 @@ def site_score(heard: Sequence[Heard], rule: SiteRule) -> float:
 
 
 def fit_site_rule(heard: Sequence[Heard], cycle_threshold: float) -> SiteRule:
-    """k and threshold that maximise (Se + Sp) / 2 on these recordings subject to Se >= Sp.
+    """Pooling, k and threshold that maximise (Se + Sp) / 2 on these recordings subject to Se >= Sp.
 
-    'Not enough' counts as wrong. For each k the threshold is chosen among the k-th highest probabilities; the smallest
-    k within a point of the best is taken. No threshold below the cycle's own: a site of normal cycles is not flagged.
+    'Not enough' counts as wrong. For each pooling and k the threshold is chosen among the sites' own probabilities;
+    the first rule within a point of the best is taken, the k-th highest before the mean, a small k before a large one.
     """
     abnormal = np.array([one.recording.label != "normal" for one in heard])
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
     reached: list[tuple[float, SiteRule]] = []
-    for k in range(1, LARGEST_K + 1):
+    for pooling, k in [(pooling, k) for pooling in POOLINGS for k in range(1, LARGEST_K + 1)]:
         least = max(LEAST_CYCLES, k)
-        reach_all = SiteRule(k=k, threshold=0.0, least_cycles=least)
+        reach_all = SiteRule(pooling=pooling, k=k, threshold=0.0, least_cycles=least)
         scores = np.array([one.decision(reach_all).probability or 0.0 for one in heard])
         values = np.unique(scores)
-        best: tuple[float, SiteRule] | None = None
         middles = (values[:-1] + values[1:]) / 2
-        for threshold in [cycle_threshold, *middles[middles > cycle_threshold]]:
+        if pooling == "kth":
+            # not below the cycle's own: a site of normal cycles is not flagged
+            middles = np.array([cycle_threshold, *middles[middles > cycle_threshold]])
+        best: tuple[float, SiteRule] | None = None
+        for threshold in middles:
             flagged = scores >= threshold
             cleared = ~flagged & (counts >= least)
             sensitivity, specificity = float(flagged[abnormal].mean()), float(cleared[~abnormal].mean())
             score = (sensitivity + specificity) / 2
             if sensitivity >= specificity and (best is None or score > best[0]):
-                best = score, SiteRule(k=k, threshold=round(float(threshold), 6), least_cycles=least)
+                best = score, reach_all.model_copy(update={"threshold": round(float(threshold), 6)})
         if best is not None:
             reached.append(best)
     # where even the lowest threshold misses more than it falsely flags, one flagged cycle flags the site

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from trainer.corpora import Corpus
-from trainer.model import AST
+from trainer.model import AST, Ensemble
 from trainer.recipe import Recipe
 
 SCHEMA = 1
@@ -37,8 +38,8 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epoch: int
-    """The best, counted from 1."""
+    epochs: list[int]
+    """Each member's best, counted from 1."""
     temperature: float
     threshold: ThresholdChoice
     cycle_threshold: float
@@ -65,11 +66,14 @@ class RunFacts(BaseModel):
     part: str | None
     split: str
     lenient: bool
-    training_patients: list[str]
-    validation_patients: list[str]
+    patients: list[str]
+    """All of the part's: trained on by every member that does not hold them out."""
+    held_out: list[list[str]]
+    """By member, the patients that it never met and was validated on."""
     population: Population
     choice: Choice
-    epochs_done: int
+    epochs_done: list[int]
+    """By member."""
     versions: dict[str, str]
 
     @property
@@ -111,11 +115,26 @@ def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
+def member_folder(folder: Path, number: int) -> Path:
+    """Where a run's member keeps its checkpoint and its metrics; members count from 0, folders from 1."""
+    return folder / f"member-{number + 1}"
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run in this folder has a checkpoint."""
+    return any(folder.glob(f"member-*/{CHECKPOINT_FILE}"))
+
+
+def assemble(members: Sequence[AST]) -> AST | Ensemble:
+    """The model that a run serves: its only member, or the mean of several."""
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
 def read_facts(folder: Path) -> RunFacts:
     """The facts of a finished run; RunError says what is missing or does not hold."""
     path = folder / RUN_FILE
     if not path.is_file():
-        if (folder / CHECKPOINT_FILE).is_file():
+        if begun(folder):
             raise RunError(f"{folder}: the run is not finished; go on with 'trainer fit … --out {folder} --resume'")
         raise RunError(f"{folder}: no run here ({RUN_FILE} is missing); make one with 'trainer fit'")
     try:
@@ -126,10 +145,10 @@ def read_facts(folder: Path) -> RunFacts:
         raise RunError(f"{path}: {key}: {problem['msg']}; the run is of another version, train again") from error
 
 
-def load_model(folder: Path, facts: RunFacts) -> AST:
+def load_model(folder: Path, facts: RunFacts) -> AST | Ensemble:
     """The finished model of a run in eval mode; keys and shapes are matched strictly."""
     tensors, _ = load_tensors(folder / WEIGHTS_FILE)
-    model = AST(facts.recipe.model)
+    model = assemble([AST(facts.recipe.model) for _ in range(facts.recipe.data.members)])
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainer.corpora.cycle import Corpus
 from trainer.protocols import WINDOW_SECONDS
 
 LIES = {
@@ -41,6 +42,15 @@ class EpochView:
     ) -> None:
         self.bar.stop()
 
+    def member_started(self, number: int, members: int, training: Corpus, held_out: Corpus) -> None:
+        """One line: who trains and who is held out."""
+        which = f"member {number + 1} of {members}: " if members > 1 else ""
+        self.console.print(
+            f"{which}{len(training.patients)} patients train ({len(training.cycles)} cycles), "
+            f"{len(held_out.patients)} are held out ({len(held_out.cycles)} cycles)",
+            highlight=False,
+        )
+
     def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
         """A new bar."""
         if self.task is not None:
@@ -55,7 +65,7 @@ class EpochView:
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """One line that stays."""
         self.console.print(
-            f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  validation Se {row['sensitivity']:.3f} "
+            f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  held out Se {row['sensitivity']:.3f} "
             f"Sp {row['specificity']:.3f} Score {row['score']:.3f} AUROC {row['auroc']:.3f}  {row['seconds']:.0f} s",
             highlight=False,
         )

@@ -63,9 +63,26 @@ def test_a_site_is_flagged_when_k_of_any_n_cycles_in_a_row_reach_the_threshold(
     assert (decision.verdict == "flagged") == any(sum(one >= 0.6 for one in row) >= k for row in rows)
 
 
-@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=20))
-def test_a_flag_is_never_withdrawn_and_its_probability_never_falls(heard: list[float | None]) -> None:
-    decision, flagged, highest = SiteDecision(RULE), False, 0.0
+@given(st.lists(st.floats(0.01, 0.99), max_size=14), st.integers(1, 3), st.integers(3, 6))
+def test_cycles_speak_together_by_the_mean_of_their_log_odds(probabilities: list[float], k: int, n: int) -> None:
+    rule = SiteRule(pooling="mean", k=k, n=n, threshold=0.6, least_cycles=k)
+    rows = [probabilities[max(0, end - n) : end] for end in range(1, len(probabilities) + 1)]
+    means = [float(scipy.special.expit(np.mean(scipy.special.logit(row)))) for row in rows if len(row) >= k]
+    if means:
+        assert decided(rule, *probabilities).probability == pytest.approx(max(means))
+    else:
+        assert decided(rule, *probabilities).probability is None
+
+
+def test_one_certain_cycle_does_not_outweigh_all_others() -> None:
+    rule = SiteRule(pooling="mean", k=3, threshold=0.5, least_cycles=3)
+    assert decided(rule, 1.0, 0.02, 0.02, 0.02, 0.02).verdict == "nothing flagged"
+
+
+@pytest.mark.parametrize("rule", [RULE, SiteRule(pooling="mean", k=2, n=4, threshold=0.6, least_cycles=3)])
+@given(heard=st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=20))
+def test_a_flag_is_never_withdrawn_and_its_probability_never_falls(rule: SiteRule, heard: list[float | None]) -> None:
+    decision, flagged, highest = SiteDecision(rule), False, 0.0
     for probability in heard:
         if probability is None:
             decision.refuse("too quiet")

@@ -80,7 +80,7 @@ def patch_made(workshop: Workshop, patch_run: Path) -> Made:
 def convolutional_made(workshop: Workshop) -> Made:
     """fp32 and int8 of the convolutional model; int8 is the default, the corpus has moved, the model has a name."""
     run, data = workshop.root / "convolutional", workshop.root / "moved"
-    facts = make_run(run, workshop.data, workshop.cache, CONVOLUTIONAL)
+    facts = make_run(run, workshop.data, workshop.cache, CONVOLUTIONAL, members=2)
     data.symlink_to(workshop.data)
     built = build(
         run,

@@ -17,10 +17,10 @@ from trainer.corpora import load_corpus
 from trainer.evaluate import evaluate, run_subject
 from trainer.files import write_atomically
 from trainer.finish import population, versions
-from trainer.fit import Validation, predict, split_patients
+from trainer.fit import Validation, patient_folds, predict
 from trainer.model import AST, ModelConfig
 from trainer.recipe import Recipe, load_recipe
-from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, save_tensors
+from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, save_tensors
 
 MELS = 24
 PATCH = ModelConfig(mels=MELS, dim=16, depth=2, heads=2, stride=16)
@@ -76,7 +76,12 @@ def _settle_batch_norms(model: AST, windows: torch.Tensor) -> None:
 
 
 def make_run(
-    run: Path, data: Path, cache: Path, config: ModelConfig, change: Callable[[AST], None] = lambda model: None
+    run: Path,
+    data: Path,
+    cache: Path,
+    config: ModelConfig,
+    change: Callable[[AST], None] = lambda model: None,
+    members: int = 1,
 ) -> RunFacts:
     """Write a finished run on the SPRSound corpus at `data`; its threshold lies in the widest gap of probabilities.
 
@@ -85,16 +90,20 @@ def make_run(
     run.mkdir(parents=True)
     values = load_recipe("compact").model_dump()
     values["model"], values["front_end"] = config.model_dump(), FrontEnd(mels=MELS, high_hz=4000.0).model_dump()
+    values["data"].update(folds=3, members=members)
     values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)
     recipe = Recipe.model_validate(values)
     front_end = recipe.front_end.model_copy(update={"mean": -6.0, "std": 3.0})
     corpus, audio = with_audio(load_corpus("sprsound", data, part="train"), cache)
-    training, validation = split_patients(corpus, 0.4, 0)
+    folds = [held_out for _, held_out in patient_folds(corpus, 3, 3)[:members]]
+    validation = folds[0]
     held = Validation(validation, audio, front_end)
-    model = make_model(config)
-    with torch.no_grad():
-        change(model)
-    fit_head(model, held)
+    made = [make_model(config, seed) for seed in range(members)]
+    for one in made:
+        with torch.no_grad():
+            change(one)
+        fit_head(one, held)
+    model = assemble(made)
     threshold = widest_gap(abnormal_probability(held.logits(model, torch.device("cpu")), 1.5))
     facts = RunFacts(
         recipe_name="compact",
@@ -106,11 +115,11 @@ def make_run(
         part="train",
         split="official",
         lenient=False,
-        training_patients=list(training.patients),
-        validation_patients=list(validation.patients),
-        population=population(training),
+        patients=list(corpus.patients),
+        held_out=[list(held_out.patients) for held_out in folds],
+        population=population(corpus),
         choice=Choice(
-            epoch=2,
+            epochs=[2] * members,
             temperature=1.5,
             threshold=ThresholdChoice(
                 rule="maximises nothing, it is a test", protocol="windows", curve=((0.5, 1.0, 0.0),)
@@ -120,7 +129,7 @@ def make_run(
             segmentation=Segmentation(),
             readings={},
         ),
-        epochs_done=5,
+        epochs_done=[5] * members,
         versions=versions(),
     )
     reading: dict[str, Any] = evaluate(

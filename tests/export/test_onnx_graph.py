@@ -13,6 +13,7 @@ from export.onnx_graph import parity, run
 from tests.conftest import REPOSITORY
 from tests.export.conftest import Made
 from trainer.fit import predict
+from trainer.model import AST
 from trainer.run import load_model
 
 
@@ -42,6 +43,7 @@ def test_parity_sees_a_changed_weight_and_a_nan(patch_made: Made) -> None:
         load_model(patch_made.run, patch_made.facts),
         open_session(patch_made.built.bundle.read("model.onnx")),
     )
+    assert isinstance(model, AST)
     windows = windows_of(patch_made, 2)
     with torch.no_grad():
         model.head.bias[2] += 0.01

@@ -49,7 +49,9 @@ def made(request: pytest.FixtureRequest) -> Made:
 def test_the_blocks_linear_layers_are_integer_and_nothing_else(made: Made) -> None:
     fp32 = onnx.load_model_from_string(made.built.bundle.read("model.onnx"))
     int8 = onnx.load_model_from_string(made.built.bundle.read("model.int8.cpu.onnx"))
-    assert len(linear_layers(fp32)) == 4 * made.facts.recipe.model.depth  # qkv, out, mlp in, mlp out
+    recipe = made.facts.recipe
+    # qkv, out, mlp in, mlp out
+    assert len(linear_layers(fp32)) == 4 * recipe.model.depth * recipe.data.members
     matrices = [numpy_helper.to_array(one) for one in int8.graph.initializer if one.data_type == onnx.TensorProto.INT8]
     matrices = [matrix for matrix in matrices if matrix.ndim == 2]
     assert len(matrices) == len(linear_layers(fp32))

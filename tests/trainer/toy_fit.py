@@ -9,7 +9,7 @@ import torch
 from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
 from trainer.crops import TrainingCrops
-from trainer.fit import Fit, Validation, identity, measure_normalisation, split_patients, train
+from trainer.fit import Fit, Validation, identity, measure_normalisation, patient_folds, train
 from trainer.recipe import Recipe, with_changes
 
 RECIPE = Recipe.model_validate(
@@ -36,7 +36,7 @@ RECIPE = Recipe.model_validate(
             "average_decay": 0.9,
             "clip_norm": 5.0,
         },
-        "data": {"crops": "random", "draws": 24, "balance": "binary", "validation_share": 0.3},
+        "data": {"crops": "random", "draws": 24, "balance": "binary", "folds": 3},
         "augmentation": {
             "cyclic_shift": True,
             "mixup": 0.3,
@@ -83,7 +83,7 @@ def toy_fit(corpus: Path, cache: Path, seed: int = 0, **changes: object) -> tupl
     """A run before its first epoch, and its identity; `changes` are `section__field` of the recipe."""
     recipe = with_changes(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
     read, held = with_audio(load_corpus("sprsound", corpus), cache)
-    training, validation = split_patients(read, recipe.data.validation_share, seed)
+    training, validation = patient_folds(read, recipe.data.folds, seed)[0]
     plain = TrainingCrops(training, held, recipe.front_end, recipe.data, recipe.augmentation, seed)
     front_end = measure_normalisation(plain, recipe.front_end, seed)
     crops = TrainingCrops(training, held, front_end, recipe.data, recipe.augmentation, seed)

@@ -1,0 +1,88 @@
+"""The models of one run: each trains with another fold of the patients held out, and is read on those alone."""
+
+import gc
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from device.signal import FloatArray, FrontEnd
+from trainer.audio_cache import AudioCache
+from trainer.corpora.cycle import Corpus
+from trainer.crops import TrainingCrops
+from trainer.fit import Fit, FitError, Validation, Watcher, identity, patient_folds, train
+from trainer.metrics import IntArray
+from trainer.model import AST
+from trainer.recipe import Recipe
+from trainer.run import member_folder
+
+SEED_STEP = 1000  # between members, so that no member of one seed repeats a member of the next
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained model, and what it says of patients whom it has never met."""
+
+    model: AST
+    held_out: Corpus
+    """Those patients."""
+    labels: IntArray
+    """Of their stretches on the corpus's default protocol, (n,)."""
+    logits: FloatArray
+    """Of the same stretches, (n, classes)."""
+    epoch: int
+    """The best, counted from 1."""
+    epochs_done: int
+
+
+class MemberWatcher(Watcher, Protocol):
+    """A Watcher that also hears which member begins."""
+
+    def member_started(self, number: int, members: int, training: Corpus, held_out: Corpus) -> None: ...
+
+
+def train_members(
+    recipe: Recipe,
+    corpus: Corpus,
+    cache: AudioCache,
+    front_end: FrontEnd,
+    folder: Path,
+    *,
+    device: torch.device,
+    seed: int,
+    resume: bool,
+    minutes: float | None,
+    workers: int,
+    watcher: MemberWatcher,
+) -> list[Member]:
+    """Train `recipe.data.members` models, one after another; each has its checkpoint, and `resume` goes on in the last.
+
+    `minutes` are shared out evenly over the members that are left. Raises FitError when a member has no whole epoch.
+    """
+    folds = patient_folds(corpus, recipe.data.folds, seed)[: recipe.data.members]
+    known = identity(recipe, corpus)
+    began = time.monotonic()
+    members = []
+    for number, (training, held_out) in enumerate(folds):
+        watcher.member_started(number, len(folds), training, held_out)
+        crops = TrainingCrops(training, cache, front_end, recipe.data, recipe.augmentation, seed + SEED_STEP * number)
+        held = Validation(held_out, cache, front_end)
+        fit = Fit(recipe, crops, held, device, seed + SEED_STEP * number)
+        share = None if minutes is None else (minutes - (time.monotonic() - began) / 60) / (len(folds) - number)
+        where = member_folder(folder, number)
+        where.mkdir(parents=True, exist_ok=True)
+        train(fit, where, known, resume=resume, minutes=share, workers=workers, watcher=watcher)
+        if not fit.best_weights:
+            raise FitError(f"{folder}: member {number + 1} has no finished epoch; raise --epochs or --minutes")
+        model = AST(recipe.model).to(device).eval()
+        model.load_state_dict(fit.best_weights)
+        progress = fit.progress
+        members.append(
+            Member(model, held_out, held.labels, held.logits(model, device), progress.best_epoch, progress.epochs_done)
+        )
+        # a fold's inputs are some hundred megabytes: gone before the next fold's are made
+        del held, fit
+        gc.collect()
+    return members
