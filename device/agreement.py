@@ -1,6 +1,6 @@
 """How the demo's verdicts agree with the simulator's truth, whatever comes out; no verdict ever sees that truth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from device.live import CycleResult
@@ -39,7 +39,7 @@ def truly_abnormal(start_seconds: float, end_seconds: float, breaths: Sequence[B
     return False
 
 
-def agreement(results: Sequence[CycleResult], breaths: Sequence[Breath]) -> Agreement:
+def agreement(results: Iterable[CycleResult], breaths: Sequence[Breath]) -> Agreement:
     """Every graded cycle against the breaths that were simulated in it."""
     graded = [
         (truly_abnormal(result.start_seconds, result.end_seconds, breaths), result.flagged)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from device.agreement import Agreement
-    from device.live import Auscultation
+    from device.live import Auscultation, CycleResult
     from device.screening import Screened
     from device.sources import Source
     from device.view import View
@@ -51,10 +51,11 @@ def listen(
     interrupted user's command says so (130).
     """
     from contextlib import ExitStack
+    from dataclasses import replace
     from signal import Signals
 
     from device.classifier import open_classifier
-    from device.live import Auscultation, stopped_by_signals
+    from device.live import Auscultation, CycleResult, stopped_by_signals
     from device.store import Recorder, Store
 
     settings = _settings(config, bundle, precision, {"store.enabled": False if no_store else None})
@@ -65,19 +66,22 @@ def listen(
     def store() -> Store:
         return Store(settings.store.file, opened.name, opened.demo, classifier.fingerprint, settings.fingerprint())
 
+    simulated: list[CycleResult] = []
     recorder = Recorder(store if settings.store.enabled else None, _warn)
     with stopped_by_signals(session) as came, ExitStack() as stack:
         views = [stack.enter_context(view) for view in _views(session, classifier.bundle.manifest.name, json_output)]
         try:
             for happened in session.run():
                 recorder.add(happened)
+                if opened.demo and isinstance(happened, CycleResult):
+                    simulated.append(replace(happened, samples=happened.samples[:0]))
                 for view in views:
                     view.show(happened)
         finally:
             # also when the microphone goes: what was heard is kept and printed before the error
             recorder.end(session.summary)
             for view in views:
-                view.end(session.summary, _agreement(opened, session))
+                view.end(session.summary, _agreement(opened, simulated))
     return INTERRUPTED if Signals.SIGINT in came else 0
 
 
@@ -166,12 +170,12 @@ def _views(session: "Auscultation", bundle_name: str, json_output: bool) -> "lis
     return [JsonView(sys.stdout, demo), *([] if sys.stdout.isatty() else live)]
 
 
-def _agreement(source: "Source", session: "Auscultation") -> "Agreement | None":
+def _agreement(source: "Source", cycles: "list[CycleResult]") -> "Agreement | None":
     """None unless the sound was simulated."""
     from device.agreement import agreement
     from device.sources import DemoSource
 
-    return agreement(session.results, source.truth.breaths) if isinstance(source, DemoSource) else None
+    return agreement(cycles, source.truth.breaths) if isinstance(source, DemoSource) else None
 
 
 def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Screened]":

@@ -1,8 +1,8 @@
 """From calibrated probabilities to verdicts: one cycle, one site. A flag is never delayed or withdrawn."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -74,60 +74,62 @@ def pooled(probability: npt.NDArray[np.float64], rule: SiteRule) -> float:
     return float(1.0 / (1.0 + np.exp(-np.log(bounded / (1.0 - bounded)).mean())))
 
 
-@dataclass
 class SiteDecision:
-    """Running verdict of one auscultation site by the bundle's rule over its gradable cycles."""
+    """Running verdict of one auscultation site by the bundle's rule over its gradable cycles, in bounded memory."""
 
-    rule: SiteRule
-    judgements: list[Judgement] = field(default_factory=list)
-    ungradable: list[str] = field(default_factory=list)
-    probability: float | None = None
-    """The rule's pooled probability over those n cycles in a row where it is highest: what meets the threshold.
+    def __init__(self, rule: SiteRule) -> None:
+        self.rule = rule
+        self.graded = 0
+        """Gradable cycles so far."""
+        self.abnormal = 0
+        """Of these, at the cycle's own threshold."""
+        self.named: Counter[Label] = Counter()
+        """Leading classes of the cycles that reach the rule's threshold."""
+        self.ungradable: Counter[str] = Counter()
+        """Why the others were not graded."""
+        self.probability: float | None = None
+        """The rule's pooled probability over those n cycles in a row where it is highest: what meets the threshold.
 
-    None before k cycles. More cycles never lower it, so a flag is never withdrawn.
-    """
+        None before k cycles. More cycles never lower it, so a flag is never withdrawn.
+        """
+        self._latest: deque[float] = deque(maxlen=rule.n)
 
     def add(self, judgement: Judgement) -> None:
         """One more gradable cycle."""
-        self.judgements.append(judgement)
-        latest = np.array([judgement.probability for judgement in self.judgements[-self.rule.n :]])
-        if latest.size >= self.rule.k:
-            self.probability = max(self.probability or 0.0, pooled(latest, self.rule))
+        self.graded += 1
+        self.abnormal += judgement.abnormal
+        if judgement.probability >= self.rule.threshold:
+            self.named[judgement.leading] += 1
+        self._latest.append(judgement.probability)
+        if len(self._latest) >= self.rule.k:
+            self.probability = max(self.probability or 0.0, pooled(np.array(self._latest), self.rule))
 
     def refuse(self, reason: str) -> None:
         """One more cycle that is not gradable."""
-        self.ungradable.append(reason)
-
-    @property
-    def over(self) -> list[Judgement]:
-        """The cycles that reach the rule's threshold."""
-        return [judgement for judgement in self.judgements if judgement.probability >= self.rule.threshold]
+        self.ungradable[reason] += 1
 
     @property
     def verdict(self) -> Verdict:
         """`flagged` outranks everything."""
         if self.probability is not None and self.probability >= self.rule.threshold:
             return "flagged"
-        if len(self.judgements) >= self.rule.least_cycles:
+        if self.graded >= self.rule.least_cycles:
             return "nothing flagged"
         # all or most of what was heard could not be graded: the remedy is another recording, not a longer one
-        return "poor quality" if len(self.ungradable) > len(self.judgements) else "not enough"
+        return "poor quality" if self.ungradable.total() > self.graded else "not enough"
 
     @property
     def reasons(self) -> list[str]:
         """What was heard, or why there is no verdict, in words."""
         verdict = self.verdict
         if verdict == "flagged":
-            named = " and ".join(sounds([judgement.leading for judgement in self.over]))
-            return [f"{named} in {len(self.over)} of {len(self.judgements)} cycles"]
-        listed = [f"{reason} ({count} cycles)" for reason, count in Counter(self.ungradable).items()]
-        alone = sum(judgement.abnormal for judgement in self.judgements)
-        if verdict == "nothing flagged" and alone:
+            named = " and ".join(sounds(list(self.named)))
+            return [f"{named} in {self.named.total()} of {self.graded} cycles"]
+        listed = [f"{reason} ({count} cycles)" for reason, count in self.ungradable.items()]
+        if verdict == "nothing flagged" and self.abnormal:
             together = "together" if self.rule.pooling == "mean" else f"{self.rule.k} of {self.rule.n}"
             needed = f"{together} at probability {self.rule.threshold:.2f}"
-            listed.insert(0, f"{alone} of {len(self.judgements)} cycles abnormal, not enough for the site ({needed})")
+            listed.insert(0, f"{self.abnormal} of {self.graded} cycles abnormal, not enough for the site ({needed})")
         if verdict == "not enough":
-            listed.insert(
-                0, f"{len(self.judgements)} gradable cycles, {self.rule.least_cycles} are needed; listen longer"
-            )
+            listed.insert(0, f"{self.graded} gradable cycles, {self.rule.least_cycles} are needed; listen longer")
         return listed

@@ -2,19 +2,25 @@
 
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from device.bundle import Segmentation, SiteRule
 from device.decision import Judgement, SiteDecision, Verdict
 from device.quality import SILENCE_DBFS, Quality, judge, level_dbfs
 from device.segmenter import Segment, Segmenter
-from device.signal import SAMPLE_RATE, FloatArray
+from device.signal import SAMPLE_RATE, FloatArray, quantise
 from device.sources import Block, CaptureError, Source
-from device.timeline import Entry, Timeline
+from device.timeline import BREAKS, Entry, Timeline
 from firmware_config.settings import QualitySettings
+
+LATEST_CYCLES = 16  # kept for the view
+PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
+WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
+FINISH_SECONDS = 1.0  # for the cycles that still wait when a session is stopped
 
 
 class Judge(Protocol):
@@ -43,8 +49,10 @@ class CycleResult:
     rhythm: float
     quality: Quality
     judgement: Judgement | None
-    inference_seconds: float
+    inference_seconds: float = field(compare=False)
     demo: bool
+    samples: FloatArray = field(repr=False, compare=False)
+    """(n,) at 16 kHz, exactly as they were judged."""
 
     @property
     def flagged(self) -> bool:
@@ -83,17 +91,20 @@ class Summary:
     cycles: int
     gradable: int
     flagged: int
+    dropped: int
     heard_seconds: float
     missing_seconds: float
+    dropped_seconds: float
     gradable_seconds: float
     reasons: tuple[str, ...]
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The account in seconds: heard, missing, gradable."""
+        """The account: heard + missing + dropped is the session's length, gradable is part of heard."""
         return {
             "heard": round(self.heard_seconds, 3),
             "missing": round(self.missing_seconds, 3),
+            "dropped": round(self.dropped_seconds, 3),
             "gradable": round(self.gradable_seconds, 3),
         }
 
@@ -109,6 +120,7 @@ class Summary:
             "cycles": self.cycles,
             "gradable": self.gradable,
             "flagged": self.flagged,
+            "dropped": self.dropped,
             "seconds": self.seconds,
             "reasons": list(self.reasons),
         }
@@ -122,7 +134,7 @@ def entry_as_json(entry: Entry, demo: bool) -> dict[str, Any]:
 class Auscultation:
     """One session at one site: iterate `run` for what happens, read `summary` at any time.
 
-    It ends with its source, after `seconds` of sound, or soon after `stop`.
+    It ends with its source, after `seconds` of sound, or soon after `stop`. Memory stays bounded however long it runs.
     """
 
     def __init__(self, source: Source, model: Judge, quality: QualitySettings, seconds: float | None = None) -> None:
@@ -132,17 +144,21 @@ class Auscultation:
         self.timeline = Timeline()
         self.segmenter = Segmenter(model.segmentation)
         self.decision = SiteDecision(model.site_rule)
-        self.results: list[CycleResult] = []
+        self.latest: deque[CycleResult] = deque(maxlen=LATEST_CYCLES)
+        self.cycles = 0
+        self.dropped_cycles = 0
         self.level_dbfs = SILENCE_DBFS
-        self._gradable_end = 0
+        self._waiting: deque[Segment] = deque()
+        self._accounted_end = 0
         self._gradable_samples = 0
 
     def run(self) -> Iterator[CycleResult | Entry]:
         """Cycles and timeline entries as they come; CaptureError, after all that was heard, when a microphone goes."""
-        yield self.timeline.start(self.source.name)
+        yield self.timeline.entry("start", self.source.name)
         try:
             for block in self.source.blocks():
                 yield from self._hear(block)
+                yield from self._judge_waiting(block.waiting_seconds)
                 if self._ending:
                     break
         except CaptureError as error:
@@ -155,38 +171,76 @@ class Auscultation:
         self._ending = note
 
     def _hear(self, block: Block) -> Iterator[CycleResult | Entry]:
-        if block.missing or block.note:
-            yield from map(self._judge, self.segmenter.flush())
-            yield self.timeline.gap(block.missing, block.note)
+        broken = bool(block.missing) or (bool(block.note) and block.kind in BREAKS)
+        if broken:
+            self._waiting.extend(self.segmenter.flush())
+            self.timeline.miss(block.missing)
+        if block.note:
+            yield self.timeline.entry(block.kind, block.note)
+        if broken:
             self.segmenter.reset(self.timeline.position)
+        samples = quantise(block.samples)
         if self._limit is not None:
-            block = replace(block, samples=block.samples[: max(0, self._limit - self.timeline.position)])
-        self.timeline.hear(block.samples.size)
-        self.level_dbfs = level_dbfs(block.samples)
-        yield from map(self._judge, self.segmenter.feed(block.samples))
+            samples = samples[: max(0, self._limit - self.timeline.position)]
+        self.timeline.hear(samples.size)
+        if samples.size:
+            self.level_dbfs = level_dbfs(samples)
+        self._waiting.extend(self.segmenter.feed(samples))
         if self._limit is not None and self.timeline.position >= self._limit:
             self.stop(f"{self._limit / SAMPLE_RATE:g} s are over")
 
+    def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
+        """All of them, unless sound comes in meanwhile: that is taken first, and the oldest cycles may be dropped."""
+        while self._waiting:
+            if self.source.live and sound_waiting_seconds > PATIENCE_SECONDS:
+                if len(self._waiting) > WAITING_CYCLES:
+                    yield self._drop("the model is slower than the breathing")
+                    continue
+                return
+            began = time.monotonic()
+            yield self._judge(self._waiting.popleft())
+            sound_waiting_seconds += time.monotonic() - began
+
     def _finish(self, note: str) -> Iterator[CycleResult | Entry]:
-        yield from map(self._judge, self.segmenter.flush())
+        self._waiting.extend(self.segmenter.flush())
         self.segmenter.reset(self.timeline.position)
-        yield self.timeline.end(note)
+        until = time.monotonic() + FINISH_SECONDS
+        while self._waiting:
+            if self.source.live and time.monotonic() > until:
+                yield self._drop("the session was stopped before the model came to it")
+            else:
+                yield self._judge(self._waiting.popleft())
+        yield self.timeline.entry("end", note)
+
+    def _unaccounted(self, segment: Segment) -> int:
+        """Samples of a segment that no earlier one had; overlapping windows share samples, and each counts once."""
+        new = max(0, segment.end - max(segment.start, self._accounted_end))
+        self._accounted_end = max(self._accounted_end, segment.end)
+        return new
+
+    def _drop(self, reason: str) -> Entry:
+        segment = self._waiting.popleft()
+        self.dropped_cycles += 1
+        samples = self._unaccounted(segment)
+        self.timeline.drop(samples)
+        span = f"{segment.start_seconds:.1f}-{segment.end_seconds:.1f} s"
+        return self.timeline.entry("dropped", f"cycle at {span} not judged: {reason}")
 
     def _judge(self, segment: Segment) -> CycleResult:
         quality = judge(segment.samples, self.quality.minimum_level_dbfs, self.quality.maximum_clipped_share)
         judgement, seconds = None, 0.0
+        new = self._unaccounted(segment)
         if quality.gradable:
             began = time.perf_counter()
             judgement = self.model.judge(segment.samples)
             seconds = time.perf_counter() - began
             self.decision.add(judgement)
-            # overlapping windows share samples; each counts once
-            self._gradable_samples += max(0, segment.end - max(segment.start, self._gradable_end))
-            self._gradable_end = max(self._gradable_end, segment.end)
+            self._gradable_samples += new
         else:
             self.decision.refuse(quality.reason)
+        self.cycles += 1
         result = CycleResult(
-            len(self.results) + 1,
+            self.cycles,
             segment.start_seconds,
             segment.end_seconds,
             segment.kind,
@@ -195,25 +249,27 @@ class Auscultation:
             judgement,
             seconds,
             self.source.demo,
+            segment.samples,
         )
-        self.results.append(result)
+        self.latest.append(result)
         return result
 
     @property
     def summary(self) -> Summary:
         """The session so far."""
-        gradable = [result for result in self.results if result.judgement is not None]
         return Summary(
             source=self.source.name,
             demo=self.source.demo,
             bundle=self.model.fingerprint,
             verdict=self.decision.verdict,
             probability=self.decision.probability,
-            cycles=len(self.results),
-            gradable=len(gradable),
-            flagged=sum(result.flagged for result in gradable),
+            cycles=self.cycles,
+            gradable=self.decision.graded,
+            flagged=self.decision.abnormal,
+            dropped=self.dropped_cycles,
             heard_seconds=self.timeline.heard / SAMPLE_RATE,
             missing_seconds=self.timeline.missing / SAMPLE_RATE,
+            dropped_seconds=self.timeline.dropped / SAMPLE_RATE,
             gradable_seconds=self._gradable_samples / SAMPLE_RATE,
             reasons=tuple(self.decision.reasons),
         )

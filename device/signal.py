@@ -35,6 +35,7 @@ FFT_SAMPLES = 512
 FRAMES = 1 + (WINDOW_SAMPLES - FRAME_SAMPLES) // HOP_SAMPLES  # 798
 BLOCK_FRAMES = exact_div(FRAMES, 7)  # 114
 PREEMPHASIS = 0.97
+INT24: Final = 1 << 23  # full scale of a 24-bit sample
 MEL_FLOOR = 1.192092955078125e-07  # float32 epsilon, kaldi's log floor
 SEAM_SAMPLES = exact_div(SAMPLE_RATE * 10, 1000)  # 160: 10 ms cross-fade
 
@@ -76,6 +77,11 @@ class FrontEnd(BaseModel):
         if self.low_hz >= self.high_hz:
             raise ValueError(f"low_hz {self.low_hz} is not below high_hz {self.high_hz}")
         return self
+
+
+def quantise(samples: FloatArray) -> FloatArray:
+    """Samples on the grid of 24-bit integers, so that what is stored as FLAC is exactly what was judged."""
+    return np.round(np.clip(samples, -1.0, 1.0 - 1.0 / INT24) * INT24).astype(np.float32) / np.float32(INT24)
 
 
 def resample(samples: FloatArray, sample_rate: float, target_rate: float = SAMPLE_RATE) -> FloatArray:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from device.signal import SAMPLE_RATE, FloatArray, exact_div
+from device.timeline import Kind
 from firmware_config.errors import RespSAMError
 
 SILENT_SECONDS = 2.0  # a microphone that gives nothing for so long has gone
@@ -25,18 +26,23 @@ class CaptureError(RespSAMError):
 
 @dataclass(frozen=True)
 class Block:
-    """Sound as it comes; `missing` samples at 16 kHz were lost right before it."""
+    """Sound as it comes, perhaps none; `missing` samples at 16 kHz were lost right before it."""
 
     samples: FloatArray
     missing: int = 0
+    kind: Kind = "gap"
+    """What happened right before it, when `note` says that something did."""
     note: str = ""
+    waiting_seconds: float = 0.0
+    """Sound that has come in after this block and was not taken yet; only where sound does not wait for us."""
 
 
 class Source(Protocol):
-    """A stream of blocks with a name; `demo` sound is no patient's."""
+    """A stream of blocks with a name; `demo` sound is no patient's, `live` sound does not wait for its listener."""
 
     name: str
     demo: bool
+    live: bool
 
     def blocks(self) -> Iterator[Block]:
         """The sound, in order, until it ends."""
@@ -48,10 +54,12 @@ def paced(samples: FloatArray, fast: bool) -> Iterator[Block]:
     began = time.monotonic()
     for start in range(0, samples.size, BLOCK_SAMPLES):
         block = samples[start : start + BLOCK_SAMPLES]
+        late = 0.0
         if not fast:
             # a block can be heard only once it has been said
-            time.sleep(max(0.0, began + (start + block.size) / SAMPLE_RATE - time.monotonic()))
-        yield Block(block)
+            late = time.monotonic() - began - (start + block.size) / SAMPLE_RATE
+            time.sleep(max(0.0, -late))
+        yield Block(block, waiting_seconds=max(0.0, late))
 
 
 class FileSource:
@@ -65,7 +73,7 @@ class FileSource:
 
         self.name = str(path)
         self.samples = resample(*read_audio(path))
-        self.fast = fast
+        self.fast, self.live = fast, not fast
 
     def blocks(self) -> Iterator[Block]:
         """The whole recording."""
@@ -82,7 +90,7 @@ class DemoSource:
 
         self.name = f"demo (simulated auscultation, seed {seed})"
         self.truth = auscultate(seed, seconds)
-        self.fast = fast
+        self.fast, self.live = fast, not fast
 
     def blocks(self) -> Iterator[Block]:
         """The whole auscultation."""
@@ -143,7 +151,7 @@ class BoundedQueue:
 class MicrophoneSource:
     """A PortAudio input, for as long as it gives sound."""
 
-    demo = False
+    demo, live = False, True
 
     def __init__(self, device: str, sample_rate: int, channel: int, block_seconds: float, queue_seconds: float) -> None:
         self._sounddevice = sounddevice = _portaudio()
@@ -203,7 +211,7 @@ class MicrophoneSource:
                     # a new one after a gap: the old one would smear one side into the other
                     resampler = soxr.ResampleStream(self.sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
                 samples = np.asarray(resampler.resample_chunk(heard.samples), dtype=np.float32)
-                yield Block(samples, round(lost * SAMPLE_RATE / self.sample_rate), ", ".join(notes))
+                yield Block(samples, round(lost * SAMPLE_RATE / self.sample_rate), "overflow", ", ".join(notes))
                 before = heard
 
 

@@ -1,11 +1,13 @@
-"""Every sample has a number: what was heard, what was missing, and what happened in between."""
+"""Every sample has a number: what was heard, what was missing or dropped, and what happened in between."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from device.signal import SAMPLE_RATE
 
-Kind = Literal["start", "gap", "end"]
+Kind = Literal["start", "lost", "back", "gap", "overflow", "restart", "clip", "mute", "rate", "dropped", "end"]
+BREAKS: Final[frozenset[Kind]] = frozenset({"lost", "back", "gap", "overflow", "restart"})
+"""The sound before and after does not belong together: no cycle crosses these."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Entry:
     sample: int
     kind: Kind
     missing_samples: int = 0
+    """Of a loss's end: all that it cost."""
     note: str = ""
 
     @property
@@ -25,35 +28,36 @@ class Entry:
 
 @dataclass
 class Timeline:
-    """Account of one session's samples; `heard + missing` is always the position."""
+    """Account of one session's samples: `heard + missing + dropped` is always the position."""
 
     heard: int = 0
+    """Arrived, and were offered to the model."""
     missing: int = 0
-    entries: list[Entry] = field(default_factory=list)
+    """Never arrived."""
+    dropped: int = 0
+    """Arrived, but in cycles that the model had no time for: unheard too."""
+    _losing: int = 0
 
     @property
     def position(self) -> int:
         """Number of the next sample."""
-        return self.heard + self.missing
-
-    def start(self, note: str) -> Entry:
-        """The session begins."""
-        return self._add(Entry(self.position, "start", note=note))
+        return self.heard + self.missing + self.dropped
 
     def hear(self, samples: int) -> None:
         """So many samples arrived."""
         self.heard += samples
 
-    def gap(self, samples: int, note: str) -> Entry:
-        """So many samples were lost; no cycle may cross this place."""
-        entry = self._add(Entry(self.position, "gap", samples, note))
+    def drop(self, samples: int) -> None:
+        """So many that had arrived were never judged."""
+        self.heard -= samples
+        self.dropped += samples
+
+    def miss(self, samples: int) -> None:
+        """So many samples were lost; the entry that ends the loss names their sum."""
         self.missing += samples
-        return entry
+        self._losing += samples
 
-    def end(self, note: str) -> Entry:
-        """The session ends."""
-        return self._add(Entry(self.position, "end", note=note))
-
-    def _add(self, entry: Entry) -> Entry:
-        self.entries.append(entry)
-        return entry
+    def entry(self, kind: Kind, note: str) -> Entry:
+        """Something happened here."""
+        lost, self._losing = (self._losing, 0) if kind in BREAKS else (0, self._losing)
+        return Entry(self.position, kind, lost, note)

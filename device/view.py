@@ -65,7 +65,7 @@ def cycle_line(result: CycleResult) -> str:
 
 def entry_line(entry: Entry, demo: bool) -> str:
     """One timeline entry in one line."""
-    what = {"start": "listening to", "gap": "GAP", "end": "end:"}[entry.kind]
+    what = {"start": "listening to", "end": "end:"}.get(entry.kind, entry.kind.upper())
     lost = f" {entry.missing_samples / SAMPLE_RATE:.2f} s missing" if entry.missing_samples else ""
     note = f"{',' if lost else ''} {entry.note}" if entry.note else ""
     return f"{_mark(demo)}      {clock(entry.seconds)}  {what}{lost}{note}"
@@ -77,8 +77,8 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
     likely = "" if summary.probability is None else f" (probability {summary.probability:.2f})"
     account = (
         f"{summary.cycles} cycles, {summary.gradable} graded, {summary.flagged} flagged; "
-        f"{summary.heard_seconds:.1f} s heard, {summary.missing_seconds:.1f} s missing, "
-        f"{summary.gradable_seconds:.1f} s gradable"
+        f"{summary.heard_seconds:.1f} s heard ({summary.gradable_seconds:.1f} s gradable), "
+        f"{summary.missing_seconds:.1f} s missing, {summary.dropped_seconds:.1f} s dropped"
     )
     lines = [f"verdict: {summary.verdict.upper()}{likely}", *(f"  {reason}" for reason in summary.reasons), account]
     if agreement is not None:
@@ -151,8 +151,8 @@ class LiveView:
         self._live.stop()
 
     def show(self, happened: CycleResult | Entry) -> None:
-        """A gap stays above the page; the rest the page shows by itself."""
-        if isinstance(happened, Entry) and happened.kind == "gap":
+        """What happened to the sound stays above the page; the rest the page shows by itself."""
+        if isinstance(happened, Entry) and happened.kind not in ("start", "end"):
             self.console.print(entry_line(happened, self.session.source.demo), highlight=False, markup=False)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
@@ -170,7 +170,7 @@ class LiveView:
         return Panel(parts, title=title, title_align="left", border_style="dim", width=self.console.width - 3)
 
     def _header(self, summary: Summary) -> RenderableType:
-        rate = respiratory_rate(self.session.results)
+        rate = respiratory_rate(list(self.session.latest))
         window = self.session.model.segmentation.window_seconds
         breathing = f"no rhythm, windows of {window:g} s" if rate is None else f"{rate:.0f} breaths a minute"
         level = self.session.level_dbfs
@@ -189,7 +189,7 @@ class LiveView:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for name in ("DEMO",) * self.session.source.demo + ("#", "from - to", "cut", "probability", "class", ""):
             table.add_column("" if name == "DEMO" else name, no_wrap=True, justify="right" if name == "#" else "left")
-        shown = self.session.results[-rows:]
+        shown = list(self.session.latest)[-rows:]
         for result in shown:
             table.add_row(*self._row(result))
         for _ in range(rows - len(shown)):

@@ -1,7 +1,7 @@
 """The `recordings` protocol: whole recordings through the device's own live path, and the site rule fitted on it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording, union
 
 LEAST_CYCLES = 2  # one breath is not an examination
 LARGEST_K = 4
+UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
 POOLINGS: tuple[Literal["kth", "mean"], ...] = ("kth", "mean")
 WORTH = 0.01  # a rule that asks for more cycles has to score this much better: it flags later
 
@@ -55,7 +56,7 @@ class RunModel:
 class CachedSource:
     """A cached recording as a source of the live path."""
 
-    demo = False
+    demo = live = False
 
     def __init__(self, name: str, samples: FloatArray) -> None:
         self.name, self.samples = name, samples
@@ -99,9 +100,8 @@ def hear(
     heard = []
     for done, recording in enumerate(recordings, 1):
         session = Auscultation(CachedSource(recording.name, cache[recording.name]), model, quality)
-        for _ in session.run():
-            pass
-        heard.append(Heard(recording, tuple(session.results)))
+        results = [replace(one, samples=UNHEARD) for one in session.run() if isinstance(one, CycleResult)]
+        heard.append(Heard(recording, tuple(results)))
         if progress is not None:
             progress(done, len(recordings))
     return heard
@@ -111,7 +111,7 @@ def predicted_class(decided: SiteDecision) -> str:
     """The class that a site's verdict names: the union of its flagged cycles' classes, else normal."""
     if decided.verdict != "flagged":
         return "normal"
-    return union([judgement.leading for judgement in decided.over])
+    return union(list(decided.named))
 
 
 def site_score(heard: Sequence[Heard], rule: SiteRule) -> float:

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from device.bundle import SiteRule, open_bundle
 from device.classifier import Classifier
+from device.decision import Judgement
 from device.live import Auscultation, CycleResult, entry_as_json, stopped_by_signals
 from device.signal import SAMPLE_RATE, FloatArray
 from device.simulator import auscultate
@@ -26,8 +29,8 @@ class Sound:
 
     name, demo = "test", False
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: Sequence[Block], live: bool = False) -> None:
+        self._blocks, self.live = blocks, live
 
     def blocks(self) -> Iterator[Block]:
         yield from self._blocks
@@ -65,7 +68,7 @@ def test_no_cycle_crosses_a_gap_and_the_account_balances_to_the_sample(classifie
     before, after = auscultate(1, 21.37).samples, auscultate(2, 17.11).samples
     lost = 23_456
     first, *rest = blocks_of(after)
-    sound = [*blocks_of(before), Block(first.samples, lost, "our queue was full"), *rest]
+    sound = [*blocks_of(before), Block(first.samples, lost, "overflow", "our queue was full"), *rest]
     session = Auscultation(Sound(sound), classifier, QUALITY)
     results, entries = finished(session)
 
@@ -76,7 +79,7 @@ def test_no_cycle_crosses_a_gap_and_the_account_balances_to_the_sample(classifie
     assert any(start >= gap[1] for start, _ in spans)
     assert [(one.kind, one.sample, one.missing_samples) for one in entries] == [
         ("start", 0, 0),
-        ("gap", before.size, lost),
+        ("overflow", before.size + lost, lost),
         ("end", before.size + lost + after.size, 0),
     ]
     assert (session.timeline.heard, session.timeline.missing) == (before.size + after.size, lost)
@@ -93,7 +96,7 @@ def test_no_cycle_crosses_a_gap_and_the_account_balances_to_the_sample(classifie
 def test_cycles_after_a_gap_are_those_of_the_sound_alone(classifier: Classifier) -> None:
     before, after = auscultate(1, 9.0).samples, auscultate(2, 20.0).samples
     first, *rest = blocks_of(after)
-    together = Auscultation(Sound([*blocks_of(before), Block(first.samples, 160, ""), *rest]), classifier, QUALITY)
+    together = Auscultation(Sound([*blocks_of(before), Block(first.samples, 160), *rest]), classifier, QUALITY)
     alone = Auscultation(Sound(blocks_of(after)), classifier, QUALITY)
     shift = (before.size + 160) / SAMPLE_RATE
     late = [one for one in finished(together)[0] if one.start_seconds >= shift]
@@ -105,10 +108,10 @@ def test_cycles_after_a_gap_are_those_of_the_sound_alone(classifier: Classifier)
 def test_a_note_of_the_driver_is_a_gap_even_when_nothing_is_known_to_be_lost(classifier: Classifier) -> None:
     samples = auscultate(1, 10.0).samples
     sound = blocks_of(samples)
-    sound[50] = Block(sound[50].samples, 0, "the driver overflowed")
+    sound[50] = Block(sound[50].samples, 0, "overflow", "the driver overflowed")
     results, entries = finished(Auscultation(Sound(sound), classifier, QUALITY))
     at = 50 * 1600
-    assert [(one.sample, one.note) for one in entries if one.kind == "gap"] == [(at, "the driver overflowed")]
+    assert [(one.sample, one.note) for one in entries if one.kind == "overflow"] == [(at, "the driver overflowed")]
     assert not any(in_samples(one.start_seconds) < at < in_samples(one.end_seconds) for one in results)
 
 
@@ -212,3 +215,79 @@ def test_verdicts_do_not_see_the_truth(classifier: Classifier) -> None:
     told = Auscultation(demo, classifier, QUALITY)
     untold = Auscultation(Sound(blocks_of(demo.truth.samples)), classifier, QUALITY)
     assert [one.judgement for one in finished(told)[0]] == [one.judgement for one in finished(untold)[0]]
+
+
+def test_a_loss_is_told_when_it_begins_and_summed_when_it_ends(classifier: Classifier) -> None:
+    first, *rest = blocks_of(auscultate(1, 6.0).samples)
+    nothing = first.samples[:0]
+    away = [Block(nothing, 0, "lost", "no sound"), Block(nothing, 8000), Block(nothing, 8000)]
+    session = Auscultation(
+        Sound([first, *away, Block(rest[0].samples, 123, "back", "again"), *rest[1:]]), classifier, QUALITY
+    )
+    entries = finished(session)[1]
+    at = first.samples.size
+    assert [(one.kind, one.sample, one.missing_samples) for one in entries[1:-1]] == [
+        ("lost", at, 0),
+        ("back", at + 16_123, 16_123),
+    ]
+    assert (session.timeline.heard, session.timeline.missing) == (96_000, 16_123)
+
+
+def test_a_word_about_the_sound_breaks_no_cycle(classifier: Classifier) -> None:
+    sound = blocks_of(auscultate(1, 20.0).samples)
+    told = [Block(one.samples, 0, "clip", "overloaded") if n == 77 else one for n, one in enumerate(sound)]
+    with_word, without = (Auscultation(Sound(blocks), classifier, QUALITY) for blocks in (told, sound))
+    results, entries = finished(with_word)
+    assert results == finished(without)[0]
+    assert [one.kind for one in entries] == ["start", "clip", "end"]
+
+
+def test_what_is_judged_lies_on_the_grid_of_24_bits(classifier: Classifier) -> None:
+    results, _ = finished(Auscultation(Sound(blocks_of(auscultate(1, 9.0).samples)), classifier, QUALITY))
+    for result in results:
+        scaled = result.samples.astype(np.float64) * 2**23
+        assert np.array_equal(scaled, np.round(scaled))
+
+
+class Slow(Classifier):
+    """A model that takes longer than a breath: a loaded board."""
+
+    def judge(self, samples: FloatArray) -> Judgement:
+        time.sleep(0.4)
+        return super().judge(samples)
+
+
+class Clocked(Sound):
+    """Sound that comes in at ten times the pace of a clock, whether or not it is taken."""
+
+    def blocks(self) -> Iterator[Block]:
+        began = time.monotonic()
+        for number, block in enumerate(self._blocks, 1):
+            late = 10 * (time.monotonic() - began) - number / 10
+            time.sleep(max(0.0, -late / 10))
+            yield replace(block, waiting_seconds=max(0.0, late))
+
+
+def test_a_model_slower_than_breathing_drops_the_oldest_cycles_and_counts_them(tmp_path: Path) -> None:
+    sound = blocks_of(auscultate(1, 60.0).samples)
+    slow = Slow(open_bundle(make_bundle(tmp_path / "bundle")))
+    session = Auscultation(Clocked(sound, live=True), slow, QUALITY)
+    results, entries = finished(session)
+    dropped = [one for one in entries if one.kind == "dropped"]
+    assert len(dropped) == session.summary.dropped > 0
+    assert results, "the youngest cycles are judged"
+    assert "slower than the breathing" in dropped[0].note
+    timeline = session.timeline
+    assert timeline.heard + timeline.dropped == 60 * SAMPLE_RATE, "no sample is lost"
+    assert timeline.missing == 0
+    assert session.summary.dropped_seconds > 0
+    # what is dropped is unheard: it can not be gradable as well
+    assert session.summary.gradable_seconds <= session.summary.heard_seconds
+
+
+def test_a_recording_waits_for_a_slow_model(tmp_path: Path) -> None:
+    sound = blocks_of(auscultate(1, 12.0).samples)
+    slow = Slow(open_bundle(make_bundle(tmp_path / "bundle")))
+    session = Auscultation(Clocked(sound, live=False), slow, QUALITY)
+    finished(session)
+    assert (session.summary.dropped, session.timeline.dropped) == (0, 0)
