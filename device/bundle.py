@@ -51,14 +51,24 @@ class ModelFile(_Part):
 
 
 class ThresholdChoice(_Part):
-    """How the cycle threshold was chosen."""
+    """How a threshold was chosen."""
 
     rule: str
     """In words."""
     protocol: str
     """The reading it was chosen on."""
     curve: tuple[tuple[float, float, float], ...]
-    """Rows (threshold, sensitivity, specificity) on the validation patients."""
+    """Rows (threshold, sensitivity, specificity) on held-out patients, thresholds ascending."""
+
+    def at_sensitivity(self, wanted: float) -> float:
+        """The highest threshold that reached this sensitivity on the held-out patients; BundleError where none did."""
+        reached = [threshold for threshold, sensitivity, _ in self.curve if sensitivity >= wanted]
+        if not reached:
+            highest = max((sensitivity for _, sensitivity, _ in self.curve), default=0.0)
+            raise BundleError(
+                f"sensitivity {wanted:g} was never reached on {self.protocol}, {highest:g} at most; ask for less"
+            )
+        return max(reached)
 
 
 class Segmentation(_Part):
@@ -151,6 +161,8 @@ class Manifest(_Part):
     """Where the threshold came from."""
     site_rule: SiteRule
     """From cycles to a site's verdict."""
+    site_threshold: ThresholdChoice | None = None
+    """Where the site rule's threshold came from; null where no whole recordings were annotated."""
     segmentation: Segmentation
     """From the stream to cycles."""
     population: Population

@@ -27,13 +27,26 @@ def open_session(model: bytes, threads: int = 1) -> Any:
 class Classifier:
     """A checked bundle on a CPU; its threads are few and idle ones sleep, so that capture is not starved."""
 
-    def __init__(self, bundle: Bundle, precision: Literal["auto", "fp32", "int8"] = "auto", threads: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: Literal["auto", "fp32", "int8"] = "auto",
+        threads: int = 1,
+        sensitivity: float = 0.0,
+    ) -> None:
+        """`sensitivity` sets the thresholds at which held-out patients reached it; 0 keeps the bundle's own."""
         self.bundle = bundle
         self.file = bundle.file(precision)
         self.threads = threads
         self.fingerprint = bundle.fingerprint
-        self.segmentation = bundle.manifest.segmentation
-        self.site_rule = bundle.manifest.site_rule
+        manifest = bundle.manifest
+        self.segmentation = manifest.segmentation
+        self.site_rule, self.threshold = manifest.site_rule, self.file.threshold
+        if sensitivity:
+            self.threshold = manifest.threshold.at_sensitivity(sensitivity)
+            sites = manifest.site_threshold
+            threshold = self.threshold if sites is None else sites.at_sensitivity(sensitivity)
+            self.site_rule = self.site_rule.model_copy(update={"threshold": threshold})
 
     @cached_property
     def session(self) -> Any:
@@ -62,12 +75,13 @@ class Classifier:
         """One cycle (n,) at 16 kHz; the windows of a long one run one by one, as batching changes the last bits."""
         inputs = windows(samples, self.bundle.manifest.front_end)
         logits = np.concatenate([self.logits(inputs[i : i + 1]) for i in range(len(inputs))])
-        return judge(logits, self.file.temperature, self.file.threshold)
+        return judge(logits, self.file.temperature, self.threshold)
 
 
 def open_classifier(settings: BundleSettings) -> Classifier:
     """The bundle that the settings choose, checked and loaded; BundleError when anything about it does not hold."""
-    classifier = Classifier(open_bundle(settings.chosen or DEFAULT_BUNDLE), settings.precision, settings.threads)
+    bundle = open_bundle(settings.chosen or DEFAULT_BUNDLE)
+    classifier = Classifier(bundle, settings.precision, settings.threads, settings.sensitivity)
     _ = classifier.session  # a model that does not load is an error now, not at the first breath
     return classifier
 

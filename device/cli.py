@@ -24,6 +24,12 @@ INTERRUPTED = 130
 app = application("Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.")
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder or .respsam; else the shipped one.")]
+SensitivityOption = Annotated[
+    float | None,
+    typer.Option(
+        "--sensitivity", min=0.0, max=1.0, help="Take the thresholds at which held-out patients reached this."
+    ),
+]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8.")]
 
 
@@ -42,6 +48,11 @@ def listen(
     ] = False,
     fast: Annotated[bool, typer.Option("--fast", help="A file or the demo without waiting.")] = False,
     seconds: Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop after so much sound.")] = None,
+    age: Annotated[float | None, typer.Option("--age", min=0.0, max=120.0, help="The patient's age in years.")] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")
+    ] = None,
+    sensitivity: SensitivityOption = None,
     no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this session.")] = False,
     config: ConfigOption = None,
 ) -> int:
@@ -56,12 +67,16 @@ def listen(
 
     from device.classifier import open_classifier
     from device.live import Auscultation, CycleResult, stopped_by_signals
+    from device.population import Subject, not_validated
     from device.store import Recorder, Store
 
-    settings = _settings(config, bundle, precision, {"store.enabled": False if no_store else None})
+    flags = {"store.enabled": False if no_store else None, "bundle.sensitivity": sensitivity}
+    settings = _settings(config, bundle, precision, flags)
     classifier = open_classifier(settings.bundle)
     opened = _source(source, fast, seconds, settings)
-    session = Auscultation(opened, classifier, settings.quality, seconds)
+    subject = Subject(age, site, opened.highest_hz, live=source == "mic")
+    outside = not_validated(classifier.bundle.manifest, subject)
+    session = Auscultation(opened, classifier, settings.quality, seconds, outside)
 
     def store() -> Store:
         return Store(settings.store.file, opened.name, opened.demo, classifier.fingerprint, settings.fingerprint())
@@ -91,6 +106,7 @@ def screen(
     bundle: BundleOption = None,
     precision: PrecisionOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object a recording on stdout.")] = False,
+    sensitivity: SensitivityOption = None,
     config: ConfigOption = None,
 ) -> int:
     """Give each recording a verdict, as fast as possible.
@@ -103,7 +119,7 @@ def screen(
     from device.screening import find_recordings
     from device.screening import screen as screened
 
-    settings = _settings(config, bundle, precision, {})
+    settings = _settings(config, bundle, precision, {"bundle.sensitivity": sensitivity})
     recordings = find_recordings(paths)
     counts: Counter[str] = Counter()
     for one in _with_progress(screened(recordings, settings.bundle, settings.quality), len(recordings)):

@@ -97,6 +97,8 @@ class Summary:
     dropped_seconds: float
     gradable_seconds: float
     reasons: tuple[str, ...]
+    not_validated: tuple[str, ...]
+    """Why this subject is outside of what the model was validated on."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -123,6 +125,7 @@ class Summary:
             "dropped": self.dropped,
             "seconds": self.seconds,
             "reasons": list(self.reasons),
+            "not_validated": list(self.not_validated),
         }
 
 
@@ -137,8 +140,16 @@ class Auscultation:
     It ends with its source, after `seconds` of sound, or soon after `stop`. Memory stays bounded however long it runs.
     """
 
-    def __init__(self, source: Source, model: Judge, quality: QualitySettings, seconds: float | None = None) -> None:
-        self.source, self.model, self.quality = source, model, quality
+    def __init__(
+        self,
+        source: Source,
+        model: Judge,
+        quality: QualitySettings,
+        seconds: float | None = None,
+        not_validated: tuple[str, ...] = (),
+    ) -> None:
+        """`not_validated` says why nobody knows how good this session's verdict is; it stands in every summary."""
+        self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
         self.timeline = Timeline()
@@ -272,6 +283,7 @@ class Auscultation:
             dropped_seconds=self.timeline.dropped / SAMPLE_RATE,
             gradable_seconds=self._gradable_samples / SAMPLE_RATE,
             reasons=tuple(self.decision.reasons),
+            not_validated=self.not_validated,
         )
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from device.audio import SUFFIXES, AudioError, ChannelWarning
 from device.classifier import Classifier
-from device.live import Auscultation, Judge, Summary
+from device.live import Auscultation, Summary
+from device.population import Subject, not_validated
 from device.sources import FileSource
 from firmware_config.settings import BundleSettings, QualitySettings
 
@@ -38,7 +39,9 @@ class Screened:
         full = self.summary.as_json()
         return {
             "recording": str(self.recording),
-            **{name: full[name] for name in ("verdict", "probability", "cycles", "seconds", "reasons")},
+            **{
+                name: full[name] for name in ("verdict", "probability", "cycles", "seconds", "reasons", "not_validated")
+            },
         }
 
 
@@ -61,9 +64,11 @@ def find_recordings(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def screen_recording(path: Path, model: Judge, quality: QualitySettings) -> Summary:
+def screen_recording(path: Path, model: Classifier, quality: QualitySettings) -> Summary:
     """One recording, as fast as possible, exactly as `listen --fast` hears it; AudioError when it cannot be read."""
-    session = Auscultation(FileSource(path, fast=True), model, quality)
+    source = FileSource(path, fast=True)
+    outside = not_validated(model.bundle.manifest, Subject(highest_hz=source.highest_hz))
+    session = Auscultation(source, model, quality, not_validated=outside)
     for _ in session.run():
         pass
     return session.summary

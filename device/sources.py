@@ -44,6 +44,11 @@ class Source(Protocol):
     demo: bool
     live: bool
 
+    @property
+    def highest_hz(self) -> float | None:
+        """Half its own sample rate: nothing above it is heard; None while unknown."""
+        ...
+
     def blocks(self) -> Iterator[Block]:
         """The sound, in order, until it ends."""
         ...
@@ -72,7 +77,8 @@ class FileSource:
         from device.signal import resample
 
         self.name = str(path)
-        self.samples = resample(*read_audio(path))
+        samples, sample_rate = read_audio(path)
+        self.samples, self.highest_hz = resample(samples, sample_rate), sample_rate / 2
         self.fast, self.live = fast, not fast
 
     def blocks(self) -> Iterator[Block]:
@@ -83,7 +89,7 @@ class FileSource:
 class DemoSource:
     """A simulated auscultation; `truth` is for the report at the end alone, no verdict sees it."""
 
-    demo = True
+    demo, highest_hz = True, SAMPLE_RATE / 2
 
     def __init__(self, seed: int, seconds: float, *, fast: bool = False) -> None:
         from device.simulator import auscultate
@@ -152,6 +158,7 @@ class MicrophoneSource:
     """A PortAudio input, for as long as it gives sound."""
 
     demo, live = False, True
+    highest_hz: float | None = None
 
     def __init__(self, device: str, sample_rate: int, channel: int, block_seconds: float, queue_seconds: float) -> None:
         self._sounddevice = sounddevice = _portaudio()

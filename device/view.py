@@ -18,12 +18,13 @@ from device.signal import SAMPLE_RATE
 from device.timeline import Entry
 
 ROWS = 10
-LINES_AROUND_ROWS = 13  # frame, header, table head, footer, and one for the cursor: 23 of a terminal's 24 lines
+LINES_AROUND_ROWS = 14  # frame, header, table head, footer, and one for the cursor: 23 of a terminal's 24 lines
 BAR_CELLS = 10
 METER_DBFS = (-80.0, 0.0)
 REFRESHES_PER_SECOND = 8
 RATE_BREATHS = 5
 RATE_CYCLES = 8  # a rhythm older than so many cycles is no longer shown
+NOT_VALIDATED = "NOT VALIDATED for this subject"
 AID = "screening aid, not a diagnosis"
 # blue and orange: the pair that red-green blindness leaves apart
 STYLES = {"flagged": "bold orange1", "nothing flagged": "bold dodger_blue1"}
@@ -81,6 +82,8 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
         f"{summary.missing_seconds:.1f} s missing, {summary.dropped_seconds:.1f} s dropped"
     )
     lines = [f"verdict: {summary.verdict.upper()}{likely}", *(f"  {reason}" for reason in summary.reasons), account]
+    if summary.not_validated:
+        lines.append(f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}")
     if agreement is not None:
         lines.append(str(agreement))
     return [f"{mark}{line}" for line in [*lines, AID]]
@@ -217,7 +220,8 @@ class LiveView:
             f"{summary.gradable_seconds:.1f} s gradable; {summary.flagged} of {summary.gradable} cycles flagged",
             style="dim",
         )
-        return Group(line, why, account)
+        outside = f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else ""
+        return Group(line, why, Text(outside, style="bold", no_wrap=True, overflow="ellipsis"), account)
 
     def _bar(self, share: float, cells: int) -> str:
         filled = round(cells * min(max(share, 0.0), 1.0))

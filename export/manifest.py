@@ -68,6 +68,7 @@ def make_manifest(
         files=files,
         threshold=choice.threshold,
         site_rule=choice.site_rule,
+        site_threshold=choice.site_threshold,
         segmentation=choice.segmentation,
         population=facts.population,
         corpus=facts.corpus,

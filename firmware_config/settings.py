@@ -64,6 +64,8 @@ class BundleSettings(Section):
     """Which of the bundle's models to run; auto takes the one that its maker put first."""
     threads: Annotated[int, Field(ge=1, le=256)]
     """Threads of the inference engine."""
+    sensitivity: Annotated[float, Field(ge=0.0, le=1.0)]
+    """Thresholds at which held-out patients reached this sensitivity; 0 keeps the bundle's own."""
 
     @property
     def chosen(self) -> Path | None:

@@ -19,7 +19,7 @@ from trainer.evaluate import join, of_heard, read_stretches, reading, run_subjec
 from trainer.files import write_atomically
 from trainer.fit import calibrate
 from trainer.members import Member
-from trainer.metrics import operating_curve
+from trainer.metrics import BoolArray, Float64Array, operating_curve
 from trainer.protocols import default_protocol
 from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_score
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, only_patients, save_tensors
@@ -53,8 +53,6 @@ def finish(
     labels = np.concatenate([member.labels for member in members])
     logits = np.concatenate([member.logits for member in members])
     temperature, threshold = calibrate(logits, labels)
-    curve = operating_curve(labels > 0, abnormal_probability(logits, temperature))
-    rows = curve[np.unique(np.linspace(0, len(curve) - 1, CURVE_ROWS).round().astype(int))]
     front_end: FrontEnd = facts["front_end"]
     segmentation, site_rule, heard = choose_site_rule(
         members, device, cache, front_end, (temperature, threshold), quality
@@ -66,10 +64,11 @@ def finish(
         threshold=ThresholdChoice(
             rule=RULE,
             protocol=protocol,
-            curve=tuple((round(float(t), 6), round(float(se), 4), round(float(sp), 4)) for t, se, sp in rows),
+            curve=_curve(labels > 0, abnormal_probability(logits, temperature)),
         ),
         cycle_threshold=threshold,
         site_rule=site_rule,
+        site_threshold=_site_threshold(heard, site_rule),
         segmentation=segmentation,
         readings={},
     )
@@ -127,6 +126,21 @@ def choose_site_rule(
         reached.append((site_score(heard, rule), segmentation, rule, heard))
     highest = max(score for score, *_ in reached)
     return next((cut, rule, heard) for score, cut, rule, heard in reached if score >= highest - AS_GOOD)
+
+
+def _curve(abnormal: BoolArray, probability: Float64Array) -> tuple[tuple[float, float, float], ...]:
+    """The operating curve at about a hundred thresholds."""
+    curve = operating_curve(abnormal, probability)
+    rows = curve[np.unique(np.linspace(0, len(curve) - 1, CURVE_ROWS).round().astype(int))]
+    return tuple((round(float(t), 6), round(float(se), 4), round(float(sp), 4)) for t, se, sp in rows)
+
+
+def _site_threshold(heard: Sequence[Heard], rule: SiteRule) -> ThresholdChoice | None:
+    if not heard:
+        return None
+    abnormal = np.array([one.recording.label != "normal" for one in heard])
+    probability = np.array([one.decision(rule).probability or 0.0 for one in heard])
+    return ThresholdChoice(rule=RULE, protocol="recordings", curve=_curve(abnormal, probability))
 
 
 def population(corpus: Corpus) -> Population:

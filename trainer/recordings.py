@@ -57,6 +57,7 @@ class CachedSource:
     """A cached recording as a source of the live path."""
 
     demo = live = False
+    highest_hz = None
 
     def __init__(self, name: str, samples: FloatArray) -> None:
         self.name, self.samples = name, samples

@@ -44,6 +44,7 @@ class Choice(BaseModel):
     threshold: ThresholdChoice
     cycle_threshold: float
     site_rule: SiteRule
+    site_threshold: ThresholdChoice | None
     segmentation: Segmentation
     readings: dict[str, Any]
     """What the validation patients read with all of this, by protocol, each as `trainer evaluate --json`."""

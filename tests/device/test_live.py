@@ -27,7 +27,7 @@ QUALITY = QualitySettings(minimum_level_dbfs=-80.0, maximum_clipped_share=0.01)
 class Sound:
     """Blocks as given."""
 
-    name, demo = "test", False
+    name, demo, highest_hz = "test", False, None
 
     def __init__(self, blocks: Sequence[Block], live: bool = False) -> None:
         self._blocks, self.live = blocks, live

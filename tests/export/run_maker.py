@@ -125,6 +125,7 @@ def make_run(
                 rule="maximises nothing, it is a test", protocol="windows", curve=((0.5, 1.0, 0.0),)
             ),
             cycle_threshold=threshold,
+            site_threshold=None,
             site_rule=SiteRule(k=2, threshold=threshold, least_cycles=2),
             segmentation=Segmentation(),
             readings={},

@@ -1,0 +1,39 @@
+"""Whom a verdict was never validated for: subjects and sound outside of what the bundle's model was trained on."""
+
+from dataclasses import dataclass
+
+from device.bundle import Manifest
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is known of whom the device listens to, and of what it listens with; None where it was not said."""
+
+    age_years: float | None = None
+    site: str | None = None
+    """Auscultation site, in the corpus's words."""
+    highest_hz: float | None = None
+    """Half the source's own sample rate: nothing above it is heard."""
+    live: bool = False
+    """A patient is there to be asked."""
+
+
+def not_validated(manifest: Manifest, subject: Subject) -> tuple[str, ...]:
+    """Why a verdict on this subject is outside of what was validated, in words; empty where nothing speaks against it.
+
+    A recording's unknown age is no reason, a live patient's is: it can be asked.
+    """
+    known, reasons = manifest.population, []
+    youngest, oldest = known.youngest_years, known.oldest_years
+    if youngest is not None and oldest is not None:
+        trained = f"the model knows {youngest:g} to {oldest:g} years"
+        if subject.age_years is None:
+            reasons += [f"age not given, {trained}"] if subject.live else []
+        elif not youngest <= subject.age_years <= oldest:
+            reasons.append(f"age {subject.age_years:g}, {trained}")
+    if subject.site is not None and known.sites and subject.site not in known.sites:
+        reasons.append(f"site {subject.site}, the model knows {', '.join(known.sites)}")
+    needed = manifest.front_end.high_hz
+    if subject.highest_hz is not None and subject.highest_hz < needed:
+        reasons.append(f"sound up to {subject.highest_hz:g} Hz only, the model listens up to {needed:g} Hz")
+    return tuple(reasons)
