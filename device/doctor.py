@@ -1,0 +1,184 @@
+"""What is wrong with this device, in words: the sound's way from the socket to the store, one check after another."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from device.capture import CaptureError, Device, find_device, input_devices
+from device.quality import level_dbfs
+from firmware_config.errors import RespSAMError
+from firmware_config.settings import BundleSettings, Settings, StoreSettings
+
+LISTENING_SECONDS = 1.0
+PATIENCE_SECONDS = 6.0  # for that second of sound
+FREE_BYTES = (50e6, 1e9)  # less than the first fails, less than the second is worth a warning
+HOT_CELSIUS = 85.0  # a Jetson slows down at about 97
+BUILT_IN_YEAR = 2025  # a clock before it was never set
+LOW_BATTERY_PERCENT = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    check: str
+    state: Literal["ok", "warning", "FAIL"]
+    found: str
+    """What was found, and what to do where it is not ok."""
+
+    def as_json(self) -> dict[str, str]:
+        """One object of `doctor --json`."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.state:<7}  {self.check:<11}  {self.found}"
+
+
+def device_line(device: Device) -> str:
+    """One input in one line."""
+    channels = f"{device['channels']} channel{'s' if device['channels'] != 1 else ''}"
+    default = "  (default)" if device["default"] else ""
+    return f"{device['name']}  {channels}, {device['sample_rate']} Hz, {device['host_api']}{default}"
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check in the sound's order; none of them raises."""
+    yield from _microphone(settings)
+    yield _access_to_sound()
+    yield from _bundle(settings.bundle)
+    yield from _store(settings.store)
+    yield _clock()
+    yield from board()
+
+
+def _microphone(settings: Settings) -> Iterator[Finding]:
+    check, audio = "audio stack", settings.audio
+    try:
+        devices = input_devices()
+        hosts = ", ".join(sorted({one["host_api"] for one in devices})) or "no host"
+        yield Finding(check, "ok", f"PortAudio answers ({hosts})")
+        check = "microphone"
+        yield Finding(check, "ok", device_line(find_device(devices, audio.device)))
+        check = "sound"
+        yield _sound(settings)
+    except CaptureError as error:
+        yield Finding(check, "FAIL", str(error))
+
+
+def _sound(settings: Settings) -> Finding:
+    """One second of it."""
+    from device.signal import SAMPLE_RATE
+    from device.sources import SILENCE, MicrophoneSource
+
+    source, samples, told = MicrophoneSource(settings.audio), SILENCE, list[str]()
+    until = time.monotonic() + PATIENCE_SECONDS
+    with closing(source.blocks()) as blocks:
+        for block in blocks:
+            samples = np.concatenate([samples, block.samples])
+            told += [block.note] * bool(block.note)
+            if samples.size >= LISTENING_SECONDS * SAMPLE_RATE or time.monotonic() > until:
+                break
+    if samples.size < LISTENING_SECONDS * SAMPLE_RATE:
+        return Finding("sound", "FAIL", "; ".join(told) or f"{source.name} gives no sound: plug it in again")
+    if samples.min() == samples.max():
+        return Finding("sound", "warning", "complete silence: the microphone is muted, or nothing is plugged into it")
+    level = level_dbfs(samples)
+    told += ["very quiet: turn the gain up, or check the cable"] * (level < settings.quality.minimum_level_dbfs)
+    return Finding("sound", "warning" if told else "ok", "; ".join([f"{level:.1f} dBFS", *told]))
+
+
+def _access_to_sound() -> Finding:
+    cards = sorted(Path("/dev/snd").glob("pcm*c"))
+    closed = [str(card) for card in cards if not os.access(card, os.R_OK | os.W_OK)]
+    if closed:
+        advice = "add the user to the group audio ('sudo usermod -aG audio USER') and log in again"
+        return Finding("permissions", "FAIL", f"no access to {', '.join(closed)}; {advice}")
+    return Finding("permissions", "ok", f"{len(cards)} sound cards with an input, all open to this user")
+
+
+def _bundle(settings: BundleSettings) -> Iterator[Finding]:
+    import onnxruntime
+
+    from device.classifier import open_classifier, self_test
+
+    try:
+        classifier = open_classifier(settings)
+        worst = self_test(classifier)
+    except RespSAMError as error:
+        yield Finding("bundle", "FAIL", str(error))
+    else:
+        manifest = classifier.bundle.manifest
+        tested = f"self-test of {len(manifest.self_test.seeds)} breaths within {worst:.4f}"
+        yield Finding("bundle", "ok", f"{manifest.name} ({classifier.fingerprint[:12]}), {tested}")
+    providers = ", ".join(onnxruntime.get_available_providers())
+    yield Finding("engine", "ok", f"onnxruntime {onnxruntime.__version__} ({providers})")
+
+
+def _store(settings: StoreSettings) -> Iterator[Finding]:
+    folder = settings.file.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not settings.enabled:
+        yield Finding("store", "ok", "nothing is kept (store.enabled = false)")
+    elif folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        yield Finding("store", "ok", str(settings.file))
+    else:
+        yield Finding("store", "FAIL", f"{folder} cannot be written to; set store.path or change its owner")
+    free = shutil.disk_usage(folder).free
+    if free >= FREE_BYTES[1]:
+        yield Finding("disk", "ok", f"{free / 1e9:.1f} GB free")
+    else:
+        little = f"only {free / 1e6:.0f} MB free at {folder}; delete what is not needed"
+        yield Finding("disk", "FAIL" if free < FREE_BYTES[0] else "warning", little)
+
+
+def _clock() -> Finding:
+    now, before = datetime.now().astimezone(), time.monotonic()
+    time.sleep(0.01)
+    if time.monotonic() <= before:
+        return Finding("clock", "FAIL", "the monotonic clock stands still; restart the machine")
+    if now.year < BUILT_IN_YEAR:
+        return Finding("clock", "warning", f"{now:%Y-%m-%d %H:%M} was never set; 'sudo timedatectl set-ntp true'")
+    return Finding("clock", "ok", f"{now:%Y-%m-%d %H:%M %Z}")
+
+
+def board(root: Path = Path("/")) -> Iterator[Finding]:
+    """Heat and power, as far as the kernel below `root` shows them."""
+    zones = [_number(file) for file in sorted(root.glob("sys/class/thermal/thermal_zone*/temp"))]
+    celsius = [value / 1000 for value in zones if value is not None]
+    if not celsius:
+        yield Finding("heat", "ok", "no temperature is shown here")
+    elif max(celsius) >= HOT_CELSIUS:
+        yield Finding("heat", "warning", f"{max(celsius):.0f} °C: it will slow down; let air to it")
+    else:
+        yield Finding("heat", "ok", f"{max(celsius):.0f} °C")
+    supplies = root.glob("sys/class/power_supply/*/capacity")
+    percent = [value for value in map(_number, supplies) if value is not None]
+    # where a Jetson keeps its power mode, as in "pmode:0002"
+    mode = _text(root / "var/lib/nvpmodel/status")
+    shown = [f"battery {value:.0f} %" for value in percent] + [f"Jetson power mode {mode.split(':')[-1]}"] * bool(mode)
+    low = bool(percent) and min(percent) < LOW_BATTERY_PERCENT
+    said = ", ".join(shown) or "mains, or not shown here"
+    yield Finding("power", "warning" if low else "ok", f"{said}; plug it in" if low else said)
+
+
+def _number(file: Path) -> float | None:
+    try:
+        return float(_text(file))
+    except ValueError:
+        return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:  # a sensor may be switched off
+        return ""
