@@ -22,11 +22,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
-.PHONY: help listen test lint format clean device-environment test-environment system-packages
+.PHONY: help listen test soak lint format clean device-environment test-environment system-packages
 
 help:
 	@echo "make listen   set up the device and run it on the built-in demo auscultation (ARGS=... for more options)"
 	@echo "make test     set up everything, then check format, lint and types and run the tests (ARGS=... for pytest)"
+	@echo "make soak     the tests of unplugged microphones, killed processes and damaged files in full length"
 	@echo "make lint     check format, lint and types"
 	@echo "make format   format the code"
 	@echo "make clean    remove the environments and caches"
@@ -37,6 +38,10 @@ listen: device-environment
 test: system-packages lint
 	@echo "== pytest"
 	@$(TEST)/bin/python -m pytest $(ARGS)
+
+# The faults of a month in an hour: every repetition of the tests that .ci/run runs in a shortened form.
+soak: system-packages test-environment
+	@RESPSAM_SOAK=1 $(TEST)/bin/python -m pytest tests/device $(ARGS)
 
 lint: test-environment
 	@echo "== ruff format --check"

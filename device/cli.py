@@ -2,18 +2,22 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from firmware_config.command_line import ConfigOption, application, run
+from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from device.agreement import Agreement
-    from device.live import Auscultation, CycleResult
+    from device.classifier import Classifier
+    from device.live import Auscultation, CycleResult, Summary
+    from device.population import Subject
     from device.screening import Screened
+    from device.sessions import Cells
     from device.sources import Source
     from device.view import View
     from firmware_config.settings import Settings
@@ -22,6 +26,8 @@ PROGRAM = "respsam-device"
 INTERRUPTED = 130
 
 app = application("Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.")
+sessions = typer.Typer(help="List, show, export and delete what is stored.", rich_markup_mode=None)
+app.add_typer(sessions, name="sessions")
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder or .respsam; else the shipped one.")]
 SensitivityOption = Annotated[
@@ -30,6 +36,8 @@ SensitivityOption = Annotated[
         "--sensitivity", min=0.0, max=1.0, help="Take the thresholds at which held-out patients reached this."
     ),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+SessionArgument = Annotated[int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION")]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8.")]
 
 
@@ -61,30 +69,100 @@ def listen(
     Ctrl-C and SIGTERM end the session with its summary; a service that is stopped has done its work (exit 0), an
     interrupted user's command says so (130).
     """
-    from contextlib import ExitStack
-    from dataclasses import replace
-    from signal import Signals
-
     from device.classifier import open_classifier
-    from device.live import Auscultation, CycleResult, stopped_by_signals
-    from device.population import Subject, not_validated
-    from device.store import Recorder, Store
+    from device.population import Subject
 
     flags = {"store.enabled": False if no_store else None, "bundle.sensitivity": sensitivity}
     settings = _settings(config, bundle, precision, flags)
     classifier = open_classifier(settings.bundle)
     opened = _source(source, fast, seconds, settings)
     subject = Subject(age, site, opened.highest_hz, live=source == "mic")
+    _, interrupted = _auscultate(opened, classifier, settings, subject, seconds, json_output)
+    return INTERRUPTED if interrupted else 0
+
+
+@app.command()
+def exam(
+    sites: Annotated[list[str], typer.Option("--site", help="A site that the exam needs; give every one.")],
+    age: Annotated[float | None, typer.Option("--age", min=0.0, max=120.0, help="The patient's age in years.")] = None,
+    source: Annotated[str, typer.Option("--source", help="mic or demo.")] = "mic",
+    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="Sound at each site.")] = 20.0,
+    bundle: BundleOption = None,
+    precision: PrecisionOption = None,
+    json_output: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, an exam object last.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="The demo without waiting.")] = False,
+    sensitivity: SensitivityOption = None,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this exam.")] = False,
+    config: ConfigOption = None,
+) -> int:
+    """Listen at several sites, one after another, and say what they come to together.
+
+    One flagged site flags the exam; nothing is flagged only when every site was heard well enough. On a terminal it
+    waits for Enter before each site, and sites without an answer are offered again.
+    """
+    import json
+
+    from device.classifier import open_classifier
+    from device.exam import Exam, left
+    from device.live import Summary
+    from device.population import Subject
+    from device.view import exam_lines
+
+    if source not in ("mic", "demo"):
+        raise typer.BadParameter(f"{source!r} is neither mic nor demo", param_hint="--source")
+    flags = {"store.enabled": False if no_store else None, "bundle.sensitivity": sensitivity}
+    settings = _settings(config, bundle, precision, flags)
+    classifier = open_classifier(settings.bundle)
+    required, heard = tuple(dict.fromkeys(sites)), dict[str, Summary]()
+    asked, interrupted = sys.stdin.isatty(), False
+    waiting = list(required)
+    while waiting and not interrupted:
+        for number, site in enumerate(waiting, 1):
+            if asked:
+                typer.prompt(f"{number} of {len(waiting)}: stethoscope on {site}, then Enter", "", show_default=False)
+            opened = _source(source, fast, seconds, settings, required.index(site))
+            subject = Subject(age, site, opened.highest_hz, live=source == "mic")
+            summary, interrupted = _auscultate(opened, classifier, settings, subject, seconds, json_output)
+            heard[site] = summary
+            if interrupted:
+                break
+        waiting = left(required, heard)
+        if not (asked and waiting and not interrupted and typer.confirm(f"again at {', '.join(waiting)}?")):
+            break
+    whole = Exam(required, heard)
+    if json_output:
+        typer.echo(json.dumps(whole.as_json()))
+    else:
+        for line in exam_lines(whole, source == "demo"):
+            typer.echo(line)
+    return INTERRUPTED if interrupted else 0
+
+
+def _auscultate(
+    opened: "Source",
+    classifier: "Classifier",
+    settings: "Settings",
+    subject: "Subject",
+    seconds: float | None,
+    json_output: bool,
+) -> "tuple[Summary, bool]":
+    """One session at one site, shown and stored; its summary, and whether the user interrupted it."""
+    from contextlib import ExitStack
+    from dataclasses import replace
+    from signal import Signals
+
+    from device.live import Auscultation, CycleResult, stopped_by_signals
+    from device.population import not_validated
+    from device.store import Beginning, Recorder, Store
+
     outside = not_validated(classifier.bundle.manifest, subject)
     session = Auscultation(opened, classifier, settings.quality, seconds, outside)
-
-    def store() -> Store:
-        return Store(settings.store.file, opened.name, opened.demo, classifier.fingerprint, settings.fingerprint())
-
+    name = classifier.bundle.manifest.name
+    beginning = Beginning(opened.name, opened.demo, classifier.fingerprint, name, settings, subject.site or "", outside)
     simulated: list[CycleResult] = []
-    recorder = Recorder(store if settings.store.enabled else None, _warn)
+    recorder = Recorder((lambda: Store(beginning)) if settings.store.enabled else None, _warn)
     with stopped_by_signals(session) as came, ExitStack() as stack:
-        views = [stack.enter_context(view) for view in _views(session, classifier.bundle.manifest.name, json_output)]
+        views = [stack.enter_context(view) for view in _views(session, name, json_output)]
         try:
             for happened in session.run():
                 recorder.add(happened)
@@ -97,7 +175,7 @@ def listen(
             recorder.end(session.summary)
             for view in views:
                 view.end(session.summary, _agreement(opened, simulated))
-    return INTERRUPTED if Signals.SIGINT in came else 0
+    return session.summary, Signals.SIGINT in came
 
 
 @app.command()
@@ -106,6 +184,10 @@ def screen(
     bundle: BundleOption = None,
     precision: PrecisionOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object a recording on stdout.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File for the verdicts, .csv or JSON lines; one that was stopped goes on."),
+    ] = None,
     sensitivity: SensitivityOption = None,
     config: ConfigOption = None,
 ) -> int:
@@ -115,26 +197,190 @@ def screen(
     """
     import json
     from collections import Counter
+    from contextlib import ExitStack, closing
 
-    from device.screening import find_recordings
+    from device.classifier import open_classifier
+    from device.screening import Results, find_recordings
     from device.screening import screen as screened
 
     settings = _settings(config, bundle, precision, {"bundle.sensitivity": sensitivity})
     recordings = find_recordings(paths)
     counts: Counter[str] = Counter()
-    for one in _with_progress(screened(recordings, settings.bundle, settings.quality), len(recordings)):
-        for warning in one.warnings:
-            _warn(warning)
-        if one.summary is None:
-            typer.echo(f"{PROGRAM}: error: {one.error}", err=True)
-            counts["could not be read"] += 1
-            continue
-        counts[one.summary.verdict] += 1
-        typer.echo(json.dumps(one.as_json()) if json_output else _screened_line(one))
+    with ExitStack() as stack:
+        results = None
+        if out is not None:
+            results = stack.enter_context(closing(Results(out, open_classifier(settings.bundle).fingerprint)))
+            left = [recording for recording in recordings if str(recording) not in results.done]
+            counts[f"in {out} already"] = len(recordings) - len(left)
+        else:
+            left = recordings
+        for one in _with_progress(screened(left, settings.bundle, settings.quality), len(left)):
+            for warning in one.warnings:
+                _warn(warning)
+            if one.summary is None:
+                typer.echo(f"{PROGRAM}: error: {one.error}", err=True)
+                counts["could not be read"] += 1
+                continue
+            counts[one.summary.verdict] += 1
+            if results is not None:
+                results.add(one)
+            else:
+                typer.echo(json.dumps(one.as_json()) if json_output else _screened_line(one))
     if len(recordings) > 1:
-        total = ", ".join(f"{count} {what}" for what, count in counts.items())
+        total = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         typer.echo(f"{len(recordings)} recordings: {total}", err=True)
     return 2 if counts["could not be read"] else 0
+
+
+@sessions.command("list")
+def list_sessions(json_output: JsonOption = False, config: ConfigOption = None) -> None:
+    """List what is stored: verdict, account and how many cycles have their audio."""
+    import json
+
+    from device.sessions import SESSION_COLUMNS, cells, list_sessions
+
+    rows = list_sessions(_store_file(config))
+    if json_output:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    else:
+        _print_table(cells(rows, SESSION_COLUMNS), "no sessions are stored")
+
+
+@sessions.command("show")
+def show_session(session: SessionArgument, json_output: JsonOption = False, config: ConfigOption = None) -> None:
+    """Show a session with its cycles and its timeline."""
+    import json
+
+    from device.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
+
+    found = read_session(_store_file(config), session)
+    if json_output:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo("\n".join(about_lines(found)))
+    for rows, columns in ((found["cycles"], CYCLE_COLUMNS), (found["timeline"], ENTRY_COLUMNS)):
+        typer.echo()
+        _print_table(cells(rows, columns), "none")
+
+
+@sessions.command("export")
+def export_session(
+    session: SessionArgument,
+    form: Annotated[
+        Literal["csv", "json"], typer.Option("--format", help="csv has the cycles, json everything.")
+    ] = "csv",
+    out: Annotated[Path | None, typer.Option("--out", help="A new file; else stdout.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write a session for other programs."""
+    from device.sessions import export_session, read_session
+
+    found = read_session(_store_file(config), session)
+    if out is None:
+        export_session(found, form, sys.stdout)
+        return
+    try:
+        with out.open("x", encoding="utf-8", newline="") as file:
+            export_session(found, form, file)
+    except OSError as error:
+        raise typer.BadParameter(f"{out} cannot be written ({error.strerror})", param_hint="--out") from error
+
+
+@sessions.command("delete")
+def delete_session(
+    session: SessionArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Remove a session's rows and its audio for good."""
+    from device.sessions import about_lines, delete_session, read_session
+
+    file = _store_file(config)
+    about = about_lines(read_session(file, session))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("nobody is here to be asked; say that you mean it", param_hint="--yes")
+        typer.confirm("\n".join([*about, "remove this session and its audio for good?"]), abort=True, err=True)
+    delete_session(file, session)
+    typer.echo(f"session {session} is removed", err=True)
+
+
+@app.command()
+def replay(
+    session: SessionArgument,
+    bundle: BundleOption = None,
+    json_output: JsonOption = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Compare also with another bundle.")] = False,
+    config: ConfigOption = None,
+) -> int:
+    """Judge a session's stored audio again: exit code 0 when every answer is the same bit for bit, else 3."""
+    import json
+
+    from device.sessions import replay
+
+    done = replay(_store_file(config), session, bundle, anyway=anyway)
+    typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))
+    return 0 if done.exact else GateRefused.exit_code
+
+
+@app.command()
+def devices(json_output: JsonOption = False) -> None:
+    """List the microphones that can be listened to."""
+    import json
+
+    from device.capture import input_devices
+    from device.doctor import device_line
+
+    found = input_devices()
+    for one in found:
+        typer.echo(json.dumps(one) if json_output else device_line(one))
+    if not found and not json_output:
+        typer.echo(f"no microphone: plug one in; to see it work without one use '{PROGRAM} listen --source demo'")
+
+
+@app.command()
+def doctor(json_output: JsonOption = False, bundle: BundleOption = None, config: ConfigOption = None) -> int:
+    """Check microphone, bundle, store and machine, and say what is wrong.
+
+    The exit code is 3 when something fails.
+    """
+    import json
+
+    from device.doctor import examine
+
+    failed = False
+    for finding in examine(_settings(config, bundle, None, {})):
+        failed |= finding.state == "FAIL"
+        typer.echo(json.dumps(finding.as_json()) if json_output else str(finding))
+    return GateRefused.exit_code if failed else 0
+
+
+def _store_file(config: Path | None) -> Path:
+    return _settings(config, None, None, {}).store.file
+
+
+def _print_table(rows: "list[Cells]", nothing: str) -> None:
+    """A table on a terminal, aligned lines in a pipe."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from device.sessions import plain_lines
+
+    if not rows:
+        typer.echo(nothing, err=True)
+    elif sys.stdout.isatty():
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for name in rows[0]:
+            # columns of single words keep their width, the others wrap
+            words = not any(" " in text for text in (name, *(row[name] for row in rows)))
+            table.add_column(name, no_wrap=words, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row.values()))
+        Console().print(table)
+    else:
+        typer.echo("\n".join(plain_lines(rows)))
 
 
 def _settings(config: Path | None, bundle: Path | None, precision: str | None, flags: dict[str, Any]) -> "Settings":
@@ -144,19 +390,16 @@ def _settings(config: Path | None, bundle: Path | None, precision: str | None, f
     return load_settings(config, {"bundle.path": path, "bundle.precision": precision, **flags})
 
 
-def _source(source: str, fast: bool, seconds: float | None, settings: "Settings") -> "Source":
+def _source(source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0) -> "Source":
     from device.screening import told_warnings
     from device.sources import DemoSource, FileSource, MicrophoneSource
 
     if source == "demo":
-        return DemoSource(settings.demo.seed, max(settings.demo.seconds, seconds or 0.0), fast=fast)
+        return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)
     if source == "mic":
         if fast:
             raise typer.BadParameter("a microphone cannot be heard faster; leave --fast out", param_hint="--fast")
-        audio = settings.audio
-        return MicrophoneSource(
-            audio.device, audio.sample_rate, audio.channel, audio.block_seconds, audio.queue_seconds
-        )
+        return MicrophoneSource(settings.audio)
     if not Path(source).is_file():
         raise typer.BadParameter(
             f"{source!r} is neither mic nor demo nor a recording (for folders there is '{PROGRAM} screen')",

@@ -1,5 +1,7 @@
 """`respsam-device screen`: recordings through the live path, one verdict each."""
 
+import csv
+import json
 import os
 import signal
 import warnings
@@ -19,6 +21,7 @@ from device.classifier import Classifier
 from device.live import Auscultation, Summary
 from device.population import Subject, not_validated
 from device.sources import FileSource
+from firmware_config.errors import RespSAMError
 from firmware_config.settings import BundleSettings, QualitySettings
 
 FILES_PER_PROCESS = 8  # fewer than this are judged sooner than another process starts
@@ -43,6 +46,72 @@ class Screened:
                 name: full[name] for name in ("verdict", "probability", "cycles", "seconds", "reasons", "not_validated")
             },
         }
+
+
+class ResultsError(RespSAMError):
+    """A file of results that cannot be gone on with."""
+
+
+class Results:
+    """Verdicts in a file that a stopped screening goes on with: JSON lines, or CSV by the suffix `.csv`.
+
+    Every row names the bundle, and rows of another one are not mixed in. A half-written last row is written anew.
+    """
+
+    COLUMNS = ("recording", "verdict", "probability", "cycles", "heard", "missing", "dropped", "gradable", "reasons")
+    LAST_COLUMNS = ("not_validated", "bundle")
+
+    def __init__(self, path: Path, bundle: str) -> None:
+        """`bundle` is its fingerprint; ResultsError when the file is of another one, or cannot be written."""
+        self.path, self.bundle = path, bundle
+        self._is_csv = path.suffix.lower() == ".csv"
+        self.done: set[str] = set()
+        try:
+            if path.exists():
+                self._resume(path.read_bytes())
+            self._file = path.open("a", encoding="utf-8", newline="")
+            if self._is_csv and not path.stat().st_size:
+                self._write_row([*self.COLUMNS, *self.LAST_COLUMNS])
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+
+    def _resume(self, held: bytes) -> None:
+        whole = held[: held.rfind(b"\n") + 1]
+        if len(whole) < len(held):
+            self.path.write_bytes(whole)
+        lines = whole.decode("utf-8", "replace").splitlines()
+        try:
+            table = csv.DictReader(lines, strict=True)
+            rows = list(table) if self._is_csv else [json.loads(line) for line in lines]
+            if self._is_csv and lines and table.fieldnames != [*self.COLUMNS, *self.LAST_COLUMNS]:
+                raise ValueError("other columns")
+            self.done = {str(row["recording"]) for row in rows}
+            bundles = {str(row["bundle"]) for row in rows} - {self.bundle}
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise ResultsError(f"{self.path}: not a file of screening results; choose another --out") from error
+        if bundles:
+            raise ResultsError(
+                f"{self.path}: holds results of bundle {min(bundles)[:12]}, this one is {self.bundle[:12]}; choose "
+                "another --out"
+            )
+
+    def add(self, one: "Screened") -> None:
+        """One more verdict, on the disk when this returns."""
+        row = {**one.as_json(), "bundle": self.bundle}
+        if self._is_csv:
+            flat = {**row, **row["seconds"], **{name: "; ".join(row[name]) for name in ("reasons", "not_validated")}}
+            self._write_row([flat[name] for name in (*self.COLUMNS, *self.LAST_COLUMNS)])
+        else:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def _write_row(self, cells: Sequence[object]) -> None:
+        csv.writer(self._file, lineterminator="\n").writerow(cells)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
 
 
 @dataclass(frozen=True)

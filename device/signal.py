@@ -81,7 +81,8 @@ class FrontEnd(BaseModel):
 
 def quantise(samples: FloatArray) -> FloatArray:
     """Samples on the grid of 24-bit integers, so that what is stored as FLAC is exactly what was judged."""
-    return np.round(np.clip(samples, -1.0, 1.0 - 1.0 / INT24) * INT24).astype(np.float32) / np.float32(INT24)
+    whole = np.round(np.clip(samples, -1.0, 1.0 - 1.0 / INT24) * INT24).astype(np.float32)
+    return whole / np.float32(INT24) + np.float32(0.0)  # an integer has no minus zero
 
 
 def resample(samples: FloatArray, sample_rate: float, target_rate: float = SAMPLE_RATE) -> FloatArray:

@@ -1,179 +1,390 @@
-"""What a device remembers: sessions, cycles and timeline in SQLite; a committed row survives kill -9 and power loss."""
+"""What a device remembers: sessions, cycles and timeline in SQLite; a committed row survives kill -9 and power loss.
 
+The tables, and what survives what, are described in docs/store.md.
+"""
+
+import fcntl
+import json
+import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Final
 
+from device.audio_store import AudioStore
 from device.live import CycleResult, Summary
+from device.signal import SAMPLE_RATE
 from device.timeline import Entry
 from firmware_config.errors import RespSAMError
+from firmware_config.settings import Settings
 
-VERSION = 1
-LOCK_SECONDS = 2.0  # waiting for another writer; sound waits in the queue meanwhile
-TABLES = """
-CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY, started_at REAL NOT NULL, ended_at REAL, source TEXT NOT NULL, demo INTEGER NOT NULL,
-    bundle TEXT NOT NULL, settings TEXT NOT NULL, verdict TEXT, probability REAL,
-    heard_seconds REAL, missing_seconds REAL, gradable_seconds REAL, reasons TEXT
-);
-CREATE TABLE cycles (
+VERSION: Final = 2
+LOCK_SECONDS = 1.0  # waiting for another writer; sound waits in the queue meanwhile
+RETRY_SECONDS = (5.0, 60.0)  # from one try to the next while nothing can be stored: at first, and at most
+RETENTION_CYCLES = 100  # the audio's age and size are looked at once in so many cycles
+KEPT, DELETED = "kept", "deleted"  # of a cycle's audio; empty where it never was
+UNSTORED = "unstored"  # kind of the timeline row that counts what could not be kept
+
+TABLES = (
+    """CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, started_at REAL NOT NULL, ended_at REAL, source TEXT NOT NULL,
+    site TEXT NOT NULL, demo INTEGER NOT NULL, bundle TEXT NOT NULL, bundle_name TEXT NOT NULL,
+    settings_fingerprint TEXT NOT NULL, settings TEXT NOT NULL, not_validated TEXT NOT NULL,
+    verdict TEXT, probability REAL, heard_samples INTEGER, missing_samples INTEGER, dropped_samples INTEGER,
+    gradable_samples INTEGER, reasons TEXT
+)""",
+    """CREATE TABLE cycles (
     session INTEGER NOT NULL REFERENCES sessions(id), number INTEGER NOT NULL, demo INTEGER NOT NULL,
-    start_seconds REAL NOT NULL, end_seconds REAL NOT NULL, kind TEXT NOT NULL, rhythm REAL NOT NULL,
-    level_dbfs REAL NOT NULL, reason TEXT NOT NULL, probability REAL, class TEXT, flag INTEGER NOT NULL,
-    PRIMARY KEY (session, number)
-);
-CREATE TABLE timeline (
+    start_sample INTEGER NOT NULL, end_sample INTEGER NOT NULL, kind TEXT NOT NULL, rhythm REAL NOT NULL,
+    level_dbfs REAL NOT NULL, reason TEXT NOT NULL, quality TEXT NOT NULL, probability REAL, class TEXT,
+    flag INTEGER NOT NULL, inference_seconds REAL, audio TEXT NOT NULL, PRIMARY KEY (session, number)
+)""",
+    """CREATE TABLE timeline (
     session INTEGER NOT NULL REFERENCES sessions(id), demo INTEGER NOT NULL, sample INTEGER NOT NULL,
     kind TEXT NOT NULL, missing_samples INTEGER NOT NULL, note TEXT NOT NULL
-);
-"""
+)""",
+    "CREATE INDEX timeline_of_session ON timeline (session)",
+)
+# Version 1 counted in seconds, dropped nothing, kept no audio, and of the settings only their fingerprint.
+FROM_VERSION_1 = (
+    *(f"ALTER TABLE {table} RENAME TO old_{table}" for table in ("sessions", "cycles", "timeline")),
+    *TABLES,
+    f"""INSERT INTO sessions SELECT id, started_at, ended_at, source, '', demo, bundle, '', settings, '', '', verdict,
+    probability, CAST(round(heard_seconds * {SAMPLE_RATE}) AS INTEGER),
+    CAST(round(missing_seconds * {SAMPLE_RATE}) AS INTEGER), iif(ended_at IS NULL, NULL, 0),
+    CAST(round(gradable_seconds * {SAMPLE_RATE}) AS INTEGER), reasons FROM old_sessions""",
+    f"""INSERT INTO cycles SELECT session, number, demo, CAST(round(start_seconds * {SAMPLE_RATE}) AS INTEGER),
+    CAST(round(end_seconds * {SAMPLE_RATE}) AS INTEGER), kind, rhythm, level_dbfs, reason, '{{}}', probability, class,
+    flag, NULL, '' FROM old_cycles""",
+    "INSERT INTO timeline SELECT session, demo, sample, kind, missing_samples, note FROM old_timeline",
+    *(f"DROP TABLE old_{table}" for table in ("timeline", "cycles", "sessions")),
+)
+MIGRATIONS = {0: TABLES, 1: FROM_VERSION_1}
 
 
 class StoreError(RespSAMError):
     """The store cannot be opened or written; listening goes on without it."""
 
 
-class Store:
-    """The writer of one session; every call is one commit. `demo` stands on every row of a simulated session."""
+class DamagedError(StoreError):
+    """The file is no database, or one that fails its integrity check."""
 
-    def __init__(self, file: Path, source: str, demo: bool, bundle: str, settings: str) -> None:
-        """Open or make the file and begin a session; `bundle` and `settings` are fingerprints. Raises StoreError."""
-        self.file, self.demo = file, demo
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # autocommit: every statement is a transaction of its own
-            self._database = sqlite3.connect(file, isolation_level=None, timeout=LOCK_SECONDS)
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(
-                f"{file}: sessions cannot be stored ({error}); check the disk or set store.path"
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is known of a session when it begins."""
+
+    source: str
+    demo: bool
+    """Stands on every row of a simulated session."""
+    bundle: str
+    """Fingerprint."""
+    bundle_name: str
+    settings: Settings
+    site: str = ""
+    """Where on the chest; empty where nobody said."""
+    not_validated: tuple[str, ...] = ()
+    """Why no verdict of this session is inside of what was validated."""
+    started_at: float = field(default_factory=time.time)
+    """Wall time, seconds since 1970. An attribute only: what happens in a session is counted in samples."""
+
+
+@dataclass(frozen=True)
+class Outage:
+    """What could not be stored for a while; `sample` is where it began."""
+
+    sample: int
+    reason: str
+    cycles: int = 0
+    entries: int = 0
+
+    @property
+    def lost(self) -> str:
+        """In words."""
+        return f"{self.cycles} cycles and {self.entries} timeline entries not kept"
+
+
+@contextmanager
+def told(file: Path, what: str) -> Iterator[None]:
+    """Errors of SQLite and of the disk as a StoreError: DamagedError where the file itself is broken."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        # SQLITE_CORRUPT and SQLITE_NOTADB are the bare class; locked, full, read-only and I/O are OperationalError
+        if type(error) is sqlite3.DatabaseError:
+            raise DamagedError(
+                f"{file}: {what}, it is damaged ({error}); the next session sets it aside and begins a new one"
             ) from error
+        raise StoreError(f"{file}: {what} ({error}); check the disk or set store.path") from error
+
+
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, on the disk when it ends."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        # some errors have already rolled back
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+
+
+def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
+    """The database, made or migrated to this version where needed; StoreError when it cannot be, left as it was."""
+    with told(file, "cannot be opened"):
+        # autocommit: every statement outside `transaction` is one of its own
+        database = sqlite3.connect(file, isolation_level=None, timeout=LOCK_SECONDS)
+    try:
+        with told(file, "cannot be opened"):
+            version = _version(file, database)
+            if check and (found := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(" ".join(found.split()))
+            if version == 0:
+                database.execute("PRAGMA journal_mode=WAL")
+            for pragma in ("synchronous=FULL", "foreign_keys=OFF", "secure_delete=ON"):
+                database.execute(f"PRAGMA {pragma}")
+            if version != VERSION:
+                with transaction(database):
+                    # two devices may begin at once on one file: only now is it ours
+                    for statement in MIGRATIONS.get(_version(file, database), ()):
+                        database.execute(statement)
+                    database.execute(f"PRAGMA user_version = {VERSION}")
+            database.execute("PRAGMA foreign_keys=ON")
+    except StoreError:
+        database.close()
+        raise
+    return database
+
+
+def _version(file: Path, database: sqlite3.Connection) -> int:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version not in (*MIGRATIONS, VERSION):
+        raise StoreError(
+            f"{file}: written by another version (schema {version}, this one reads {VERSION}); set store.path to "
+            "another file"
+        )
+    if version == 0 and database.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+        raise StoreError(f"{file}: a database of another program; set store.path to another file")
+    return int(version)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time: another one's new file must not be set aside for the damaged one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(file: Path) -> Path:
+    """Rename a damaged database, with what belongs to it; its new name."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+    aside = file.with_name(f"{file.name}.damaged-{stamp}")
+    for suffix in ("-wal", "-shm", "-audio", ""):
+        source = file.with_name(file.name + suffix)
+        if source.exists():
+            source.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+class Store:
+    """The writer of one session; every call is one commit."""
+
+    def __init__(self, beginning: Beginning) -> None:
+        """Open or make the file and begin a session. A damaged file is set aside. Raises StoreError."""
+        settings = beginning.settings
+        self.file, self.demo = settings.store.file, beginning.demo
+        self.warning = ""
+        """What happened at the opening that somebody should know."""
+        with told(self.file, "sessions cannot be stored"):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self.file.parent):
+                self._database = self._open()
+        self.audio = AudioStore(self.file)
+        self._settings = settings.store
+        self._cycles_to_retention = 0
         try:
-            self._version()
-            self._write("PRAGMA journal_mode=WAL")
-            self._write("PRAGMA synchronous=FULL")
-            self._make_tables()
-            self.session = self._write(
-                "INSERT INTO sessions (started_at, source, demo, bundle, settings) VALUES (?, ?, ?, ?, ?)",
-                time.time(),
-                source,
-                demo,
-                bundle,
-                settings,
-            )
+            with told(self.file, "sessions cannot be stored"):
+                about = vars(beginning) | {
+                    "settings_fingerprint": settings.fingerprint(),
+                    "settings": settings.model_dump_json(),
+                    "not_validated": "; ".join(beginning.not_validated),
+                }
+                self.session = self._insert("sessions", **about)
+                self._retain()
         except StoreError:
             self.close()
             raise
 
-    def _make_tables(self) -> None:
-        # the lock first: two devices may begin at once on one new file
-        self._write("BEGIN IMMEDIATE")
-        if self._version() == 0:
-            for statement in TABLES.split(";"):
-                self._write(statement)
-            self._write(f"PRAGMA user_version = {VERSION}")
-        self._write("COMMIT")
-
-    def _version(self) -> int:
+    def _open(self) -> sqlite3.Connection:
         try:
-            (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.file}: cannot be read ({error}); set store.path to another file") from error
-        if version not in (0, VERSION):
-            raise StoreError(
-                f"{self.file}: written by another version (schema {version}, this one reads {VERSION}); set store.path "
-                "to another file"
-            )
-        return int(version)
+            return open_database(self.file, check=True)
+        except DamagedError as error:
+            aside = set_aside(self.file)
+            cause = error.__cause__
+            self.warning = f"{self.file} was damaged ({cause}); it is kept as {aside}, and a new one is begun"
+            return open_database(self.file)
 
-    def _write(self, statement: str, *values: str | float | None) -> int:
-        try:
-            return int(self._database.execute(statement, values).lastrowid or 0)
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.file}: not stored ({error}); check the disk or set store.path") from error
+    def add(self, happened: CycleResult | Entry, outage: Outage | None = None) -> None:
+        """One judged cycle with its sound, or one timeline entry; and what was not kept before it."""
+        with told(self.file, "not stored"):
+            if isinstance(happened, Entry):
+                with transaction(self._database):
+                    self._add_outage(outage)
+                    self._add_entry(happened.sample, happened.kind, happened.missing_samples, happened.note)
+            else:
+                self._retain()
+                with self._sound(happened), transaction(self._database):
+                    self._add_outage(outage)
+                    self._add_cycle(happened)
 
-    def add(self, happened: CycleResult | Entry) -> None:
-        """One judged cycle or timeline entry."""
-        if isinstance(happened, Entry):
-            self._write(
-                "INSERT INTO timeline VALUES (?, ?, ?, ?, ?, ?)",
-                self.session,
-                self.demo,
-                happened.sample,
-                happened.kind,
-                happened.missing_samples,
-                happened.note,
-            )
-            return
-        judgement = happened.judgement
-        self._write(
-            "INSERT INTO cycles VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            self.session,
-            happened.number,
-            self.demo,
-            happened.start_seconds,
-            happened.end_seconds,
-            happened.kind,
-            happened.rhythm,
-            happened.quality.level_dbfs,
-            happened.quality.reason,
-            None if judgement is None else judgement.probability,
-            None if judgement is None else judgement.label,
-            happened.flagged,
-        )
-
-    def end(self, summary: Summary) -> None:
+    def end(self, summary: Summary, outage: Outage | None = None) -> None:
         """The session's verdict and account."""
-        self._write(
-            "UPDATE sessions SET ended_at=?, verdict=?, probability=?, heard_seconds=?, missing_seconds=?, "
-            "gradable_seconds=?, reasons=? WHERE id=?",
-            time.time(),
-            summary.verdict,
-            summary.probability,
-            summary.heard_seconds,
-            summary.missing_seconds,
-            summary.gradable_seconds,
-            "; ".join(summary.reasons),
-            self.session,
-        )
+        seconds = (summary.heard_seconds, summary.missing_seconds, summary.dropped_seconds, summary.gradable_seconds)
+        account = [round(one * SAMPLE_RATE) for one in seconds]
+        known = (time.time(), summary.verdict, summary.probability, *account, "; ".join(summary.reasons), self.session)
+        with told(self.file, "not stored"), transaction(self._database):
+            self._add_outage(outage)
+            self._database.execute(
+                "UPDATE sessions SET ended_at=?, verdict=?, probability=?, heard_samples=?, missing_samples=?, "
+                "dropped_samples=?, gradable_samples=?, reasons=? WHERE id=?",
+                known,
+            )
 
     def close(self) -> None:
         """Give the file back."""
         self._database.close()
 
+    def _insert(self, table: str, **row: str | float | None) -> int:
+        statement = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+        return int(self._database.execute(statement, tuple(row.values())).lastrowid or 0)
+
+    @contextmanager
+    def _sound(self, cycle: CycleResult) -> Iterator[None]:
+        """On the disk before its row is, and gone again where there will be no row, as in a session just deleted."""
+        if not self._settings.audio:
+            yield
+            return
+        self.audio.keep(self.session, cycle.number, cycle.samples)
+        try:
+            yield
+        except BaseException:
+            self.audio.path(self.session, cycle.number).unlink(missing_ok=True)
+            raise
+
+    def _add_outage(self, outage: Outage | None) -> None:
+        if outage is not None:
+            self._add_entry(outage.sample, UNSTORED, 0, f"{outage.lost}: {outage.reason}")
+
+    def _add_entry(self, sample: int, kind: str, missing_samples: int, note: str) -> None:
+        row = (self.session, self.demo, sample, kind, missing_samples, note)
+        self._database.execute("INSERT INTO timeline VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def _add_cycle(self, cycle: CycleResult) -> None:
+        judgement = cycle.judgement
+        self._insert(
+            "cycles",
+            session=self.session,
+            number=cycle.number,
+            demo=self.demo,
+            start_sample=round(cycle.start_seconds * SAMPLE_RATE),
+            end_sample=round(cycle.end_seconds * SAMPLE_RATE),
+            kind=cycle.kind,
+            rhythm=cycle.rhythm,
+            level_dbfs=cycle.quality.level_dbfs,
+            reason=cycle.quality.reason,
+            quality=json.dumps(asdict(cycle.quality)),
+            probability=None if judgement is None else judgement.probability,
+            flag=cycle.flagged,
+            inference_seconds=None if judgement is None else cycle.inference_seconds,
+            audio=KEPT if self._settings.audio else "",
+            **{"class": None if judgement is None else judgement.label},
+        )
+
+    def _retain(self) -> None:
+        """Remove audio that is too old or too much; the rows say so first, so that none promises what is gone."""
+        self._cycles_to_retention -= 1
+        if self._cycles_to_retention >= 0:
+            return
+        self._cycles_to_retention = RETENTION_CYCLES - 1
+        surplus = self.audio.surplus(time.time(), self._settings.audio_days, self._settings.audio_megabytes)
+        with transaction(self._database):
+            self._database.executemany(
+                f"UPDATE cycles SET audio='{DELETED}' WHERE session=? AND number=?",
+                [(one.session, one.number) for one in surplus],
+            )
+        self.audio.remove(surplus)
+
 
 class Recorder:
-    """A store that may be missing: the first failure is told in one warning, and listening goes on without it."""
+    """A store that may be missing: a failure is told in one warning, listening goes on, and storing resumes."""
 
-    def __init__(self, opening: Callable[[], Store] | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        opening: Callable[[], Store] | None,
+        warn: Callable[[str], None],
+        retry_seconds: float = RETRY_SECONDS[0],
+    ) -> None:
         """`opening` makes the store, None where nothing is to be kept."""
+        self._opening, self._warn = opening, warn
         self._store: Store | None = None
-        self._warn = warn
+        self._outage: Outage | None = None
+        self._first_pause = self._pause = retry_seconds
+        self._next_try = 0.0
         if opening is not None:
-            try:
-                self._store = opening()
-            except StoreError as error:
-                self._give_up(error)
+            self._try(lambda store, outage: None, Outage(0, ""))
 
     def add(self, happened: CycleResult | Entry) -> None:
         """As Store.add; never fails."""
-        self._try(lambda store: store.add(happened))
+        if isinstance(happened, Entry):
+            this = Outage(happened.sample, "", entries=1)
+        else:
+            this = Outage(round(happened.start_seconds * SAMPLE_RATE), "", cycles=1)
+        if self._outage is None or time.monotonic() >= self._next_try:
+            self._try(lambda store, outage: store.add(happened, outage), this)
+        else:
+            self._miss(this)
 
     def end(self, summary: Summary) -> None:
         """As Store.end, and gives the file back; never fails."""
-        self._try(lambda store: store.end(summary))
+        self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
         if self._store is not None:
             self._store.close()
 
-    def _try(self, write: Callable[[Store], None]) -> None:
-        if self._store is None:
+    def _try(self, write: Callable[[Store, Outage | None], None], this: Outage) -> None:
+        if self._opening is None:
             return
         try:
-            write(self._store)
+            if self._store is None:
+                self._store = self._opening()
+                if self._store.warning:
+                    self._warn(self._store.warning)
+            write(self._store, self._outage)
         except StoreError as error:
-            self._store.close()
-            self._store = None
-            self._give_up(error)
+            if self._outage is None:
+                self._outage = Outage(this.sample, str(error))
+                self._warn(f"{error}; listening goes on, but nothing is kept until this works again")
+            self._miss(this)
+            self._next_try = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, RETRY_SECONDS[1])
+            return
+        if self._outage is not None:
+            self._warn(f"{self._store.file}: sessions are stored again; {self._outage.lost} meanwhile")
+            self._outage = None
+        # slowly: a disk that is full every other time would else warn every few seconds
+        self._pause = max(self._first_pause, 0.9 * self._pause)
 
-    def _give_up(self, error: StoreError) -> None:
-        self._warn(f"{error}; listening goes on, but nothing more of this session is kept")
+    def _miss(self, this: Outage) -> None:
+        before = self._outage
+        assert before is not None
+        self._outage = Outage(before.sample, before.reason, before.cycles + this.cycles, before.entries + this.entries)

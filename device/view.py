@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from device.agreement import Agreement
+from device.exam import Exam
 from device.live import Auscultation, CycleResult, Summary, entry_as_json
 from device.signal import SAMPLE_RATE
 from device.timeline import Entry
@@ -87,6 +88,14 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
     if agreement is not None:
         lines.append(str(agreement))
     return [f"{mark}{line}" for line in [*lines, AID]]
+
+
+def exam_lines(exam: Exam, demo: bool) -> list[str]:
+    """The end of an exam: what the sites come to, and site by site why."""
+    lines = [f"EXAM: {exam.verdict.upper()}", *(f"  {reason}" for reason in exam.reasons)]
+    if exam.not_validated:
+        lines.append(f"{NOT_VALIDATED}: {'; '.join(exam.not_validated)}")
+    return [f"{_mark(demo)}{line}" for line in [*lines, AID]]
 
 
 def respiratory_rate(results: Sequence[CycleResult]) -> float | None:

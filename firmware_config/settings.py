@@ -25,7 +25,8 @@ else:
 
 DEFAULTS = Path(__file__).with_name("defaults.toml")
 ENVIRONMENT_PREFIX = "RESPSAM_"
-NOT_SETTINGS = frozenset({"RESPSAM_DATA"})  # where the tests find real recordings
+LONGEST_SHOWN = 100  # characters of a wrong value in an error
+NOT_SETTINGS = frozenset({"RESPSAM_DATA", "RESPSAM_SOAK"})  # where the tests find recordings, and how long they run
 
 
 class SettingsError(RespSAMError):
@@ -49,7 +50,9 @@ class AudioSettings(Section):
     """Hz to record at; 0 is the device's own rate."""
     channel: Annotated[int, Field(ge=0, le=63)]
     """Channel to listen to, counted from 0."""
-    block_seconds: Annotated[float, Field(gt=0.0, le=1.0)]
+    gain_db: Annotated[float, Field(ge=-60.0, le=60.0)]
+    """Digital gain, before anything else looks at the sound."""
+    block_seconds: Annotated[float, Field(ge=0.01, le=0.5)]
     """Length of one block of the capture."""
     queue_seconds: Annotated[float, Field(ge=1.0, le=600.0)]
     """Sound that may wait to be heard; beyond it blocks are dropped and counted."""
@@ -80,6 +83,18 @@ class QualitySettings(Section):
     """RMS of a cycle below which it is too quiet, dB below full scale."""
     maximum_clipped_share: Annotated[float, Field(ge=0.0, le=1.0)]
     """Share of samples at full scale above which a cycle is clipped."""
+    maximum_hum_share: Annotated[float, Field(ge=0.0, le=1.0)]
+    """Share of the power in steady tones at 50 or 60 Hz and harmonics; good recordings have up to 0.05."""
+    maximum_voice_share: Annotated[float, Field(ge=0.0, le=1.0)]
+    """Share of a cycle's frames that are voiced and bright like speech; good recordings have up to 0.2."""
+    maximum_knock_db: Annotated[float, Field(ge=0.0, le=120.0)]
+    """Loudest frame over the median one at 1-4 kHz; crackles reach 30 through wide stethoscopes, 15 through others."""
+    maximum_heart_db: Annotated[float, Field(ge=-60.0, le=120.0)]
+    """Power of 20-100 Hz over that of 100-1000 Hz above which unclear breathing is put down to the heart; -20 to 33."""
+    minimum_clarity: Annotated[float, Field(ge=0.0, le=1.0)]
+    """How surely breaths sounded and began in the last 12 s, 0-1; good recordings have 0.4 to 0.8, noise has 0.1."""
+    minimum_snr_db: Annotated[float, Field(ge=0.0, le=60.0)]
+    """A cycle's power at 150-850 Hz over the quietest tenth of the last 12 s; good recordings have 6 to 40."""
 
 
 class StoreSettings(Section):
@@ -89,6 +104,12 @@ class StoreSettings(Section):
     """Whether cycles are stored at all."""
     path: str
     """SQLite file; empty is respsam/respsam.sqlite in the user's state folder."""
+    audio: bool
+    """Whether the sound of every cycle is kept beside it, so that it can be replayed: a patient's sound."""
+    audio_days: Annotated[float, Field(gt=0.0, le=36_500.0)]
+    """Sound older than this is removed; the verdicts stay."""
+    audio_megabytes: Annotated[float, Field(gt=0.0, le=10_000_000.0)]
+    """Beyond so much the oldest sound is removed; an hour takes 90 MB, in overlapping windows 170 MB."""
 
     @property
     def file(self) -> Path:
@@ -189,7 +210,8 @@ def read_toml(file: Path) -> Layer:
         raise SettingsError(f"{file}: cannot read the settings: {error.strerror}; check --config") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file}: not UTF-8 text at byte {error.start}; settings are a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
+    # beside TOMLDecodeError: bare ValueError for numbers and dates beyond any range, RecursionError for deep nesting
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{file}: not TOML: {error}") from error
 
 
@@ -238,7 +260,7 @@ def _checked_keys(layer: Layer, known: Mapping[str, object]) -> dict[str, object
             continue
         (nearest,) = get_close_matches(key, known, n=1, cutoff=0.0)
         raise SettingsError(
-            f"{layer.source}: unknown setting '{_name(key, layer)}'; nearest: '{_name(nearest, layer)}'"
+            f"{layer.source}: unknown setting {_shown(_name(key, layer))}; nearest: '{_name(nearest, layer)}'"
         )
     return values
 
@@ -254,7 +276,16 @@ def _validated(values: Mapping[str, object], layer: Layer) -> Settings:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         allowed = first["msg"].replace("Input should", "should")
-        raise SettingsError(f"{layer.source}: {_name(key, layer)} = {first['input']!r}: {allowed}") from error
+        raise SettingsError(f"{layer.source}: {_name(key, layer)} = {_shown(first['input'])}: {allowed}") from error
+
+
+def _shown(value: object) -> str:
+    """On one line, in printable characters, not endless."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write integers of more than 4300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _name(key: str, layer: Layer) -> str:

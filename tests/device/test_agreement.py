@@ -17,11 +17,14 @@ BREATHS = (
 )
 
 
+GOOD = Quality(-40.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 def cycle(start: float, end: float, abnormal: bool | None) -> CycleResult:
     leading: Label = "crackle"
     judgement = None if abnormal is None else Judgement(0.9 if abnormal else 0.1, abnormal, leading)
     nothing = np.empty(0, np.float32)
-    return CycleResult(1, start, end, "breath", 0.5, Quality(-40.0, 0.0, ""), judgement, 0.0, True, nothing)
+    return CycleResult(1, start, end, "breath", 0.5, GOOD, judgement, 0.0, True, nothing)
 
 
 def test_a_stretch_is_abnormal_when_it_holds_half_of_an_abnormal_breath_or_half_consists_of_one() -> None:

@@ -1,5 +1,6 @@
 """`respsam-device` as a user meets it: what it prints, where, and the code it exits with."""
 
+import csv
 import json
 import os
 import pty
@@ -30,7 +31,7 @@ from tests.device.bundle_maker import make_bundle
 
 ABNORMAL = (0.0, 0.0, 9.0, 0.0)
 NORMAL = (9.0, 0.0, 0.0, 0.0)
-SCREEN_KEYS = ["recording", "verdict", "probability", "cycles", "seconds", "reasons"]
+SCREEN_KEYS = ["recording", "verdict", "probability", "cycles", "seconds", "reasons", "not_validated"]
 
 
 class Answer(NamedTuple):
@@ -138,7 +139,7 @@ def test_screen_and_listen_fast_give_the_same(respsam_device: Device, bundle: Pa
     assert list(screened) == SCREEN_KEYS
     assert screened["recording"] == str(recording)
     assert {key: screened[key] for key in SCREEN_KEYS[1:]} == {key: summary[key] for key in SCREEN_KEYS[1:]}
-    assert list(screened["seconds"]) == ["heard", "missing", "gradable"]
+    assert list(screened["seconds"]) == ["heard", "missing", "dropped", "gradable"]
     assert screened["cycles"] == sum(one["type"] == "cycle" for one in listened.objects) > 3
 
 
@@ -255,6 +256,34 @@ def test_a_dumb_terminal_gets_plain_lines(bundle: Path) -> None:
     assert all(line.startswith("DEMO ") for line in sent.splitlines() if line)
 
 
+# exam
+
+
+@pytest.mark.parametrize(
+    ("logits", "verdict"), [(ABNORMAL, "flagged"), (NORMAL, "nothing flagged")], ids=["abnormal", "normal"]
+)
+def test_an_exam_is_several_sites(
+    respsam_device: Device, tmp_path: Path, logits: tuple[float, ...], verdict: str
+) -> None:
+    own = make_bundle(tmp_path / "bundle", logits=logits)
+    options = ("--source", "demo", "--fast", "--seconds", 12, "--site", "p1", "--site", "p2", "--age", 5)
+    answer = respsam_device("exam", *options, "--json", "--bundle", own, "--no-store")
+    assert (answer.code, answer.error) == (0, "")
+    summaries = [one for one in answer.objects if one["type"] == "summary"]
+    whole = answer.objects[-1]
+    assert (whole["type"], whole["verdict"], whole["required"]) == ("exam", verdict, ["p1", "p2"])
+    assert [whole["sites"][site]["source"] for site in ("p1", "p2")] == [one["source"] for one in summaries]
+    assert summaries[0]["source"] != summaries[1]["source"], "each site has a sound of its own"
+    lines = respsam_device("exam", *options, "--bundle", own, "--no-store").out.splitlines()
+    assert f"DEMO EXAM: {verdict.upper()}" in lines
+
+
+def test_an_exam_with_a_site_too_short_clears_nobody(respsam_device: Device, tmp_path: Path) -> None:
+    own = make_bundle(tmp_path / "bundle", logits=NORMAL)
+    options = ("--source", "demo", "--fast", "--seconds", 1, "--site", "p1", "--bundle", own, "--no-store", "--json")
+    assert respsam_device("exam", *options).objects[-1]["verdict"] == "not enough"
+
+
 # screen
 
 
@@ -290,6 +319,44 @@ def test_paths_are_screened_in_order_and_once(respsam_device: Device, bundle: Pa
     assert [one["recording"] for one in answer.objects] == [str(path) for path in given[:2]]
 
 
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+def test_a_stopped_screening_goes_on_in_its_file(
+    respsam_device: Device, bundle: Path, ward: Path, tmp_path: Path, name: str
+) -> None:
+    out, whole = tmp_path / name, tmp_path / f"whole-{name}"
+    one, other = ward / "a.wav", ward / "second" / "c.FLAC"
+    assert respsam_device("screen", one, other, "--out", whole, "--bundle", bundle).code == 0
+    assert respsam_device("screen", one, "--out", out, "--bundle", bundle).code == 0
+    first = out.read_bytes()
+    out.write_bytes(first + whole.read_bytes()[len(first) :][:40])  # the power went in the middle of a row
+    answer = respsam_device("screen", one, other, "--out", out, "--bundle", bundle)
+    assert (answer.code, answer.out) == (0, "")
+    assert f"1 in {out} already" in answer.error
+    assert out.read_bytes() == whole.read_bytes()
+    rows: list[dict[str, Any]] = (
+        list(csv.DictReader(out.open())) if name.endswith("csv") else [json.loads(line) for line in out.open()]
+    )
+    assert [row["recording"] for row in rows] == [str(one), str(other)]
+    assert {len(row["bundle"]) for row in rows} == {64}
+
+
+def test_results_of_another_bundle_or_another_kind_are_not_mixed(
+    respsam_device: Device, bundle: Path, recording: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "results.jsonl"
+    assert respsam_device("screen", recording, "--out", out, "--bundle", bundle).code == 0
+    before = out.read_bytes()
+    another = make_bundle(tmp_path / "another", logits=ABNORMAL)
+    assert "holds results of bundle" in one_error(
+        respsam_device("screen", recording, "--out", out, "--bundle", another)
+    )
+    assert out.read_bytes() == before
+    (tmp_path / "thesis.csv").write_text("a,b\n1,2\n")
+    assert "not a file of screening results" in one_error(
+        respsam_device("screen", recording, "--out", tmp_path / "thesis.csv", "--bundle", bundle)
+    )
+
+
 def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Path) -> None:
     own = make_bundle(tmp_path / "bundle", logits=ABNORMAL)
     answer = respsam_device("screen", recording, "--bundle", own)
@@ -301,7 +368,7 @@ def test_a_short_recording_has_no_probability(respsam_device: Device, bundle: Pa
     soundfile.write(tmp_path / "short.wav", auscultate(1, 1.0).samples, SAMPLE_RATE)
     (screened,) = respsam_device("screen", tmp_path / "short.wav", "--json", "--bundle", bundle).objects
     assert (screened["verdict"], screened["probability"], screened["cycles"]) == ("not enough", None, 0)
-    assert screened["seconds"] == {"heard": 1.0, "missing": 0.0, "gradable": 0.0}
+    assert screened["seconds"] == {"heard": 1.0, "missing": 0.0, "dropped": 0.0, "gradable": 0.0}
 
 
 def test_a_second_channel_is_a_warning_in_one_line(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:

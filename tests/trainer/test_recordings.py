@@ -28,11 +28,15 @@ from trainer.recordings import (
 )
 
 
+def quality_of(reason: str) -> Quality:
+    return Quality(-40.0, 0.0, 0.0, 0.0, 0.0, 0.0, reason)
+
+
 def heard(label: str, probabilities: list[float], leading: Label = "crackle", refused: int = 0) -> Heard:
     """A recording whose cycles got these probabilities, and some that were not gradable."""
     judgements: list[Judgement | None] = [Judgement(p, p >= 0.5, leading) for p in probabilities]
     results = tuple(
-        CycleResult(n, n, n + 1.0, "window", 0.0, Quality(-40.0, 0.0, "" if j else "too quiet"), j, 0.0, False, UNHEARD)
+        CycleResult(n, n, n + 1.0, "window", 0.0, quality_of("" if j else "too quiet"), j, 0.0, False, UNHEARD)
         for n, j in enumerate(judgements + [None] * refused, 1)
     )
     return Heard(Recording("r", None, "p", "d", "s", None, "", label, ()), results)

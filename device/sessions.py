@@ -1,0 +1,266 @@
+"""Stored sessions: list, show, export, delete, and replay through the model."""
+
+import csv
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from device.audio_store import AudioStore
+from device.signal import SAMPLE_RATE
+from device.store import KEPT, UNSTORED, StoreError, open_database, told, transaction
+from firmware_config.settings import Layer, load_settings
+
+Row = dict[str, Any]
+Cells = dict[str, str]
+SESSIONS = f"""SELECT sessions.*, count(number) AS cycles, count(cycles.probability) AS graded,
+    coalesce(sum(flag), 0) AS flagged, coalesce(sum(audio = '{KEPT}'), 0) AS with_audio
+    FROM sessions LEFT JOIN cycles ON session = id"""
+ACCOUNT = ("heard", "missing", "dropped", "gradable")
+NOT_GRADED, DAMAGED = "not graded", "whose audio is damaged"
+SESSION_COLUMNS = "demo id started_at site verdict heard_samples flagged with_audio source"
+CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
+ENTRY_COLUMNS = "demo sample kind missing_samples note"
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[sqlite3.Connection]:
+    if not file.is_file():
+        raise StoreError(f"{file}: no sessions are stored here; set store.path, or listen first")
+    with closing(open_database(file)) as database, told(file, "cannot be read or changed"):
+        database.row_factory = sqlite3.Row
+        yield database
+
+
+def _rows(database: sqlite3.Connection, query: str, *values: int) -> list[Row]:
+    rows = [dict(row) for row in database.execute(query, values)]
+    for row in rows:
+        row |= {name: bool(row[name]) for name in ("demo", "flag") if name in row}
+        row |= {name: json.loads(row[name] or "{}") for name in ("settings", "quality") if name in row}
+    return rows
+
+
+def list_sessions(file: Path) -> list[Row]:
+    """One row a session, in the order they began, without its settings; none where nothing was ever stored."""
+    if not file.is_file():
+        return []
+    with _opened(file) as database:
+        rows = _rows(database, f"{SESSIONS} GROUP BY id ORDER BY id")
+    return [{name: value for name, value in row.items() if name != "settings"} for row in rows]
+
+
+def read_session(file: Path, number: int) -> Row:
+    """A session's row, and in it `cycles` and `timeline`, lists of rows. Raises StoreError where there is none."""
+    with _opened(file) as database:
+        database.execute("BEGIN")  # all of one moment
+        found = _rows(database, f"{SESSIONS} WHERE id=? GROUP BY id", number)
+        if not found:
+            raise StoreError(f"{file}: there is no session {number}; see 'respsam-device sessions list'")
+        return found[0] | {
+            "cycles": _rows(database, "SELECT * FROM cycles WHERE session=? ORDER BY number", number),
+            "timeline": _rows(database, "SELECT * FROM timeline WHERE session=? ORDER BY sample, rowid", number),
+        }
+
+
+def delete_session(file: Path, number: int) -> None:
+    """Remove a session's rows, then its audio, and nothing else."""
+    with _opened(file) as database:
+        with transaction(database):
+            for table, key in (("cycles", "session"), ("timeline", "session"), ("sessions", "id")):
+                database.execute(f"DELETE FROM {table} WHERE {key}=?", (number,))
+        # what was deleted must not live on in the write-ahead log
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    audio = AudioStore(file)
+    audio.remove(audio.kept(number))
+
+
+def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> None:
+    """A session as one JSON object with everything, or its cycles as CSV, a row each."""
+    if form == "json":
+        out.write(json.dumps(session, indent=1) + "\n")
+        return
+    rows = [
+        _flat(cycle) | {name: session[name] for name in ("source", "site", "bundle")} for cycle in session["cycles"]
+    ]
+    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _flat(cycle: Row) -> Row:
+    measures = {f"quality_{name}": value for name, value in cycle["quality"].items() if name not in cycle}
+    known = {name: value for name, value in cycle.items() if name != "quality"}
+    return known | measures | {"demo": _text("demo", cycle["demo"]), "flag": int(cycle["flag"])}
+
+
+def _text(name: str, value: Any) -> str:
+    """A value of a row for people; the name's unit says which kind it is."""
+    if isinstance(value, bool):
+        return name.upper() if value else ""
+    if value is None:
+        return "-"
+    if name.endswith(("sample", "samples")):
+        return f"{value / SAMPLE_RATE:.1f}"
+    if name.endswith("_at"):
+        return datetime.fromtimestamp(value).isoformat(" ", "seconds")
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def cells(rows: list[Row], columns: str) -> list[Cells]:
+    """These columns of rows as text under their headings, without those in which no row has anything."""
+    texts = [{name: _text(name, row[name]) for name in columns.split()} for row in rows]
+    used = [name for name in columns.split() if any(row[name] for row in texts)]
+    return [{_heading(name): row[name] for name in used} for row in texts]
+
+
+def _heading(name: str) -> str:
+    return "" if name == "demo" else re.sub("_?samples?$", " s", name).replace("_", " ").strip()
+
+
+def about_lines(session: Row) -> list[str]:
+    """What `show` says above its tables."""
+    text = {name: _text(name, value) for name, value in session.items() if name not in ("cycles", "timeline")}
+    account = ", ".join(f"{text[f'{name}_samples']} s {name}" for name in ACCOUNT)
+    lines = [
+        f"session {text['id']}, from {text['started_at']} to {text['ended_at']}",
+        f"source: {text['source']}, site: {text['site'] or '-'}",
+        f"model: {text['bundle_name']} ({text['bundle'][:12]}), settings: {text['settings_fingerprint'][:12]}",
+        f"verdict: {text['verdict']} (probability {text['probability']}) {session['reasons'] or ''}",
+        *([f"NOT VALIDATED: {text['not_validated']}"] if text["not_validated"] else []),
+        f"{len(session['cycles'])} cycles; {account}",
+    ]
+    return [f"{text['demo']} {line}".strip() for line in lines]
+
+
+def plain_lines(rows: list[Cells]) -> list[str]:
+    """One line a row (there is at least one), below their headings, columns under each other; for a pipe."""
+    headed = [{name: name for name in rows[0]}, *rows]
+    widths = {name: max(len(row[name]) for row in headed) for name in rows[0]}
+    return ["  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip() for row in headed]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One answer that came out otherwise: a cycle's, or with number None the site's."""
+
+    number: int | None
+    stored: tuple[float | None, str | None]
+    """Probability, and class or verdict."""
+    replayed: tuple[float | None, str | None]
+
+    def __str__(self) -> str:
+        what = "site" if self.number is None else f"cycle {self.number}"
+        stored, replayed = (f"{probability!r} {word}" for probability, word in (self.stored, self.replayed))
+        return f"{what} differs: stored {stored}, replayed {replayed}"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What replaying a session came to."""
+
+    session: int
+    demo: bool
+    bundle: str
+    other_bundle: bool
+    """Compared with another bundle than the session's, because somebody asked for it."""
+    replayed: int
+    identical: int
+    """Cycles of which probability, class and flag came out the same, bit for bit."""
+    differing: tuple[Difference, ...]
+    left_out: dict[str, tuple[int, ...]]
+    """Why cycles could not be compared, with their numbers."""
+    verdict: str | None
+    """The site's, decided again; None where cycles are missing, or the session never came to one."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether all that was kept came out the same."""
+        return not self.differing and DAMAGED not in self.left_out
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `replay --json`."""
+        return {"type": "replay", **asdict(self), "exact": self.exact}
+
+    def lines(self) -> list[str]:
+        """In words."""
+        other = f"; COMPARED WITH ANOTHER BUNDLE ({self.bundle[:12]})" if self.other_bundle else ""
+        lines = [f"session {self.session}: {self.identical} of {self.replayed} replayed cycles identical{other}"]
+        lines += [f"  {one}" for one in self.differing]
+        lines += [f"  {len(which)} cycles {why}: {', '.join(map(str, which))}" for why, which in self.left_out.items()]
+        lines.append(f"verdict: {self.verdict or 'not decided again, as cycles or the end are missing'}")
+        return [f"DEMO {line}" if self.demo else line for line in lines]
+
+
+def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False) -> Replay:
+    """Judge a session's stored audio again, one cycle at a time, on its own settings; nothing is written.
+
+    Probabilities, classes and the site's verdict are compared for equality: on the CPU engine the tolerance is 0.
+    Raises StoreError where there is no audio, and where another bundle than the session's is given, unless `anyway`.
+    """
+    from device.audio import AudioError
+    from device.classifier import open_classifier
+    from device.decision import SiteDecision
+
+    session = read_session(file, number)
+    if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
+        raise StoreError(f"{file}: no audio of session {number} is kept; set store.audio before listening")
+    # what is a new setting since then has its default
+    own = load_settings(environment={}, layers=[Layer(f"session {number}", session["settings"])]).bundle
+    classifier = open_classifier(own if bundle is None else own.model_copy(update={"path": str(bundle)}))
+    other = classifier.fingerprint != session["bundle"]
+    if other and not anyway:
+        raise StoreError(
+            f"{classifier.bundle.path}: is bundle {classifier.fingerprint}, session {number} needs "
+            f"{session['bundle']} ({session['bundle_name']}); give that one with --bundle, or compare with --anyway"
+        )
+    audio, decision, replayed = AudioStore(file), SiteDecision(classifier.site_rule), 0
+    differing: list[Difference] = []
+    left_out: dict[str, tuple[int, ...]] = {}
+    for cycle in session["cycles"]:
+        why, at = _unreplayable(cycle, audio), cycle["number"]
+        if cycle["probability"] is None:
+            decision.refuse(cycle["reason"])
+        elif not why:
+            try:
+                judgement = classifier.judge(audio.read(number, at))
+            except AudioError:
+                why = DAMAGED
+            else:
+                replayed += 1
+                decision.add(judgement)
+                stored, answer = (cycle["probability"], cycle["class"]), (judgement.probability, judgement.label)
+                differing += [Difference(at, stored, answer)] * (stored != answer)
+        if why:
+            left_out[why] = (*left_out.get(why, ()), at)
+    identical, verdict = replayed - len(differing), None
+    unstored = any(entry["kind"] == UNSTORED for entry in session["timeline"])
+    if session["verdict"] and not unstored and not left_out.keys() - {NOT_GRADED}:
+        verdict = decision.verdict
+        before, now = (session["probability"], session["verdict"]), (decision.probability, verdict)
+        differing += [Difference(None, before, now)] * (before != now)
+    return Replay(
+        number,
+        session["demo"],
+        classifier.fingerprint,
+        other,
+        replayed,
+        identical,
+        tuple(differing),
+        left_out,
+        verdict,
+    )
+
+
+def _unreplayable(cycle: Row, audio: AudioStore) -> str:
+    """Why there is nothing to compare; '' if there is."""
+    if cycle["probability"] is None:
+        return NOT_GRADED
+    if not cycle["audio"]:
+        return "whose audio was never kept"
+    gone = cycle["audio"] != KEPT or not audio.path(cycle["session"], cycle["number"]).is_file()
+    return "whose audio is gone" if gone else ""

@@ -1,0 +1,80 @@
+"""Processes that store, to be killed or starved by tests: `python -m tests.device.storing MODE FILE`."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count, cycle
+from pathlib import Path
+
+from device.bundle import Segmentation, SiteRule
+from device.decision import Judgement
+from device.live import Auscultation, CycleResult, Judge, Summary
+from device.signal import FloatArray
+from device.sources import DemoSource
+from device.store import Beginning, Recorder, Store
+from device.timeline import Entry
+from firmware_config.settings import Settings, load_settings
+
+
+def settings_for(file: Path, **store: object) -> Settings:
+    """The defaults, but for the store."""
+    flags = {"store.path": str(file), **{f"store.{name}": value for name, value in store.items()}}
+    return load_settings(environment={}, flags=flags)
+
+
+def beginning(file: Path, *, demo: bool = True, site: str = "", **store: object) -> Beginning:
+    """A session that begins now, of a bundle that nobody needs."""
+    return Beginning("a test", demo, "bundle-hash", "tiny", settings_for(file, **store), site)
+
+
+class Certain:
+    """A model that always says the same, and is there at once."""
+
+    fingerprint, segmentation, site_rule = "bundle-hash", Segmentation(), SiteRule(k=1, threshold=0.5, least_cycles=1)
+
+    def judge(self, samples: FloatArray) -> Judgement:
+        return Judgement(1 / 3, False, "crackle")
+
+
+def heard(classifier: Judge, seconds: float = 12.0) -> tuple[list[CycleResult], list[Entry], Summary]:
+    """What comes of a demo."""
+    session = Auscultation(DemoSource(7, seconds, fast=True), classifier, settings_for(Path("unused")).quality)
+    happened = list(session.run())
+    cycles = [one for one in happened if isinstance(one, CycleResult)]
+    return cycles, [one for one in happened if isinstance(one, Entry)], session.summary
+
+
+def endless(cycles: list[CycleResult]) -> Iterator[CycleResult]:
+    """The same breaths for ever, numbered on."""
+    for number, one in zip(count(1), cycle(cycles), strict=False):
+        yield replace(one, number=number)
+
+
+def main(mode: str, file: Path) -> None:
+    """`commit`: print the number of each cycle once it is committed, for ever. `limit`: a disk that is full a while."""
+    cycles, _, summary = heard(Certain(), 8.0)
+    if mode == "commit":
+        store = Store(beginning(file, audio=True))
+        for one in endless(cycles):
+            store.add(one)
+            print(store.session, one.number, flush=True)
+            time.sleep(0.002)  # a lock is given to whoever asks in the right moment, and breaths come one by one
+    warnings: list[str] = []
+    recorder = Recorder(lambda: Store(beginning(file)), warnings.append, retry_seconds=0.0)
+    # no file may grow beyond this, which SQLite sees as it sees a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+    for one in endless(cycles):
+        recorder.add(one)
+        if one.number == 3000:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if one.number == 3010:
+            break
+    recorder.end(summary)
+    print(json.dumps(warnings))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,228 @@
+"""`respsam-device sessions`: what was stored can be listed, shown, exported and deleted; nothing else is touched."""
+
+import csv
+import io
+import json
+import os
+import pty
+import select
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import device.cli
+from device.audio_store import AudioStore
+from device.bundle import open_bundle
+from device.classifier import Classifier
+from device.signal import SAMPLE_RATE
+from device.store import Store
+from tests.conftest import REPOSITORY
+from tests.device.bundle_maker import make_bundle
+from tests.device.storing import beginning, heard
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    error: str
+
+
+Device = Callable[..., Answer]
+SITE = "left-armpit"
+
+
+@pytest.fixture
+def respsam_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stored: Path, tmp_path: Path
+) -> Device:
+    """Run the command in this process, on the stored sessions."""
+    monkeypatch.setenv("RESPSAM_STORE__PATH", str(stored))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["respsam-device", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            device.cli.main()
+        out, error = capsys.readouterr()
+        return Answer(int(ended.value.code or 0), out, error)
+
+    return run
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """1: a demo with audio at a site; 2: the same, as if of a patient, without audio; 3: killed before its end."""
+    file = tmp_path / "state" / "store.sqlite"
+    cycles, entries, summary = heard(Classifier(open_bundle(make_bundle(tmp_path / "bundle"))))
+    for number in (1, 2, 3):
+        store = Store(beginning(file, demo=number == 1, site=SITE if number == 1 else "", audio=number == 1))
+        for cycle in cycles:
+            store.add(cycle)
+        for entry in entries:
+            store.add(entry)
+        if number != 3:
+            store.end(summary)
+        store.close()
+    return file
+
+
+def refused(answer: Answer) -> str:
+    assert (answer.code, answer.out) == (2, "")
+    (line,) = answer.error.splitlines()
+    assert line.startswith("respsam-device: error: ")
+    return line
+
+
+def test_list_has_an_aligned_line_a_session_and_says_demo(respsam_device: Device) -> None:
+    answer = respsam_device("sessions", "list")
+    assert (answer.code, answer.error) == (0, "")
+    head, *lines = answer.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["DEMO", "2", "3"]
+    for name, wanted in (("verdict", ["flagged", "flagged", "-"]), ("site", [SITE, "", ""])):
+        at = head.index(name)
+        assert [line[at : at + 12].split("  ")[0].strip() for line in lines] == wanted
+    assert "DEMO" not in lines[1] + lines[2]
+
+
+def test_list_in_json_has_an_object_a_session(respsam_device: Device) -> None:
+    objects = [json.loads(line) for line in respsam_device("sessions", "list", "--json").out.splitlines()]
+    assert [(one["id"], one["demo"], one["site"], one["with_audio"]) for one in objects] == [
+        (1, True, SITE, objects[0]["cycles"]),
+        (2, False, "", 0),
+        (3, False, "", 0),
+    ]
+    assert objects[0]["heard_samples"] == 12 * SAMPLE_RATE
+    assert (objects[2]["verdict"], objects[2]["ended_at"], objects[2]["heard_samples"]) == (None, None, None)
+    assert objects[2]["cycles"] == objects[0]["cycles"] > 3, "a session that was killed still has its cycles"
+
+
+def test_nothing_stored_is_no_error_and_makes_no_file(respsam_device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Path.cwd() / "nowhere" / "store.sqlite"
+    monkeypatch.setenv("RESPSAM_STORE__PATH", str(absent))
+    assert respsam_device("sessions", "list") == (0, "", "no sessions are stored\n")
+    assert respsam_device("sessions", "list", "--json") == (0, "", "")
+    assert str(absent) in refused(respsam_device("sessions", "show", 1))
+    assert not absent.parent.exists()
+
+
+def test_show(respsam_device: Device) -> None:
+    answer = respsam_device("sessions", "show", 1)
+    assert (answer.code, answer.error) == (0, "")
+    about, cycles, timeline = answer.out.split("\n\n")
+    assert all(line.startswith("DEMO ") for line in about.splitlines())
+    assert all(line.startswith("DEMO ") for line in [*cycles.splitlines()[1:], *timeline.splitlines()[1:]])
+    assert "12.0 s heard, 0.0 s missing, 0.0 s dropped" in about
+    assert "verdict: flagged" in about
+    assert [line.split()[2] for line in timeline.splitlines()[1:]] == ["start", "end"]
+    assert "DEMO" not in respsam_device("sessions", "show", 2).out.replace("(simulated", "")
+
+
+def test_show_in_json_has_everything(respsam_device: Device) -> None:
+    shown = json.loads(respsam_device("sessions", "show", 1, "--json").out)
+    assert shown["settings"]["store"]["audio"] is True
+    assert [one["number"] for one in shown["cycles"]] == list(range(1, len(shown["cycles"]) + 1))
+    assert all(one["demo"] for one in [shown, *shown["cycles"], *shown["timeline"]])
+    assert shown["cycles"][0]["quality"]["level_dbfs"] == shown["cycles"][0]["level_dbfs"]
+
+
+@pytest.mark.parametrize("command", [("show",), ("export",), ("delete", "--yes")])
+def test_a_session_that_does_not_exist_is_an_error(respsam_device: Device, command: tuple[str, ...]) -> None:
+    assert "no session 7" in refused(respsam_device("sessions", *command, 7))
+
+
+def test_export_csv_is_a_row_a_cycle_with_all_digits(respsam_device: Device, stored: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(respsam_device("sessions", "export", 1).out)))
+    with sqlite3.connect(stored) as database:
+        kept = database.execute("SELECT start_sample, probability, class FROM cycles WHERE session = 1").fetchall()
+    assert [(int(row["start_sample"]), float(row["probability"]), row["class"]) for row in rows] == kept
+    assert {(row["demo"], row["site"], row["bundle"]) for row in rows} == {("DEMO", SITE, "bundle-hash")}
+    assert {row["demo"] for row in csv.DictReader(io.StringIO(respsam_device("sessions", "export", 2).out))} == {""}
+
+
+def test_export_writes_a_new_file_and_never_over_another(respsam_device: Device, tmp_path: Path, stored: Path) -> None:
+    out = tmp_path / "out.json"
+    assert respsam_device("sessions", "export", 1, "--format", "json", "--out", out) == (0, "", "")
+    shown = json.loads(respsam_device("sessions", "show", 1, "--json").out)
+    assert json.loads(out.read_text()) == shown
+    before = stored.read_bytes()
+    assert "cannot be written" in refused(respsam_device("sessions", "export", 1, "--out", stored))
+    assert stored.read_bytes() == before
+
+
+def test_delete_removes_rows_and_audio_and_nothing_else(respsam_device: Device, stored: Path) -> None:
+    foreign = AudioStore(stored).folder / "1" / "notes.txt"
+    foreign.write_text("not ours")
+    others = [respsam_device("sessions", "show", number, "--json").out for number in (2, 3)]
+    assert AudioStore(stored).kept(1)
+    assert SITE.encode() in stored.read_bytes()
+    assert respsam_device("sessions", "delete", 1, "--yes").code == 0
+    assert [respsam_device("sessions", "show", number, "--json").out for number in (2, 3)] == others
+    assert not AudioStore(stored).kept()
+    assert foreign.read_text() == "not ours"
+    with sqlite3.connect(stored) as database:
+        for table, key in (("sessions", "id"), ("cycles", "session"), ("timeline", "session")):
+            assert database.execute(f"SELECT DISTINCT {key} FROM {table}").fetchall() == [(2,), (3,)]
+    # what was deleted is in no file any more, not even in a free page
+    assert not any(SITE.encode() in one.read_bytes() for one in stored.parent.iterdir() if one.is_file())
+
+
+def test_a_deleted_number_is_not_given_again(respsam_device: Device, stored: Path) -> None:
+    respsam_device("sessions", "delete", 3, "--yes")
+    store = Store(beginning(stored))
+    store.close()
+    assert store.session == 4
+
+
+def test_delete_without_a_terminal_is_refused(respsam_device: Device) -> None:
+    assert "--yes" in refused(respsam_device("sessions", "delete", 1))
+    assert len(respsam_device("sessions", "list").out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(("said", "code", "left"), [("n\n", 130, 3), ("y\n", 0, 2)])
+def test_delete_asks_on_a_terminal(stored: Path, said: str, code: int, left: int) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "device", "sessions", "delete", "2"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RESPSAM_STORE__PATH": str(stored)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    asked = b""
+    while b"[y/N]" not in asked and select.select([ours], [], [], 30)[0]:
+        asked += os.read(ours, 4096)
+    assert b"session 2" in asked
+    os.write(ours, said.encode())
+    assert process.wait(30) == code
+    os.close(ours)
+    with sqlite3.connect(stored) as database:
+        assert database.execute("SELECT count(*) FROM sessions").fetchall() == [(left,)]
+
+
+def test_a_damaged_store_is_said_in_one_line_and_left_for_listen_to_set_aside(
+    respsam_device: Device, stored: Path
+) -> None:
+    stored.write_bytes(b"not a database " * 1000)
+    assert "damaged" in refused(respsam_device("sessions", "list"))
+    assert stored.exists()
+
+
+@pytest.mark.parametrize("command", ["list", "show 1"])
+def test_a_table_on_a_terminal_fits_it(stored: Path, command: str) -> None:
+    done = subprocess.run(
+        ["script", "-qec", f"{sys.executable} -m device sessions {command}", "/dev/null"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RESPSAM_STORE__PATH": str(stored), "COLUMNS": "80"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert "…" not in done.stdout
+    assert "DEMO" in done.stdout and "flag" in done.stdout
