@@ -75,15 +75,19 @@ class Segmentation(_Part):
     """How the stream is cut into cycles."""
 
     method: Literal["breath", "windows"] = "breath"
-    """'breath' looks for a rhythm and falls back to windows where there is none; 'windows' never looks."""
+    """'breath' finds breaths and falls back to windows between them; 'windows' never looks."""
     window_seconds: float = Field(default=2.5, gt=0.0, le=8.0)
     """Length of a fallback window."""
     hop_seconds: float = Field(default=1.25, gt=0.0)
     """From the start of one fallback window to the next."""
-    shortest_seconds: float = Field(default=1.2, gt=0.0)
-    """A breath cycle is at least this long."""
+    shortest_seconds: float = Field(default=0.6, gt=0.0)
+    """A breath sounds for at least this long."""
     longest_seconds: float = Field(default=6.0, gt=0.0, le=8.0)
     """And at most this."""
+    pause_seconds: float = Field(default=0.3, ge=0.0, le=2.0)
+    """So much of the silence after a breath belongs to it, unless the next one begins sooner."""
+    context_seconds: float = Field(default=0.0, ge=0.0, le=8.0)
+    """A cycle shorter than this is judged together with the sound around it, as far as that was heard in time."""
 
 
 class SiteRule(_Part):

@@ -52,7 +52,7 @@ class CycleResult:
     inference_seconds: float = field(compare=False)
     demo: bool
     samples: FloatArray = field(repr=False, compare=False)
-    """(n,) at 16 kHz, exactly as they were judged."""
+    """(n,) at 16 kHz, exactly as they were judged: the cycle, and the sound around a short one."""
 
     @property
     def flagged(self) -> bool:
@@ -238,12 +238,12 @@ class Auscultation:
         return self.timeline.entry("dropped", f"cycle at {span} not judged: {reason}")
 
     def _judge(self, segment: Segment) -> CycleResult:
-        quality = judge(segment.samples, self.quality.minimum_level_dbfs, self.quality.maximum_clipped_share)
+        quality = judge(segment.samples, self.quality, segment.clarity, segment.snr_db)
         judgement, seconds = None, 0.0
         new = self._unaccounted(segment)
         if quality.gradable:
             began = time.perf_counter()
-            judgement = self.model.judge(segment.samples)
+            judgement = self.model.judge(segment.judged)
             seconds = time.perf_counter() - began
             self.decision.add(judgement)
             self._gradable_samples += new
@@ -260,7 +260,7 @@ class Auscultation:
             judgement,
             seconds,
             self.source.demo,
-            segment.samples,
+            segment.judged,
         )
         self.latest.append(result)
         return result

@@ -1,35 +1,56 @@
-"""Online breath cycles: valleys of the band-passed envelope at the rhythm's pace, else fixed windows.
+"""Online breath cycles: a small causal network hears where a breath sounds and where one begins; else fixed windows.
 
-Decisions fall on a fixed 50 ms grid counted from the first sample, so the cycles do not depend on how the stream was
-cut into blocks.
+Decisions fall on a fixed 50 ms grid counted from the first sample, each step is computed by itself and in float64, so
+the cycles do not depend on how the stream was cut into blocks. Measured, and against what: docs/accuracy.md.
 """
 
+from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
-from scipy.signal import butter, correlate, sosfilt
+from scipy.signal import correlate
+from scipy.special import expit
 
 from device.bundle import Segmentation
-from device.signal import SAMPLE_RATE, FloatArray, exact_div
-
-STEP_SAMPLES = exact_div(SAMPLE_RATE, 20)  # 800: the envelope's 50 ms grid
-STEPS_PER_SECOND = exact_div(SAMPLE_RATE, STEP_SAMPLES)
-BAND_HZ = (150.0, 1000.0)  # below lies the heart, above little of a breath
-SMOOTH_SECONDS = 0.15
-RHYTHM_SECONDS = 12.0  # how far back the rhythm is looked for
-LEAST_RHYTHM_SECONDS = 4.0  # less audio than this shows no rhythm
-PERIOD_SECONDS = (1.0, 6.0)  # 60 down to 10 breaths a minute
-LEAST_CONFIDENCE = 0.3  # to find a rhythm
-KEPT_CONFIDENCE = 0.2  # to keep the one that the last breath was cut by: breaths vary, and 0.3 lost every third one
-LEAST_DEPTH = 0.15  # standard deviation of the log envelope; steady noise has 0.04-0.09, and any period fits it
-PERIOD_SHARE = 0.75  # two breaths often correlate better than one; a shorter peak this high is the breath
-LEAST_TAIL_SECONDS = 0.5  # less than this at the end stays unjudged
-SLACK = 0.4  # a breath may be this share shorter or longer than the rhythm
+from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, FloatArray, exact_div
 
 Float64Array = npt.NDArray[np.float64]
+Weights = dict[str, Float64Array]
+
+STEP_SAMPLES = exact_div(SAMPLE_RATE, 20)  # 800: the 50 ms grid
+STEPS_PER_SECOND = exact_div(SAMPLE_RATE, STEP_SAMPLES)
+SPECTRUM_SAMPLES = 2 * STEP_SAMPLES
+# below lies the heart alone; 4 kHz stethoscopes end at 2 kHz
+EDGES_HZ: Final = (60, 100, 150, 200, 250, 300, 350, 400, 500, 600, 700, 850, 1000, 1250, 1500)
+BANDS = len(EDGES_HZ) - 1
+BREATH_BANDS = slice(2, 11)  # 150-850 Hz
+FLOOR = 1e-12  # of a band's power: far below a 24-bit step's noise
+MEMORY_STEPS = 6 * STEPS_PER_SECOND  # each band is heard relative to its mean over so long: gain and microphone cancel
+DILATIONS: Final = (1, 2, 4, 8, 16, 32)  # three taps each: 6.4 s are heard
+DELAY_STEPS = 6  # the network speaks of what was 0.3 s ago
+WEIGHTS_FILE = Path(__file__).with_name("breath_detector.npz")
+
+SOUNDING = 0.45  # a breath begins above, and ends below
+ONSET = 0.45  # within a breath another one begins at a peak above this
+LEAST_GAP_SECONDS = 1.2  # what lies unjudged between breaths becomes a window from this length on
+LEAST_TAIL_SECONDS = 0.5  # less than this at the end stays unjudged
+RHYTHM_STEPS = 12 * STEPS_PER_SECOND  # how far back the rhythm is looked for
+LEAST_RHYTHM_SECONDS = 4.0  # less shows no rhythm
+PERIOD_SECONDS = (1.0, 6.0)  # 60 down to 10 breaths a minute
+PERIOD_SHARE = 0.75  # two breaths often correlate better than one; a shorter peak this high is the breath
+LEAST_DEPTH = 0.05  # standard deviation of the activity; less than this is no coming and going
+FLOOR_PERCENT = 10
+CLARITY_PERCENT = (95, 99)
+LEAST_CLARITY_STEPS = 3 * STEPS_PER_SECOND
+DECIBELS = 10.0 / float(np.log(10.0))  # of a neper of power
+PHASE_DEPTH = 0.7  # nepers of power (3 dB) that the pause between in and out lies below both of them
+PHASE_SPAN = (0.2, 0.8)  # of a breath: where that pause may be
+PHASE_SMOOTH_STEPS = 2.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +61,20 @@ class Segment:
     samples: FloatArray
     kind: Literal["breath", "window"]
     rhythm: float
-    """Confidence in the rhythm, 0-1: the autocorrelation of the envelope at its period."""
+    """Confidence in the rhythm, 0-1: the autocorrelation of the breathing of the last 12 s at its period."""
+    phase: int | None = None
+    """Sample number where inspiration gives way to expiration, where a pause between them was heard."""
+    clarity: float | None = None
+    """How surely breaths sounded and began in the last 12 s, 0-1: 95th percentile of activity times 99th of onset."""
+    snr_db: float | None = None
+    """Power of 150-850 Hz over the quietest tenth of the last 12 s."""
+    context: FloatArray | None = None
+    """(m,) the samples with the sound around them; None where they are long enough by themselves."""
+
+    @property
+    def judged(self) -> FloatArray:
+        """What the model hears of this cycle, (m,) at 16 kHz."""
+        return self.samples if self.context is None else self.context
 
     @property
     def end(self) -> int:
@@ -58,19 +92,66 @@ class Segment:
         return self.end / SAMPLE_RATE
 
 
-def rhythm(log_envelope: Float64Array) -> tuple[float, float]:
-    """Period in seconds and confidence 0-1 of a log envelope (n,) on the 50 ms grid; (0, 0) where there is none.
+@lru_cache(maxsize=1)
+def shipped_weights() -> Weights:
+    """What `trainer segmentation --out` wrote: `in`, `out`, per layer `taps` and `mix`, and their biases."""
+    with np.load(WEIGHTS_FILE) as held:
+        return {name: held[name].astype(np.float64) for name in held.files}
+
+
+@lru_cache(maxsize=1)
+def _spectrum_plan() -> tuple[Float64Array, list[int]]:
+    edges = [round(edge * SPECTRUM_SAMPLES / SAMPLE_RATE) for edge in EDGES_HZ]
+    return np.hanning(SPECTRUM_SAMPLES), edges
+
+
+def bands(samples: Float64Array) -> Float64Array:
+    """Log power (..., BANDS) of stretches (..., SPECTRUM_SAMPLES) between the edges of `EDGES_HZ`."""
+    shape, edges = _spectrum_plan()
+    spectrum = np.fft.rfft(samples * shape)[..., edges[0] : edges[-1]]
+    power = np.square(spectrum.real) + np.square(spectrum.imag)
+    sums: Float64Array = np.add.reduceat(power, [edge - edges[0] for edge in edges[:-1]], axis=-1)
+    return np.log(sums / SPECTRUM_SAMPLES + FLOOR)
+
+
+class Detector:
+    """Feed 50 ms of sound a time; it says how surely a breath sounds, and begins, `DELAY_STEPS` before."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._latest = np.zeros(SPECTRUM_SAMPLES)
+        self._memory = np.empty((0, BANDS))
+        self._past = [np.zeros((2 * dilation + 1, weights["in"].shape[1])) for dilation in DILATIONS]
+
+    def step(self, samples: FloatArray) -> tuple[float, float, float]:
+        """Activity 0-1 and onset 0-1 of `DELAY_STEPS` ago, and the log power now, from the next STEP_SAMPLES."""
+        self._latest = np.concatenate([self._latest[STEP_SAMPLES:], samples])
+        heard = bands(self._latest)
+        self._memory = np.vstack([self._memory[-MEMORY_STEPS + 1 :], heard])
+        weights = self._weights
+        state = (heard - self._memory.mean(axis=0)) @ weights["in"] + weights["in_bias"]
+        for layer, (dilation, past) in enumerate(zip(DILATIONS, self._past, strict=True)):
+            past[:-1] = past[1:]
+            past[-1] = state
+            inner = past[::dilation].ravel() @ weights[f"taps{layer}"] + weights[f"taps{layer}_bias"]
+            state = state + np.maximum(inner, 0.0) @ weights[f"mix{layer}"] + weights[f"mix{layer}_bias"]
+        activity, onset = expit(np.maximum(state, 0.0) @ weights["out"] + weights["out_bias"])
+        return float(activity), float(onset), float(np.log(np.exp(heard[BREATH_BANDS]).sum()))
+
+
+def rhythm(activity: Float64Array) -> tuple[float, float]:
+    """Period in seconds and confidence 0-1 of breathing (n,) on the 50 ms grid; (0, 0) where there is none.
 
     The shortest period between 1 and 6 s at which the normalised autocorrelation, corrected for the shrinking overlap,
     has a peak about as high as its highest.
     """
-    count = log_envelope.size
+    count = activity.size
     shortest, longest = round(PERIOD_SECONDS[0] * STEPS_PER_SECOND), round(PERIOD_SECONDS[1] * STEPS_PER_SECOND)
     # a period has to be seen about twice
     longest = min(longest, count // 2)
     if count < LEAST_RHYTHM_SECONDS * STEPS_PER_SECOND or longest <= shortest:
         return 0.0, 0.0
-    centred = log_envelope - log_envelope.mean()
+    centred = activity - activity.mean()
     power = float(np.mean(np.square(centred)))
     if power < LEAST_DEPTH**2:
         return 0.0, 0.0
@@ -88,21 +169,27 @@ def rhythm(log_envelope: Float64Array) -> tuple[float, float]:
 class Segmenter:
     """Feed samples in, take segments out; `flush` at a gap or at the end."""
 
-    def __init__(self, settings: Segmentation) -> None:
+    def __init__(self, settings: Segmentation, weights: Weights | None = None) -> None:
         self.settings = settings
-        self._band = butter(2, BAND_HZ, "bandpass", fs=SAMPLE_RATE, output="sos")
+        self._weights = weights
         self.reset(0)
 
     def reset(self, position: int) -> None:
         """Forget everything; the next sample has the number `position`."""
         self._audio = np.empty(0, np.float32)  # from the cursor on
-        self._cursor = position  # sample number of the first sample that no breath or window has claimed
+        self._past = np.empty(0, np.float32)  # up to the cursor, as much as a context may need
+        self._heard_end = position  # sample number up to which a context may reach
+        self._cursor = position  # sample number from which the next segment may begin
         self._pending = np.empty(0, np.float32)  # not yet a whole step
-        self._state = np.zeros((self._band.shape[0], 2))
-        self._envelope = np.empty(0)
-        self._first_step_sample = position  # sample number of the first envelope step held
-        self._emitted_end = position
-        self._in_rhythm = False
+        self._origin = self._judged = position  # sample numbers: of the first sample, and up to which all is judged
+        self._step = -DELAY_STEPS - 2  # the one to decide on; one before the detector's, as a peak shows afterwards
+        self._detector = Detector(self._weights or shipped_weights()) if self.settings.method == "breath" else None
+        self._activity = deque([0.0, 0.0], RHYTHM_STEPS)
+        self._onset = deque([0.0, 0.0], RHYTHM_STEPS)
+        self._power: deque[float] = deque(maxlen=RHYTHM_STEPS)
+        self._began: int | None = None  # step at which the breath that sounds now, or paused, began
+        self._ended: int | None = None  # and fell silent
+        self._endless = False  # it sounds for longer than any breath: noise
 
     def feed(self, samples: FloatArray) -> list[Segment]:
         """Take samples (n,) that follow the last ones; returns the segments they complete."""
@@ -111,69 +198,148 @@ class Segmenter:
         segments: list[Segment] = []
         whole = self._pending.size // STEP_SAMPLES
         for step in range(whole):
-            self._advance(self._pending[step * STEP_SAMPLES : (step + 1) * STEP_SAMPLES])
-            segments += self._decide()
+            segments += self._advance(self._pending[step * STEP_SAMPLES : (step + 1) * STEP_SAMPLES])
         self._pending = self._pending[whole * STEP_SAMPLES :]
         return segments
 
     def flush(self) -> list[Segment]:
         """The stream breaks off here: what was not yet judged, in windows up to the end; `reset` comes next."""
-        end = self._cursor + self._audio.size
-        wanted = round(self.settings.window_seconds * SAMPLE_RATE)
-        least = round(LEAST_TAIL_SECONDS * SAMPLE_RATE)
-        segments: list[Segment] = []
-        while self._audio.size >= wanted + least:
-            segments.append(self._cut_window())
-        tail = self._audio[-wanted:]
-        if end - self._emitted_end >= least and tail.size >= self.settings.shortest_seconds * SAMPLE_RATE:
-            segments.append(Segment(end - tail.size, tail, "window", 0.0))
+        self._heard_end = end = self._cursor + self._audio.size
+        latest = end if self._ended is None else min(end, self._sample(self._ended) + self._pause_samples)
+        segments = [*self._close(latest), *self._windows(end)]
+        if end - self._judged >= LEAST_TAIL_SECONDS * SAMPLE_RATE:
+            segments += self._rest(end, self.settings.shortest_seconds)
         return segments
 
-    def _advance(self, step: FloatArray) -> None:
-        filtered, self._state = sosfilt(self._band, step.astype(np.float64), zi=self._state)
-        self._envelope = np.append(self._envelope, np.log(np.mean(np.square(filtered)) + 1e-14))
-        surplus = self._envelope.size - round(RHYTHM_SECONDS * STEPS_PER_SECOND)
-        if surplus > 0:
-            self._envelope = self._envelope[surplus:]
-            self._first_step_sample += surplus * STEP_SAMPLES
-
-    def _decide(self) -> list[Segment]:
-        """At most one segment a step: look only when the longest breath that could be cut now is all there."""
-        now = self._first_step_sample + self._envelope.size * STEP_SAMPLES
-        waiting = (now - self._cursor) / SAMPLE_RATE
-        if waiting < self.settings.window_seconds or self._envelope.size < LEAST_RHYTHM_SECONDS * STEPS_PER_SECOND:
+    def _advance(self, samples: FloatArray) -> list[Segment]:
+        self._step += 1
+        self._heard_end += STEP_SAMPLES  # not the end of the block: cycles must not depend on how the stream was cut
+        if self._detector is None:
+            return self._windows(self._sample(self._step + DELAY_STEPS + 2))
+        activity, onset, power = self._detector.step(samples)
+        self._activity.append(activity)
+        self._onset.append(onset)
+        self._power.append(power)
+        if self._step < 0:
             return []
-        period, confidence = (0.0, 0.0) if self.settings.method == "windows" else rhythm(self._smooth())
-        self._in_rhythm = confidence >= (KEPT_CONFIDENCE if self._in_rhythm else LEAST_CONFIDENCE)
-        if not self._in_rhythm:
-            return [self._cut_window()]
-        latest = min(self.settings.longest_seconds, max(self.settings.shortest_seconds, (1 + SLACK) * period))
-        if waiting < latest + 2 * SMOOTH_SECONDS:
+        segments = self._decide(self._activity[-2])
+        return segments if self._began is not None else segments + self._windows(self._sample(self._step))
+
+    def _decide(self, activity: float) -> list[Segment]:
+        """A breath ends with its pause, or where the next one begins."""
+        here = self._sample(self._step)
+        if self._began is None:
+            self._endless = self._endless and activity > SOUNDING
+            self._began = self._step if activity > SOUNDING and not self._endless else None
             return []
-        earliest = max(self.settings.shortest_seconds, (1 - SLACK) * period)
-        return [self._cut_breath(min(earliest, latest), latest, confidence)]
+        if self._ended is not None:
+            if activity > SOUNDING:
+                closed, self._began = self._close(here), self._step
+                return closed
+            over = here - self._sample(self._ended) >= self._pause_samples
+            return self._close(here) if over else []
+        seconds = (self._step - self._began) / STEPS_PER_SECOND
+        before, onset, after = (self._onset[place] for place in (-3, -2, -1))
+        if before <= onset > after and onset > ONSET and seconds >= self.settings.shortest_seconds:
+            closed, self._began = self._close(here), self._step
+            return closed
+        if seconds >= self.settings.longest_seconds:
+            self._began, self._endless = None, True
+        elif activity < SOUNDING:
+            self._ended = self._step
+        return []
 
-    def _smooth(self) -> Float64Array:
-        return np.asarray(gaussian_filter1d(self._envelope, SMOOTH_SECONDS * STEPS_PER_SECOND))
+    def _close(self, end: int) -> list[Segment]:
+        """The breath that began, up to sample `end`; before it a window, where much lies unjudged."""
+        began, ended = self._began, self._ended
+        self._began = self._ended = None
+        if began is None:
+            return []
+        start = self._sample(began)
+        sounding = (end if ended is None else self._sample(ended)) - start
+        longest = self.settings.longest_seconds * SAMPLE_RATE
+        if not self.settings.shortest_seconds * SAMPLE_RATE <= sounding <= longest:
+            return []
+        end = min(end, start + round(longest))
+        segments = self._windows(start)
+        if start - self._judged >= LEAST_GAP_SECONDS * SAMPLE_RATE:
+            segments += self._rest(start, LEAST_GAP_SECONDS)
+        confidence = rhythm(np.array(self._activity))[1]
+        return [*segments, self._emit(start, end, "breath", confidence, self._phase(start, start + sounding))]
 
-    def _cut_window(self) -> Segment:
-        length = round(self.settings.window_seconds * SAMPLE_RATE)
-        segment = Segment(self._cursor, self._audio[:length], "window", 0.0)
-        self._move(round(self.settings.hop_seconds * SAMPLE_RATE), segment.end)
-        return segment
+    def _phase(self, start: int, end: int) -> int | None:
+        """Where the sound of a breath is faintest between two louder parts."""
+        power: Float64Array = gaussian_filter1d(self._powers(start, end), PHASE_SMOOTH_STEPS)
+        low, high = (round(share * power.size) for share in PHASE_SPAN)
+        if high - low < 1:
+            return None
+        valley = low + int(np.argmin(power[low:high]))
+        louder = min(power[:valley].max(initial=-np.inf), power[valley + 1 :].max(initial=-np.inf))
+        deep = bool(louder - power[valley] >= PHASE_DEPTH)
+        return start + valley * STEP_SAMPLES if deep else None
 
-    def _cut_breath(self, earliest: float, latest: float, confidence: float) -> Segment:
-        """From the cursor to the deepest valley between the two times."""
-        offset = (self._cursor - self._first_step_sample) / SAMPLE_RATE
-        first = round((offset + earliest) * STEPS_PER_SECOND)
-        last = max(first + 1, round((offset + latest) * STEPS_PER_SECOND))
-        valley = first + int(np.argmin(self._smooth()[first:last]))
-        length = self._first_step_sample + valley * STEP_SAMPLES - self._cursor
-        segment = Segment(self._cursor, self._audio[:length], "breath", confidence)
-        self._move(length, segment.end)
-        return segment
+    def _powers(self, start: int, end: int) -> Float64Array:
+        """Log powers of the steps between two sample numbers, as far as they are held."""
+        first = self._step + DELAY_STEPS + 2 - len(self._power)
+        begins, ends = (max(0, (at - self._origin) // STEP_SAMPLES - first) for at in (start, end))
+        return np.array(self._power)[begins:ends]
 
-    def _move(self, samples: int, emitted_end: int) -> None:
-        self._audio = self._audio[samples:]
-        self._cursor += samples
-        self._emitted_end = emitted_end
+    def _sample(self, step: int) -> int:
+        return self._origin + step * STEP_SAMPLES
+
+    @property
+    def _pause_samples(self) -> int:
+        return round(self.settings.pause_seconds * STEPS_PER_SECOND) * STEP_SAMPLES
+
+    def _windows(self, limit: int) -> list[Segment]:
+        """As many overlapping windows as fit before sample `limit`."""
+        length, hop = (round(x * SAMPLE_RATE) for x in (self.settings.window_seconds, self.settings.hop_seconds))
+        segments = []
+        while self._cursor + length <= limit:
+            segments.append(self._emit(self._cursor, self._cursor + length, "window", advance=hop))
+        return segments
+
+    def _rest(self, end: int, least_seconds: float) -> list[Segment]:
+        """One window of what lies before sample `end`, reaching back into what is judged if there is little."""
+        start = max(self._cursor, end - round(self.settings.window_seconds * SAMPLE_RATE))
+        return [self._emit(start, end, "window")] if end - start >= least_seconds * SAMPLE_RATE else []
+
+    def _emit(
+        self,
+        start: int,
+        end: int,
+        kind: Literal["breath", "window"],
+        confidence: float = 0.0,
+        phase: int | None = None,
+        advance: int | None = None,
+    ) -> Segment:
+        """Samples `start` to `end`; the next segment begins `advance` after the start, or at the end."""
+        samples = self._audio[start - self._cursor : end - self._cursor]
+        context = self._context(start, end)
+        following = end if advance is None else start + advance
+        self._past = np.concatenate([self._past, self._audio[: following - self._cursor]])[-WINDOW_SAMPLES:]
+        self._audio = self._audio[following - self._cursor :]
+        self._cursor, self._judged = following, end
+        return Segment(start, samples, kind, confidence, phase, *self._standing_out(start, end), context)
+
+    def _context(self, start: int, end: int) -> FloatArray | None:
+        """`context_seconds` around the middle of samples `start` to `end`, shifted to where there was sound in time."""
+        length = round(self.settings.context_seconds * SAMPLE_RATE)
+        if length <= end - start:
+            return None
+        oldest = self._cursor - self._past.size
+        first = min((start + end - length) // 2, self._heard_end - length)
+        first = max(first, oldest)
+        last = min(first + length, self._heard_end)
+        return np.concatenate([self._past, self._audio])[first - oldest : last - oldest]
+
+    def _standing_out(self, start: int, end: int) -> tuple[float | None, float | None]:
+        """Clarity and SNR of what lies between two sample numbers."""
+        powers = self._powers(start, end)
+        # of less sound nobody can say whether it comes and goes
+        if not powers.size or len(self._power) < LEAST_CLARITY_STEPS:
+            return None, None
+        floor = float(np.percentile(np.array(self._power), FLOOR_PERCENT))
+        sounding, beginning = CLARITY_PERCENT
+        clarity = np.percentile(np.array(self._activity), sounding) * np.percentile(np.array(self._onset), beginning)
+        return float(clarity), float(DECIBELS * (np.log(np.exp(powers).mean()) - floor))

@@ -1,4 +1,7 @@
-"""`trainer`: data describe, fit, evaluate. Parses and prints; the work is in functions that a notebook could call."""
+"""`trainer`: data describe, fit, evaluate, segmentation, grading.
+
+Parses and prints; the work is in functions that a notebook could call.
+"""
 
 import os
 from collections.abc import Callable
@@ -236,6 +239,64 @@ def evaluate(
         _print_json(reading)
     else:
         show_reading(reading, Console())
+
+
+@app.command()
+def segmentation(
+    corpus: CorpusOption,
+    data: DataOption,
+    part: PartOption = None,
+    folds: Annotated[int, typer.Option("--folds", min=0, help="Patient-wise; 0 scores the shipped detector.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", help="Fit on all of it and write the detector here.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of folds and fit.")] = 0,
+    lenient: LenientOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Score how breaths are found, against fixed windows, by patient-wise cross-validation; or fit the detector."""
+    from trainer import segmentation as finding
+
+    read, cache, _ = _heard(corpus, data, part, lenient, config)
+    if out is not None:
+        finding.save_detector(finding.fit_detector(read.recordings, cache, seed), out)
+        return
+    _print_json(finding.compare(read, cache, finding.fold_detectors(read, cache, folds, seed)))
+
+
+@app.command()
+def grading(
+    corpus: CorpusOption,
+    data: DataOption,
+    part: PartOption = None,
+    folds: Annotated[int, typer.Option("--folds", min=0, help="Patient-wise; 0 takes detector and limits as set.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of folds and fit.")] = 0,
+    lenient: LenientOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Score how poor recordings are refused, and what it costs in good ones, by patient-wise cross-validation."""
+    from trainer.grading import compare
+    from trainer.segmentation import fold_detectors
+
+    read, cache, settings = _heard(corpus, data, part, lenient, config)
+    _print_json(compare(fold_detectors(read, cache, folds, seed), cache, settings.quality))
+
+
+def _heard(corpus: str, data: Path, part: str | None, lenient: bool, config: Path | None) -> tuple[Any, Any, Any]:
+    """A corpus, its audio and the settings."""
+    import torch
+    from rich.console import Console
+
+    from firmware_config.settings import load_settings
+    from trainer.audio_cache import with_audio
+    from trainer.corpora import load_corpus
+
+    settings = load_settings(config)
+    if settings.training.threads:
+        torch.set_num_threads(settings.training.threads)
+    read = load_corpus(corpus, data, part=part, lenient=lenient)
+    with _progress(Console(stderr=True), "reading audio") as progress:
+        read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
+    _show_notes(read.notes)
+    return read, cache, settings
 
 
 def _device(wanted: str, settings: "Settings") -> "torch.device":

@@ -28,7 +28,7 @@ CURVE_ROWS = 101
 AS_GOOD = 0.02  # about the standard error of a Score on a few hundred recordings
 # In the order of preference: the first that is as good as the best is taken. A breath is what a nurse hears, too.
 CANDIDATES = (
-    Segmentation(method="breath"),
+    Segmentation(method="breath", context_seconds=3.5),
     Segmentation(method="windows", window_seconds=3.5),
     Segmentation(method="windows"),
 )

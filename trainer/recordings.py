@@ -18,10 +18,13 @@ from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording, union
 
 LEAST_CYCLES = 2  # one breath is not an examination
-LARGEST_K = 4
 UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
-POOLINGS: tuple[Literal["kth", "mean"], ...] = ("kth", "mean")
-WORTH = 0.01  # a rule that asks for more cycles has to score this much better: it flags later
+# (pooling, k) in the order of preference
+RULES: tuple[tuple[Literal["kth", "mean"], int], ...] = (
+    *(("kth", k) for k in range(1, 5)),
+    *(("mean", k) for k in range(1, 7)),
+)
+WORTH = 0.005  # a rule that asks for more cycles has to score this much better: it flags later
 
 
 class RunModel:
@@ -127,12 +130,12 @@ def fit_site_rule(heard: Sequence[Heard], cycle_threshold: float) -> SiteRule:
     """Pooling, k and threshold that maximise (Se + Sp) / 2 on these recordings subject to Se >= Sp.
 
     'Not enough' counts as wrong. For each pooling and k the threshold is chosen among the sites' own probabilities;
-    the first rule within a point of the best is taken, the k-th highest before the mean, a small k before a large one.
+    the first of RULES within half a point of the best is taken.
     """
     abnormal = np.array([one.recording.label != "normal" for one in heard])
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
     reached: list[tuple[float, SiteRule]] = []
-    for pooling, k in [(pooling, k) for pooling in POOLINGS for k in range(1, LARGEST_K + 1)]:
+    for pooling, k in RULES:
         least = max(LEAST_CYCLES, k)
         reach_all = SiteRule(pooling=pooling, k=k, threshold=0.0, least_cycles=least)
         scores = np.array([one.decision(reach_all).probability or 0.0 for one in heard])

@@ -14,14 +14,15 @@ from device.bundle import SiteRule, open_bundle
 from device.classifier import Classifier
 from device.decision import Judgement
 from device.live import Auscultation, CycleResult, entry_as_json, stopped_by_signals
+from device.segmenter import LEAST_TAIL_SECONDS
 from device.signal import SAMPLE_RATE, FloatArray
 from device.simulator import auscultate
 from device.sources import Block, CaptureError, DemoSource, paced
 from device.timeline import Entry
-from firmware_config.settings import QualitySettings
+from firmware_config.settings import load_settings
 from tests.device.bundle_maker import make_bundle
 
-QUALITY = QualitySettings(minimum_level_dbfs=-80.0, maximum_clipped_share=0.01)
+QUALITY = load_settings(environment={}).quality
 
 
 class Sound:
@@ -127,7 +128,7 @@ def test_silence_is_poor_quality_and_never_classified(classifier: Classifier) ->
     assert results[0].as_json()["class"] is None
 
 
-@pytest.mark.parametrize(("seconds", "cycles"), [(0.0, 0), (0.9, 0), (2.0, 1)])
+@pytest.mark.parametrize(("seconds", "cycles"), [(0.0, 0), (0.5, 0), (2.0, 1)])
 def test_too_little_sound_is_not_enough(classifier: Classifier, seconds: float, cycles: int) -> None:
     samples = auscultate(1, 5.0).samples[: in_samples(seconds)]
     session = Auscultation(Sound(blocks_of(samples)), classifier, QUALITY)
@@ -137,7 +138,7 @@ def test_too_little_sound_is_not_enough(classifier: Classifier, seconds: float, 
 
 
 def test_a_site_is_flagged_by_its_rule(tmp_path: Path) -> None:
-    sound = blocks_of(auscultate(1, 20.0).samples)
+    sound = blocks_of(auscultate(1, 40.0).samples)
 
     def verdict(logits: tuple[float, ...], k: int) -> str:
         rule = SiteRule(k=k, n=8, threshold=0.5, least_cycles=2)
@@ -169,8 +170,8 @@ def test_stopping_judges_what_was_heard_and_closes_the_timeline(classifier: Clas
     assert isinstance(end, Entry)
     assert (end.kind, end.note) == ("end", "enough")
     assert isinstance(last_cycle, CycleResult)
-    assert last_cycle.end_seconds == end.seconds
-    assert end.seconds < 10
+    assert 0 <= end.seconds - last_cycle.end_seconds < LEAST_TAIL_SECONDS
+    assert end.seconds < 12
 
 
 def test_a_microphone_that_goes_leaves_its_account_before_the_error(classifier: Classifier) -> None:

@@ -1,15 +1,18 @@
 """The segmenter on simulated breathing, whose breaths are known, and on sound without a rhythm."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.signal
 
 from device.bundle import Segmentation
-from device.segmenter import Segment, Segmenter, rhythm
+from device.segmenter import LEAST_GAP_SECONDS, Segment, Segmenter, rhythm
 from device.signal import SAMPLE_RATE, FloatArray
 from device.simulator import Breath, auscultate
 
 SEEDS = range(5)
+NOTHING = np.empty(0, np.float32)  # arrays do not compare
 
 
 def cut(samples: FloatArray, settings: Segmentation | None = None, block: int = 1600) -> list[Segment]:
@@ -38,19 +41,58 @@ def matched(breaths: tuple[Breath, ...], segments: list[Segment]) -> int:
     return count
 
 
-# What the segmenter reaches on these is 0.73, 0.87 and 0.93; the first breaths always go to windows, because a rhythm
-# is believed only when it has been heard twice.
-@pytest.mark.parametrize(("per_minute", "least_share"), [(12, 0.6), (20, 0.75), (30, 0.8)])
-def test_breaths_of_the_simulator_are_found(per_minute: float, least_share: float) -> None:
-    right, found, breaths = 0, 0, 0
+# What the detector, which never heard the simulator, reaches on these is 0.98, 1.00, 0.98, 0.97.
+@pytest.mark.parametrize("per_minute", [12, 20, 30, 60])
+def test_breaths_of_the_simulator_are_found(per_minute: float) -> None:
+    found, breaths = 0, 0
     for seed in SEEDS:
         heard = auscultate(100 + seed, 60, breaths_per_minute=per_minute)
         segments = [segment for segment in cut(heard.samples) if segment.kind == "breath"]
-        period = float(np.median([segment.samples.size / SAMPLE_RATE for segment in segments]))
-        right += abs(period * per_minute / 60 - 1) <= 0.15
         found, breaths = found + matched(heard.breaths, segments), breaths + len(heard.breaths)
-    assert right >= 4
-    assert found / breaths >= least_share
+    assert found / breaths >= 0.9
+
+
+def test_the_rhythm_of_breathing_is_believed_and_that_of_noise_is_not() -> None:
+    late = [segment for segment in cut(auscultate(100, 40).samples) if segment.start_seconds > 15]
+    assert np.median([segment.rhythm for segment in late]) > 0.4
+    assert max(segment.rhythm for segment in cut(noise(40))) == 0.0
+
+
+def test_where_expiration_begins() -> None:
+    heard = auscultate(7, 120, breaths_per_minute=15, abnormal_share=0.0)
+    turns = np.array([breath.expiration_seconds for breath in heard.breaths])
+    phases = [segment.phase for segment in cut(heard.samples) if segment.phase is not None]
+    errors = [np.abs(turns - phase / SAMPLE_RATE).min() for phase in phases]
+    assert len(phases) >= len(heard.breaths) / 2
+    assert np.median(errors) < 0.1
+
+
+def test_a_breath_is_told_within_a_second_of_its_end() -> None:
+    for seed in SEEDS:
+        samples = auscultate(seed, 40).samples
+        segmenter, breaths = Segmenter(Segmentation()), 0
+        for heard in range(0, samples.size - 799, 800):
+            for segment in segmenter.feed(samples[heard : heard + 800]):
+                breaths += segment.kind == "breath"
+                assert heard + 800 - segment.end <= SAMPLE_RATE
+        assert breaths > 5
+
+
+def test_clarity_and_snr_tell_breathing_from_noise() -> None:
+    breathing, hiss = cut(auscultate(3, 30).samples), cut(noise(30))
+    assert min(one.clarity for one in breathing if one.clarity is not None) > 0.5
+    assert max(one.clarity for one in hiss if one.clarity is not None) < 0.4
+    assert min(one.snr_db for one in breathing if one.snr_db is not None) > 10
+    assert max(one.snr_db for one in hiss if one.snr_db is not None) < 3
+    # of two seconds nobody can say, and without a detector nothing is said
+    assert {one.clarity for one in cut(auscultate(3, 2.0).samples)} == {None}
+    assert {one.clarity for one in cut(noise(30), Segmentation(method="windows"))} == {None}
+
+
+def test_loudness_changes_nothing() -> None:
+    samples = auscultate(4, 30).samples
+    loud, soft = cut(samples), cut(samples * np.float32(0.05))
+    assert [(one.start, one.end, one.kind) for one in loud] == [(one.start, one.end, one.kind) for one in soft]
 
 
 @pytest.mark.parametrize("method", ["breath", "windows"])
@@ -65,7 +107,7 @@ def test_segments_do_not_depend_on_how_the_stream_is_cut_into_blocks(method: str
         pieces += segmenter.feed(samples[position : position + size])
         position += size
     pieces += segmenter.flush()
-    assert [(one.start, one.kind, one.rhythm) for one in pieces] == [(one.start, one.kind, one.rhythm) for one in whole]
+    assert [replace(one, samples=NOTHING) for one in pieces] == [replace(one, samples=NOTHING) for one in whole]
     for one, other in zip(pieces, whole, strict=True):
         np.testing.assert_array_equal(one.samples, other.samples)
 
@@ -77,14 +119,16 @@ def test_segments_are_the_stream_where_they_say_they_are() -> None:
 
 
 @pytest.mark.parametrize("seconds", [2.0, 3.9, 9.0, 13.7, 30.2])
-@pytest.mark.parametrize("kind", ["breathing", "noise"])
-def test_next_to_nothing_stays_unjudged(seconds: float, kind: str) -> None:
-    samples = auscultate(5, seconds).samples if kind == "breathing" else noise(seconds)
+@pytest.mark.parametrize("kind", ["breathing", "noise", "windows"])
+def test_only_short_pauses_stay_unjudged(seconds: float, kind: str) -> None:
+    samples = noise(seconds) if kind == "noise" else auscultate(5, seconds).samples
     heard = np.zeros(samples.size, bool)
-    for segment in cut(samples):
+    for segment in cut(samples, Segmentation(method="windows" if kind == "windows" else "breath")):
         heard[segment.start : segment.end] = True
-    # what is left lies in one piece near the end and is shorter than the shortest breath
-    assert np.count_nonzero(~heard) < Segmentation().shortest_seconds * SAMPLE_RATE
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], ~heard, [0]])))
+    gaps = (edges[1::2] - edges[::2]) / SAMPLE_RATE
+    assert gaps.max(initial=0.0) < LEAST_GAP_SECONDS
+    assert gaps.sum() < 0.25 * seconds
 
 
 def test_no_breath_is_longer_or_shorter_than_the_bundle_allows() -> None:
@@ -134,7 +178,7 @@ def test_the_method_windows_never_looks_for_a_rhythm() -> None:
 
 
 def test_less_than_the_shortest_breath_is_no_segment() -> None:
-    assert cut(noise(1.1)) == []
+    assert cut(noise(0.5)) == []
     assert [segment.samples.size for segment in cut(noise(1.3))] == [20_800]
 
 

@@ -16,7 +16,7 @@ from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import with_audio
 from trainer.corpora import Recording, load_corpus
 from trainer.recordings import (
-    POOLINGS,
+    RULES,
     UNHEARD,
     WORTH,
     Heard,
@@ -56,7 +56,7 @@ def test_site_rule_is_the_best_of_all_by_brute_force(cycles: tuple[int, int], sp
     rule = fit_site_rule(sessions, 0.3)
     abnormal = np.array([one.recording.label != "normal" for one in sessions])
     # in the order of preference; the k-th highest not below the cycle threshold
-    best = dict.fromkeys(itertools.product(POOLINGS, range(1, 5)), 0.0)
+    best = dict.fromkeys(RULES, 0.0)
     for (way, k), threshold in itertools.product(best, np.linspace(0, 1, 251)):
         if way == "kth" and threshold < 0.3:
             continue
