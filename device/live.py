@@ -3,10 +3,13 @@
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
+
+import numpy as np
 
 from device.bundle import Segmentation, SiteRule
 from device.decision import Judgement, SiteDecision, Verdict
@@ -18,6 +21,9 @@ from device.timeline import BREAKS, Entry, Timeline
 from firmware_config.settings import QualitySettings
 
 LATEST_CYCLES = 16  # kept for the view
+RATE_BREATHS = 5
+LONGEST_BREATH_SECONDS = 8.0  # onsets further apart have a missed breath between them
+RATE_CYCLES = 8  # a rhythm older than so many cycles is no longer shown
 PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
 WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
 FINISH_SECONDS = 1.0  # for the cycles that still wait when a session is stopped
@@ -53,6 +59,8 @@ class CycleResult:
     demo: bool
     samples: FloatArray = field(repr=False, compare=False)
     """(n,) at 16 kHz, exactly as they were judged: the cycle, and the sound around a short one."""
+    phase_seconds: float | None = None
+    """Where inspiration gives way to expiration, where a pause between them was heard."""
 
     @property
     def flagged(self) -> bool:
@@ -68,6 +76,7 @@ class CycleResult:
             "start": round(self.start_seconds, 3),
             "end": round(self.end_seconds, 3),
             "kind": self.kind,
+            "phase": None if self.phase_seconds is None else round(self.phase_seconds, 3),
             "rhythm": round(self.rhythm, 3),
             "gradable": self.quality.gradable,
             "reason": self.quality.reason,
@@ -97,6 +106,8 @@ class Summary:
     dropped_seconds: float
     gradable_seconds: float
     reasons: tuple[str, ...]
+    breaths_per_minute: float | None
+    """Over the last few breath cycles."""
     not_validated: tuple[str, ...]
     """Why this subject is outside of what the model was validated on."""
 
@@ -125,6 +136,7 @@ class Summary:
             "dropped": self.dropped,
             "seconds": self.seconds,
             "reasons": list(self.reasons),
+            "breaths_per_minute": None if self.breaths_per_minute is None else round(self.breaths_per_minute, 1),
             "not_validated": list(self.not_validated),
         }
 
@@ -261,6 +273,7 @@ class Auscultation:
             seconds,
             self.source.demo,
             segment.judged,
+            None if segment.phase is None else segment.phase / SAMPLE_RATE,
         )
         self.latest.append(result)
         return result
@@ -283,8 +296,16 @@ class Auscultation:
             dropped_seconds=self.timeline.dropped / SAMPLE_RATE,
             gradable_seconds=self._gradable_samples / SAMPLE_RATE,
             reasons=tuple(self.decision.reasons),
+            breaths_per_minute=respiratory_rate(list(self.latest)),
             not_validated=self.not_validated,
         )
+
+
+def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
+    """Breaths a minute, from onset to onset of the last few breath cycles; None where there was no rhythm lately."""
+    onsets = [cycle.start_seconds for cycle in cycles[-RATE_CYCLES:] if cycle.kind == "breath"]
+    apart = [after - before for before, after in pairwise(onsets) if after - before <= LONGEST_BREATH_SECONDS]
+    return 60.0 / float(np.median(apart[-RATE_BREATHS:])) if apart else None
 
 
 @contextmanager

@@ -1,11 +1,9 @@
 """What a nurse sees: plain lines anywhere, a live page on a terminal. Words carry the meaning, colours repeat it."""
 
 import json
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -23,8 +21,6 @@ LINES_AROUND_ROWS = 14  # frame, header, table head, footer, and one for the cur
 BAR_CELLS = 10
 METER_DBFS = (-80.0, 0.0)
 REFRESHES_PER_SECOND = 8
-RATE_BREATHS = 5
-RATE_CYCLES = 8  # a rhythm older than so many cycles is no longer shown
 NOT_VALIDATED = "NOT VALIDATED for this subject"
 AID = "screening aid, not a diagnosis"
 # blue and orange: the pair that red-green blindness leaves apart
@@ -96,13 +92,6 @@ def exam_lines(exam: Exam, demo: bool) -> list[str]:
     if exam.not_validated:
         lines.append(f"{NOT_VALIDATED}: {'; '.join(exam.not_validated)}")
     return [f"{_mark(demo)}{line}" for line in [*lines, AID]]
-
-
-def respiratory_rate(results: Sequence[CycleResult]) -> float | None:
-    """Breaths a minute over the last few breath cycles; None where there was no rhythm lately."""
-    breaths = [result for result in results[-RATE_CYCLES:] if result.kind == "breath"]
-    lengths = [result.end_seconds - result.start_seconds for result in breaths[-RATE_BREATHS:]]
-    return 60.0 / float(np.median(lengths)) if lengths else None
 
 
 class PlainView:
@@ -182,7 +171,7 @@ class LiveView:
         return Panel(parts, title=title, title_align="left", border_style="dim", width=self.console.width - 3)
 
     def _header(self, summary: Summary) -> RenderableType:
-        rate = respiratory_rate(list(self.session.latest))
+        rate = summary.breaths_per_minute
         window = self.session.model.segmentation.window_seconds
         breathing = f"no rhythm, windows of {window:g} s" if rate is None else f"{rate:.0f} breaths a minute"
         level = self.session.level_dbfs

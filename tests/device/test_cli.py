@@ -98,7 +98,7 @@ def test_the_demo_in_plain_lines_says_demo_on_every_line(respsam_device: Device,
             line,
         )
     assert any(re.match(r"DEMO verdict: [A-Z ]+", line) for line in lines)
-    assert re.search(r"60\.0 s heard, 0\.0 s missing, \d\d\.\d s gradable", answer.out)
+    assert re.search(r"60\.0 s heard \(\d\d\.\d s gradable\), 0\.0 s missing, 0\.0 s dropped", answer.out)
     assert re.search(r"agreement with the simulator's truth: \d+ of \d+ cycles \(abnormal heard \d+ of \d+", answer.out)
     assert lines[-1] == "DEMO screening aid, not a diagnosis"
 
@@ -365,10 +365,10 @@ def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Pat
 
 
 def test_a_short_recording_has_no_probability(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "short.wav", auscultate(1, 1.0).samples, SAMPLE_RATE)
+    soundfile.write(tmp_path / "short.wav", auscultate(1, 0.4).samples, SAMPLE_RATE)
     (screened,) = respsam_device("screen", tmp_path / "short.wav", "--json", "--bundle", bundle).objects
     assert (screened["verdict"], screened["probability"], screened["cycles"]) == ("not enough", None, 0)
-    assert screened["seconds"] == {"heard": 1.0, "missing": 0.0, "dropped": 0.0, "gradable": 0.0}
+    assert screened["seconds"] == {"heard": 0.4, "missing": 0.0, "dropped": 0.0, "gradable": 0.0}
 
 
 def test_a_second_channel_is_a_warning_in_one_line(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:

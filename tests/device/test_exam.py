@@ -11,7 +11,7 @@ from device.live import Summary
 
 SITES = ("p1", "p2", "p3")
 VERDICTS: tuple[Verdict, ...] = ("flagged", "nothing flagged", "not enough", "poor quality")
-SUMMARY = Summary("s", False, "b", "not enough", None, 0, 0, 0, 0, 1.0, 0.0, 0.0, 0.0, ("listen longer",), ())
+SUMMARY = Summary("s", False, "b", "not enough", None, 0, 0, 0, 0, 1.0, 0.0, 0.0, 0.0, ("listen longer",), None, ())
 
 
 def exam(*verdicts: Verdict | None) -> Exam:

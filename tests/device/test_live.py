@@ -292,3 +292,20 @@ def test_a_recording_waits_for_a_slow_model(tmp_path: Path) -> None:
     session = Auscultation(Clocked(sound, live=False), slow, QUALITY)
     finished(session)
     assert (session.summary.dropped, session.timeline.dropped) == (0, 0)
+
+
+@pytest.mark.parametrize("per_minute", [15, 30])
+def test_the_respiratory_rate_is_that_of_the_simulated_breathing(classifier: Classifier, per_minute: float) -> None:
+    sound = auscultate(3, 40.0, breaths_per_minute=per_minute).samples
+    session = Auscultation(Sound(blocks_of(sound)), classifier, QUALITY)
+    finished(session)
+    rate = session.summary.breaths_per_minute
+    assert rate == pytest.approx(per_minute, rel=0.15)
+    assert session.summary.as_json()["breaths_per_minute"] == pytest.approx(rate, abs=0.05)
+
+
+def test_noise_has_no_respiratory_rate(classifier: Classifier) -> None:
+    hiss = (0.01 * np.random.default_rng(0).standard_normal(20 * SAMPLE_RATE)).astype(np.float32)
+    session = Auscultation(Sound(blocks_of(hiss)), classifier, QUALITY)
+    finished(session)
+    assert session.summary.breaths_per_minute is None

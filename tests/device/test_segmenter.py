@@ -67,6 +67,35 @@ def test_where_expiration_begins() -> None:
     assert np.median(errors) < 0.1
 
 
+def test_a_short_cycle_is_judged_with_the_sound_around_it_and_nothing_that_came_later() -> None:
+    samples, block = auscultate(3, 40).samples, 800
+    segmenter, told = Segmenter(Segmentation(context_seconds=3.5)), 0
+    segmenter.reset(1000)  # sound before a gap is none of its business
+    for begin in range(0, samples.size - block + 1, block):
+        for segment in segmenter.feed(samples[begin : begin + block]):
+            if segment.samples.size >= 3.5 * SAMPLE_RATE:
+                assert segment.judged is segment.samples
+                continue
+            told += 1
+            assert segment.judged.size == min(3.5 * SAMPLE_RATE, begin + block)
+            (at,) = [
+                first
+                for first in range(max(0, segment.end - 1000 - segment.judged.size), segment.start - 1000 + 1)
+                if np.array_equal(samples[first : first + 8], segment.judged[:8])
+            ]
+            assert np.array_equal(samples[at : at + segment.judged.size], segment.judged)
+            assert at <= segment.start - 1000 and at + segment.judged.size >= segment.end - 1000
+            assert at + segment.judged.size <= begin + block
+    assert told > 5
+
+
+def test_the_context_does_not_depend_on_how_the_stream_is_cut() -> None:
+    samples, settings = auscultate(3, 30).samples, Segmentation(context_seconds=3.5)
+    one, other = (cut(samples, settings, block) for block in (1600, 7777))
+    assert len(one) == len(other) > 5
+    assert all(np.array_equal(a.judged, b.judged) for a, b in zip(one, other, strict=True))
+
+
 def test_a_breath_is_told_within_a_second_of_its_end() -> None:
     for seed in SEEDS:
         samples = auscultate(seed, 40).samples
