@@ -75,7 +75,7 @@ class Segmentation(_Part):
     """How the stream is cut into cycles."""
 
     method: Literal["breath", "windows"] = "breath"
-    """'breath' finds breaths and falls back to windows between them; 'windows' never looks."""
+    """'breath' finds breaths and falls back to windows between them; 'windows' cuts nothing else."""
     window_seconds: float = Field(default=2.5, gt=0.0, le=8.0)
     """Length of a fallback window."""
     hop_seconds: float = Field(default=1.25, gt=0.0)

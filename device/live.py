@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,9 +20,8 @@ from device.timeline import BREAKS, Entry, Timeline
 from firmware_config.settings import QualitySettings
 
 LATEST_CYCLES = 16  # kept for the view
-RATE_BREATHS = 5
-LONGEST_BREATH_SECONDS = 8.0  # onsets further apart have a missed breath between them
-RATE_CYCLES = 8  # a rhythm older than so many cycles is no longer shown
+RATE_CYCLES = 5  # a rhythm older than so many cycles is no longer shown
+LEAST_RHYTHM = 0.3  # to be called one
 PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
 WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
 FINISH_SECONDS = 1.0  # for the cycles that still wait when a session is stopped
@@ -61,6 +59,8 @@ class CycleResult:
     """(n,) at 16 kHz, exactly as they were judged: the cycle, and the sound around a short one."""
     phase_seconds: float | None = None
     """Where inspiration gives way to expiration, where a pause between them was heard."""
+    period_seconds: float = 0.0
+    """From breath to breath; 0 where there was no rhythm."""
 
     @property
     def flagged(self) -> bool:
@@ -274,6 +274,7 @@ class Auscultation:
             self.source.demo,
             segment.judged,
             None if segment.phase is None else segment.phase / SAMPLE_RATE,
+            segment.period_seconds,
         )
         self.latest.append(result)
         return result
@@ -302,10 +303,9 @@ class Auscultation:
 
 
 def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
-    """Breaths a minute, from onset to onset of the last few breath cycles; None where there was no rhythm lately."""
-    onsets = [cycle.start_seconds for cycle in cycles[-RATE_CYCLES:] if cycle.kind == "breath"]
-    apart = [after - before for before, after in pairwise(onsets) if after - before <= LONGEST_BREATH_SECONDS]
-    return 60.0 / float(np.median(apart[-RATE_BREATHS:])) if apart else None
+    """Breaths a minute by the rhythm at the last few cycles; None where there was none lately."""
+    periods = [cycle.period_seconds for cycle in cycles[-RATE_CYCLES:] if cycle.rhythm >= LEAST_RHYTHM]
+    return 60.0 / float(np.median(periods)) if periods else None
 
 
 @contextmanager

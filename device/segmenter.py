@@ -68,6 +68,8 @@ class Segment:
     """How surely breaths sounded and began in the last 12 s, 0-1: 95th percentile of activity times 99th of onset."""
     snr_db: float | None = None
     """Power of 150-850 Hz over the quietest tenth of the last 12 s."""
+    period_seconds: float = 0.0
+    """From breath to breath in the rhythm of the last 12 s; 0 where there was none."""
     context: FloatArray | None = None
     """(m,) the samples with the sound around them; None where they are long enough by themselves."""
 
@@ -183,7 +185,7 @@ class Segmenter:
         self._pending = np.empty(0, np.float32)  # not yet a whole step
         self._origin = self._judged = position  # sample numbers: of the first sample, and up to which all is judged
         self._step = -DELAY_STEPS - 2  # the one to decide on; one before the detector's, as a peak shows afterwards
-        self._detector = Detector(self._weights or shipped_weights()) if self.settings.method == "breath" else None
+        self._detector = Detector(self._weights or shipped_weights())
         self._activity = deque([0.0, 0.0], RHYTHM_STEPS)
         self._onset = deque([0.0, 0.0], RHYTHM_STEPS)
         self._power: deque[float] = deque(maxlen=RHYTHM_STEPS)
@@ -214,12 +216,12 @@ class Segmenter:
     def _advance(self, samples: FloatArray) -> list[Segment]:
         self._step += 1
         self._heard_end += STEP_SAMPLES  # not the end of the block: cycles must not depend on how the stream was cut
-        if self._detector is None:
-            return self._windows(self._sample(self._step + DELAY_STEPS + 2))
         activity, onset, power = self._detector.step(samples)
         self._activity.append(activity)
         self._onset.append(onset)
         self._power.append(power)
+        if self.settings.method == "windows":
+            return self._windows(self._heard_end)
         if self._step < 0:
             return []
         segments = self._decide(self._activity[-2])
@@ -264,8 +266,7 @@ class Segmenter:
         segments = self._windows(start)
         if start - self._judged >= LEAST_GAP_SECONDS * SAMPLE_RATE:
             segments += self._rest(start, LEAST_GAP_SECONDS)
-        confidence = rhythm(np.array(self._activity))[1]
-        return [*segments, self._emit(start, end, "breath", confidence, self._phase(start, start + sounding))]
+        return [*segments, self._emit(start, end, "breath", self._phase(start, start + sounding))]
 
     def _phase(self, start: int, end: int) -> int | None:
         """Where the sound of a breath is faintest between two louder parts."""
@@ -309,18 +310,18 @@ class Segmenter:
         start: int,
         end: int,
         kind: Literal["breath", "window"],
-        confidence: float = 0.0,
         phase: int | None = None,
         advance: int | None = None,
     ) -> Segment:
         """Samples `start` to `end`; the next segment begins `advance` after the start, or at the end."""
         samples = self._audio[start - self._cursor : end - self._cursor]
         context = self._context(start, end)
+        period, confidence = rhythm(np.array(self._activity))
         following = end if advance is None else start + advance
         self._past = np.concatenate([self._past, self._audio[: following - self._cursor]])[-WINDOW_SAMPLES:]
         self._audio = self._audio[following - self._cursor :]
         self._cursor, self._judged = following, end
-        return Segment(start, samples, kind, confidence, phase, *self._standing_out(start, end), context)
+        return Segment(start, samples, kind, confidence, phase, *self._standing_out(start, end), period, context)
 
     def _context(self, start: int, end: int) -> FloatArray | None:
         """`context_seconds` around the middle of samples `start` to `end`, shifted to where there was sound in time."""

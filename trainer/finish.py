@@ -25,7 +25,7 @@ from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, s
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, only_patients, save_tensors
 
 CURVE_ROWS = 101
-AS_GOOD = 0.02  # about the standard error of a Score on a few hundred recordings
+AS_GOOD = 0.01  # half the standard error of a Score on a thousand recordings
 # In the order of preference: the first that is as good as the best is taken. A breath is what a nurse hears, too.
 CANDIDATES = (
     Segmentation(method="breath", context_seconds=3.5),

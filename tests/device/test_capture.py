@@ -25,7 +25,7 @@ from device.sources import Block, MicrophoneSource
 from firmware_config.settings import AudioSettings, load_settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
-from tests.device.virtual_microphone import DEFAULT, NAME, VirtualMicrophone, virtual_microphone
+from tests.device.virtual_microphone import DEFAULT, NAME, VirtualMicrophone
 
 T = TypeVar("T")
 FULL = os.environ.get("RESPSAM_SOAK") == "1"
@@ -105,15 +105,6 @@ def listening(settings: AudioSettings) -> Iterator[Listening]:
         yield one
     finally:
         one.stop()
-
-
-@pytest.fixture
-def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualMicrophone]:
-    """A microphone for the processes that the test starts."""
-    with virtual_microphone(tmp_path / "mic") as plugged:
-        for name, value in plugged.environment.items():
-            monkeypatch.setenv(name, value)
-        yield plugged
 
 
 @pytest.fixture

@@ -12,53 +12,25 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
 from fcntl import ioctl
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-import device.cli
 from device import screening
 from device.signal import SAMPLE_RATE
 from device.simulator import auscultate
 from firmware_config.settings import load_settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
+from tests.device.conftest import Answer, Device
 
 ABNORMAL = (0.0, 0.0, 9.0, 0.0)
 NORMAL = (9.0, 0.0, 0.0, 0.0)
 SCREEN_KEYS = ["recording", "verdict", "probability", "cycles", "seconds", "reasons", "not_validated"]
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    error: str
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Device = Callable[..., Answer]
-
-
-@pytest.fixture
-def respsam_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Device:
-    """Run the command in this process: a process of its own costs a second."""
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["respsam-device", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            device.cli.main()
-        out, error = capsys.readouterr()
-        return Answer(int(ended.value.code or 0), out, error)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +337,7 @@ def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Pat
 
 
 def test_a_short_recording_has_no_probability(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "short.wav", auscultate(1, 0.4).samples, SAMPLE_RATE)
+    soundfile.write(tmp_path / "short.wav", auscultate(1, 1.0).samples[:6400], SAMPLE_RATE)
     (screened,) = respsam_device("screen", tmp_path / "short.wav", "--json", "--bundle", bundle).objects
     assert (screened["verdict"], screened["probability"], screened["cycles"]) == ("not enough", None, 0)
     assert screened["seconds"] == {"heard": 0.4, "missing": 0.0, "dropped": 0.0, "gradable": 0.0}

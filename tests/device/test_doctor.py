@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,10 @@ from device.signal import SAMPLE_RATE
 from firmware_config.settings import Settings, load_settings
 from tests.conftest import REPOSITORY, RunCli
 from tests.device.bundle_maker import make_bundle
-from tests.device.virtual_microphone import DEFAULT, NAME, VirtualMicrophone, virtual_microphone
+from tests.device.virtual_microphone import DEFAULT, NAME, VirtualMicrophone
 
 SOUND = ("audio stack", "microphone", "sound")
 MACHINE = ("permissions", "bundle", "engine", "store", "disk", "clock", "heat", "power")
-
-
-@pytest.fixture
-def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualMicrophone]:
-    """A microphone for the processes that the test starts."""
-    with virtual_microphone(tmp_path / "mic") as plugged:
-        for name, value in plugged.environment.items():
-            monkeypatch.setenv(name, value)
-        yield plugged
 
 
 @pytest.fixture

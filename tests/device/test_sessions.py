@@ -9,13 +9,10 @@ import select
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-import device.cli
 from device.audio_store import AudioStore
 from device.bundle import open_bundle
 from device.classifier import Classifier
@@ -23,35 +20,16 @@ from device.signal import SAMPLE_RATE
 from device.store import Store
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
+from tests.device.conftest import Answer, Device
 from tests.device.storing import beginning, heard
 
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    error: str
-
-
-Device = Callable[..., Answer]
 SITE = "left-armpit"
 
 
-@pytest.fixture
-def respsam_device(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stored: Path, tmp_path: Path
-) -> Device:
-    """Run the command in this process, on the stored sessions."""
+@pytest.fixture(autouse=True)
+def _no_terminal_and_this_store(monkeypatch: pytest.MonkeyPatch, stored: Path) -> None:
     monkeypatch.setenv("RESPSAM_STORE__PATH", str(stored))
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["respsam-device", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            device.cli.main()
-        out, error = capsys.readouterr()
-        return Answer(int(ended.value.code or 0), out, error)
-
-    return run
 
 
 @pytest.fixture

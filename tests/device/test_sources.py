@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from device.sources import Block, DemoSource, FileSource, MicrophoneSource, Pace
 from firmware_config.settings import load_settings
 from tests.conftest import RunCli
 from tests.device.bundle_maker import make_bundle
-from tests.device.virtual_microphone import NAME, VirtualMicrophone, virtual_microphone
+from tests.device.virtual_microphone import NAME, VirtualMicrophone
 
 
 def all_of(source: FileSource | DemoSource) -> FloatArray:
@@ -224,15 +224,6 @@ def test_what_is_not_as_asked_for_is_told_once_a_session() -> None:
     for expected in (["rate"], []):
         stretch = Stretch(opened, 0.0, 0.0, told)
         assert notes([block for one in captured(samples) for block in stretch.hear(one, 0.0)]) == expected
-
-
-@pytest.fixture
-def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualMicrophone]:
-    """A microphone for the processes that the test starts."""
-    with virtual_microphone(tmp_path / "mic") as plugged:
-        for name, value in plugged.environment.items():
-            monkeypatch.setenv(name, value)
-        yield plugged
 
 
 @pytest.mark.sound
