@@ -125,7 +125,8 @@ class SiteDecision:
         if verdict == "flagged":
             named = " and ".join(sounds(list(self.named)))
             return [f"{named} in {self.named.total()} of {self.graded} cycles"]
-        listed = [f"{reason} ({count} cycles)" for reason, count in self.ungradable.items()]
+        # a copy first: the live page reads this from another thread while cycles come in
+        listed = [f"{reason} ({count} cycles)" for reason, count in list(self.ungradable.items())]
         if verdict == "nothing flagged" and self.abnormal:
             together = "together" if self.rule.pooling == "mean" else f"{self.rule.k} of {self.rule.n}"
             needed = f"{together} at probability {self.rule.threshold:.2f}"
