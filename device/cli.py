@@ -76,7 +76,7 @@ def listen(
     settings = _settings(config, bundle, precision, flags)
     classifier = open_classifier(settings.bundle)
     opened = _source(source, fast, seconds, settings)
-    subject = Subject(age, site, opened.highest_hz, live=source == "mic")
+    subject = Subject(age, site, live=source == "mic")
     _, interrupted = _auscultate(opened, classifier, settings, subject, seconds, json_output)
     return INTERRUPTED if interrupted else 0
 
@@ -121,7 +121,7 @@ def exam(
             if asked:
                 typer.prompt(f"{number} of {len(waiting)}: stethoscope on {site}, then Enter", "", show_default=False)
             opened = _source(source, fast, seconds, settings, required.index(site))
-            subject = Subject(age, site, opened.highest_hz, live=source == "mic")
+            subject = Subject(age, site, live=source == "mic")
             summary, interrupted = _auscultate(opened, classifier, settings, subject, seconds, json_output)
             heard[site] = summary
             if interrupted:
@@ -155,10 +155,16 @@ def _auscultate(
     from device.population import not_validated
     from device.store import Beginning, Recorder, Store
 
-    outside = not_validated(classifier.bundle.manifest, subject)
+    manifest = classifier.bundle.manifest
+
+    def outside() -> tuple[str, ...]:
+        return not_validated(manifest, replace(subject, highest_hz=opened.highest_hz))
+
     session = Auscultation(opened, classifier, settings.quality, seconds, outside)
-    name = classifier.bundle.manifest.name
-    beginning = Beginning(opened.name, opened.demo, classifier.fingerprint, name, settings, subject.site or "", outside)
+    name = manifest.name
+    beginning = Beginning(
+        opened.name, opened.demo, classifier.fingerprint, name, settings, subject.site or "", outside()
+    )
     simulated: list[CycleResult] = []
     recorder = Recorder((lambda: Store(beginning)) if settings.store.enabled else None, _warn)
     with stopped_by_signals(session) as came, ExitStack() as stack:

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -158,9 +158,12 @@ class Auscultation:
         model: Judge,
         quality: QualitySettings,
         seconds: float | None = None,
-        not_validated: tuple[str, ...] = (),
+        not_validated: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        """`not_validated` says why nobody knows how good this session's verdict is; it stands in every summary."""
+        """`not_validated` says why nobody knows how good this session's verdict is; it stands in every summary.
+
+        It is asked anew each time: what a microphone hears is known only when it has been opened.
+        """
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
@@ -298,7 +301,7 @@ class Auscultation:
             gradable_seconds=self._gradable_samples / SAMPLE_RATE,
             reasons=tuple(self.decision.reasons),
             breaths_per_minute=respiratory_rate(list(self.latest)),
-            not_validated=self.not_validated,
+            not_validated=self.not_validated(),
         )
 
 

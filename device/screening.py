@@ -137,7 +137,7 @@ def screen_recording(path: Path, model: Classifier, quality: QualitySettings) ->
     """One recording, as fast as possible, exactly as `listen --fast` hears it; AudioError when it cannot be read."""
     source = FileSource(path, fast=True)
     outside = not_validated(model.bundle.manifest, Subject(highest_hz=source.highest_hz))
-    session = Auscultation(source, model, quality, not_validated=outside)
+    session = Auscultation(source, model, quality, not_validated=lambda: outside)
     for _ in session.run():
         pass
     return session.summary

@@ -252,12 +252,13 @@ class Store:
         """The session's verdict and account."""
         seconds = (summary.heard_seconds, summary.missing_seconds, summary.dropped_seconds, summary.gradable_seconds)
         account = [round(one * SAMPLE_RATE) for one in seconds]
-        known = (time.time(), summary.verdict, summary.probability, *account, "; ".join(summary.reasons), self.session)
+        words = ("; ".join(summary.reasons), "; ".join(summary.not_validated))
+        known = (time.time(), summary.verdict, summary.probability, *account, *words, self.session)
         with told(self.file, "not stored"), transaction(self._database):
             self._add_outage(outage)
             self._database.execute(
                 "UPDATE sessions SET ended_at=?, verdict=?, probability=?, heard_samples=?, missing_samples=?, "
-                "dropped_samples=?, gradable_samples=?, reasons=? WHERE id=?",
+                "dropped_samples=?, gradable_samples=?, reasons=?, not_validated=? WHERE id=?",
                 known,
             )
 

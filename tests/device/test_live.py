@@ -309,3 +309,13 @@ def test_noise_has_no_respiratory_rate(classifier: Classifier) -> None:
     session = Auscultation(Sound(blocks_of(hiss)), classifier, QUALITY)
     finished(session)
     assert session.summary.breaths_per_minute is None
+
+
+def test_what_is_not_validated_may_become_known_while_it_listens(classifier: Classifier) -> None:
+    known: list[str] = []
+    sound = Sound(blocks_of(auscultate(1, 6.0).samples))
+    session = Auscultation(sound, classifier, QUALITY, not_validated=lambda: tuple(known))
+    assert session.summary.not_validated == ()
+    known.append("sound up to 2000 Hz only")
+    finished(session)
+    assert session.summary.as_json()["not_validated"] == ["sound up to 2000 Hz only"]
