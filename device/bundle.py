@@ -7,7 +7,6 @@ import hashlib
 import zipfile
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -193,11 +192,6 @@ class Bundle:
     manifest: Manifest
     fingerprint: str
     """sha256 of the manifest, which holds every file's hash: names this exact bundle."""
-
-    @cached_property
-    def is_archive(self) -> bool:
-        """Whether it is a zip."""
-        return self.path.is_file()
 
     def file(self, precision: Literal["auto", "fp32", "int8"] = "auto") -> ModelFile:
         """The serving form for a CPU; 'auto' is the manifest's first. BundleError when there is none."""

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,7 +37,9 @@ SensitivityOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-SessionArgument = Annotated[int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION")]
+SessionArgument = Annotated[
+    int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
+]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8.")]
 
 
@@ -72,8 +74,7 @@ def listen(
     from device.classifier import open_classifier
     from device.population import Subject
 
-    flags = {"store.enabled": False if no_store else None, "bundle.sensitivity": sensitivity}
-    settings = _settings(config, bundle, precision, flags)
+    settings = _settings(config, bundle, precision, sensitivity, no_store)
     classifier = open_classifier(settings.bundle)
     opened = _source(source, fast, seconds, settings)
     subject = Subject(age, site, live=source == "mic")
@@ -110,8 +111,7 @@ def exam(
 
     if source not in ("mic", "demo"):
         raise typer.BadParameter(f"{source!r} is neither mic nor demo", param_hint="--source")
-    flags = {"store.enabled": False if no_store else None, "bundle.sensitivity": sensitivity}
-    settings = _settings(config, bundle, precision, flags)
+    settings = _settings(config, bundle, precision, sensitivity, no_store)
     classifier = open_classifier(settings.bundle)
     required, heard = tuple(dict.fromkeys(sites)), dict[str, Summary]()
     asked, interrupted = sys.stdin.isatty(), False
@@ -205,17 +205,16 @@ def screen(
     from collections import Counter
     from contextlib import ExitStack, closing
 
-    from device.classifier import open_classifier
-    from device.screening import Results, find_recordings
+    from device.screening import Results, find_recordings, model
     from device.screening import screen as screened
 
-    settings = _settings(config, bundle, precision, {"bundle.sensitivity": sensitivity})
+    settings = _settings(config, bundle, precision, sensitivity)
     recordings = find_recordings(paths)
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         results = None
         if out is not None:
-            results = stack.enter_context(closing(Results(out, open_classifier(settings.bundle).fingerprint)))
+            results = stack.enter_context(closing(Results(out, model(settings.bundle))))
             left = [recording for recording in recordings if str(recording) not in results.done]
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
@@ -290,7 +289,9 @@ def export_session(
         with out.open("x", encoding="utf-8", newline="") as file:
             export_session(found, form, file)
     except OSError as error:
-        raise typer.BadParameter(f"{out} cannot be written ({error.strerror})", param_hint="--out") from error
+        raise typer.BadParameter(
+            f"{out} cannot be written ({error.strerror}); name a new file", param_hint="--out"
+        ) from error
 
 
 @sessions.command("delete")
@@ -356,14 +357,14 @@ def doctor(json_output: JsonOption = False, bundle: BundleOption = None, config:
     from device.doctor import examine
 
     failed = False
-    for finding in examine(_settings(config, bundle, None, {})):
+    for finding in examine(_settings(config, bundle)):
         failed |= finding.state == "FAIL"
         typer.echo(json.dumps(finding.as_json()) if json_output else str(finding))
     return GateRefused.exit_code if failed else 0
 
 
 def _store_file(config: Path | None) -> Path:
-    return _settings(config, None, None, {}).store.file
+    return _settings(config).store.file
 
 
 def _print_table(rows: "list[Cells]", nothing: str) -> None:
@@ -389,11 +390,23 @@ def _print_table(rows: "list[Cells]", nothing: str) -> None:
         typer.echo("\n".join(plain_lines(rows)))
 
 
-def _settings(config: Path | None, bundle: Path | None, precision: str | None, flags: dict[str, Any]) -> "Settings":
+def _settings(
+    config: Path | None,
+    bundle: Path | None = None,
+    precision: str | None = None,
+    sensitivity: float | None = None,
+    no_store: bool = False,
+) -> "Settings":
+    """The settings with a command's flags over them."""
     from firmware_config.settings import load_settings
 
-    path = None if bundle is None else str(bundle)
-    return load_settings(config, {"bundle.path": path, "bundle.precision": precision, **flags})
+    flags = {
+        "bundle.path": None if bundle is None else str(bundle),
+        "bundle.precision": precision,
+        "bundle.sensitivity": sensitivity,
+        "store.enabled": False if no_store else None,
+    }
+    return load_settings(config, flags)
 
 
 def _source(source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0) -> "Source":

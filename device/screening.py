@@ -7,9 +7,10 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from io import StringIO
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -55,63 +56,92 @@ class ResultsError(RespSAMError):
 class Results:
     """Verdicts in a file that a stopped screening goes on with: JSON lines, or CSV by the suffix `.csv`.
 
-    Every row names the bundle, and rows of another one are not mixed in. A half-written last row is written anew.
+    Every row names the bundle and the thresholds that judged it; rows of others are not mixed in. A half-written last
+    row is written anew.
     """
 
-    COLUMNS = ("recording", "verdict", "probability", "cycles", "heard", "missing", "dropped", "gradable", "reasons")
-    LAST_COLUMNS = ("not_validated", "bundle")
+    COLUMNS = (
+        *("recording", "verdict", "probability", "cycles", "heard", "missing", "dropped", "gradable", "reasons"),
+        *("not_validated", "bundle", "cycle_threshold", "site_threshold"),
+    )
 
-    def __init__(self, path: Path, bundle: str) -> None:
-        """`bundle` is its fingerprint; ResultsError when the file is of another one, or cannot be written."""
-        self.path, self.bundle = path, bundle
+    def __init__(self, path: Path, model: Classifier) -> None:
+        """ResultsError when the file is of another bundle or other thresholds, or cannot be written."""
+        self.path = path
+        self.judged_by = {
+            "bundle": model.fingerprint,
+            "cycle_threshold": model.threshold,
+            "site_threshold": model.site_rule.threshold,
+        }
         self._is_csv = path.suffix.lower() == ".csv"
         self.done: set[str] = set()
         try:
-            if path.exists():
+            # a device or a pipe may have no end
+            if path.is_file():
                 self._resume(path.read_bytes())
             self._file = path.open("a", encoding="utf-8", newline="")
-            if self._is_csv and not path.stat().st_size:
-                self._write_row([*self.COLUMNS, *self.LAST_COLUMNS])
+            empty = not path.stat().st_size
         except OSError as error:
             raise ResultsError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+        if self._is_csv and empty:
+            self._write(_csv_line(self.COLUMNS))
 
     def _resume(self, held: bytes) -> None:
         whole = held[: held.rfind(b"\n") + 1]
-        if len(whole) < len(held):
-            self.path.write_bytes(whole)
+        begun = held[len(whole) :]
+        opening = (",".join(self.COLUMNS) if self._is_csv else '{"recording": ').encode()
         lines = whole.decode("utf-8", "replace").splitlines()
         try:
             table = csv.DictReader(lines, strict=True)
             rows = list(table) if self._is_csv else [json.loads(line) for line in lines]
-            if self._is_csv and lines and table.fieldnames != [*self.COLUMNS, *self.LAST_COLUMNS]:
+            if self._is_csv and lines and table.fieldnames != [*self.COLUMNS]:
                 raise ValueError("other columns")
+            # a file without a whole line may be anybody's
+            if not whole and begun[: len(opening)] != opening[: len(begun)]:
+                raise ValueError("another opening")
             self.done = {str(row["recording"]) for row in rows}
-            bundles = {str(row["bundle"]) for row in rows} - {self.bundle}
+            others = {name: {str(row[name]) for row in rows} - {str(own)} for name, own in self.judged_by.items()}
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ResultsError(f"{self.path}: not a file of screening results; choose another --out") from error
-        if bundles:
-            raise ResultsError(
-                f"{self.path}: holds results of bundle {min(bundles)[:12]}, this one is {self.bundle[:12]}; choose "
-                "another --out"
-            )
+        for name, found in others.items():
+            if found:
+                raise ResultsError(
+                    f"{self.path}: holds results of {name.replace('_', ' ')} {min(found)[:12]}, this one is "
+                    f"{str(self.judged_by[name])[:12]}; choose another --out"
+                )
+        # only now that it is ours
+        if begun:
+            self.path.write_bytes(whole)
 
     def add(self, one: "Screened") -> None:
-        """One more verdict, on the disk when this returns."""
-        row = {**one.as_json(), "bundle": self.bundle}
+        """One more verdict, handed to the system when this returns; ResultsError when the disk is full."""
+        row = {**one.as_json(), **self.judged_by}
         if self._is_csv:
             flat = {**row, **row["seconds"], **{name: "; ".join(row[name]) for name in ("reasons", "not_validated")}}
-            self._write_row([flat[name] for name in (*self.COLUMNS, *self.LAST_COLUMNS)])
+            self._write(_csv_line([flat[name] for name in self.COLUMNS]))
         else:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            self._write(json.dumps(row) + "\n")
 
-    def _write_row(self, cells: Sequence[object]) -> None:
-        csv.writer(self._file, lineterminator="\n").writerow(cells)
-        self._file.flush()
+    def _write(self, line: str) -> None:
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise ResultsError(
+                f"{self.path}: cannot be written ({error.strerror}); when it can be, the same command goes on"
+            ) from error
 
     def close(self) -> None:
         """Give the file back."""
-        self._file.close()
+        # what cannot be written has been told, and closing tries once more
+        with suppress(OSError):
+            self._file.close()
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    line = StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
 
 
 @dataclass(frozen=True)
@@ -149,7 +179,7 @@ def screen(paths: Sequence[Path], bundle: BundleSettings, quality: QualitySettin
     Raises BundleError before the first one when the bundle does not hold.
     """
     jobs = [_Job(path, bundle, quality) for path in paths]
-    _ = _model(bundle).session
+    _ = model(bundle).session
     processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
     if processes < 2:
         yield from map(_screen_one, jobs)
@@ -167,7 +197,7 @@ def _screen_one(job: _Job) -> Screened:
         try:
             if job.recording.is_dir():
                 raise AudioError(f"{job.recording}: no wav or flac recording below this folder; check the path")
-            summary = screen_recording(job.recording, _model(job.bundle), job.quality)
+            summary = screen_recording(job.recording, model(job.bundle), job.quality)
         except AudioError as refused:
             error = str(refused)
     return Screened(job.recording, summary, error, tuple(told))
@@ -188,7 +218,8 @@ def told_warnings() -> Iterator[list[str]]:
 
 
 @lru_cache(maxsize=1)
-def _model(bundle: BundleSettings) -> Classifier:
+def model(bundle: BundleSettings) -> Classifier:
+    """The classifier that the settings choose, loaded once a process; BundleError when it does not hold."""
     from device.classifier import open_classifier
 
     return open_classifier(bundle)

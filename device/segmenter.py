@@ -17,7 +17,7 @@ from scipy.signal import correlate
 from scipy.special import expit
 
 from device.bundle import Segmentation
-from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, FloatArray, exact_div
+from device.signal import SAMPLE_RATE, FloatArray, exact_div
 
 Float64Array = npt.NDArray[np.float64]
 Weights = dict[str, Float64Array]
@@ -292,6 +292,10 @@ class Segmenter:
     def _pause_samples(self) -> int:
         return round(self.settings.pause_seconds * STEPS_PER_SECOND) * STEP_SAMPLES
 
+    @property
+    def _context_samples(self) -> int:
+        return round(self.settings.context_seconds * SAMPLE_RATE)
+
     def _windows(self, limit: int) -> list[Segment]:
         """As many overlapping windows as fit before sample `limit`."""
         length, hop = (round(x * SAMPLE_RATE) for x in (self.settings.window_seconds, self.settings.hop_seconds))
@@ -318,14 +322,15 @@ class Segmenter:
         context = self._context(start, end)
         period, confidence = rhythm(np.array(self._activity))
         following = end if advance is None else start + advance
-        self._past = np.concatenate([self._past, self._audio[: following - self._cursor]])[-WINDOW_SAMPLES:]
+        past = np.concatenate([self._past, self._audio[: following - self._cursor]])
+        self._past = past[max(0, past.size - self._context_samples) :]
         self._audio = self._audio[following - self._cursor :]
         self._cursor, self._judged = following, end
         return Segment(start, samples, kind, confidence, phase, *self._standing_out(start, end), period, context)
 
     def _context(self, start: int, end: int) -> FloatArray | None:
         """`context_seconds` around the middle of samples `start` to `end`, shifted to where there was sound in time."""
-        length = round(self.settings.context_seconds * SAMPLE_RATE)
+        length = self._context_samples
         if length <= end - start:
             return None
         oldest = self._cursor - self._past.size

@@ -93,11 +93,11 @@ class FileSource:
         self.name = str(path)
         samples, sample_rate = read_audio(path)
         self.samples, self.highest_hz = resample(samples, sample_rate), sample_rate / 2
-        self.fast, self.live = fast, not fast
+        self.live = not fast
 
     def blocks(self) -> Iterator[Block]:
         """The whole recording."""
-        return paced(self.samples, self.fast)
+        return paced(self.samples, not self.live)
 
 
 class DemoSource:
@@ -110,11 +110,11 @@ class DemoSource:
 
         self.name = f"demo (simulated auscultation, seed {seed})"
         self.truth = auscultate(seed, seconds)
-        self.fast, self.live = fast, not fast
+        self.live = not fast
 
     def blocks(self) -> Iterator[Block]:
         """The whole auscultation."""
-        return paced(self.truth.samples, self.fast)
+        return paced(self.truth.samples, not self.live)
 
 
 class StreamResampler:

@@ -14,7 +14,7 @@ from device.signal import FloatArray, FrontEnd, windows
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
 from trainer.crops import located, overlapping, place
-from trainer.metrics import BoolArray, Float64Array, IntArray
+from trainer.metrics import Float64Array, IntArray
 
 Protocol = Literal["events", "windows", "recordings"]
 PROTOCOLS: tuple[Protocol, ...] = ("events", "windows", "recordings")
@@ -66,11 +66,6 @@ def examples(corpus: Corpus, protocol: Protocol, cache: AudioCache) -> list[Exam
 def labels_of(chosen: Sequence[Example]) -> IntArray:
     """Class indices (n,)."""
     return np.array([LABELS.index(example.label) for example in chosen], dtype=np.int64)
-
-
-def abnormal_of(chosen: Sequence[Example]) -> BoolArray:
-    """True where an example is abnormal (n,)."""
-    return labels_of(chosen) > 0
 
 
 def inputs_of(chosen: Sequence[Example], cache: AudioCache, front_end: FrontEnd) -> tuple[FloatArray, IntArray]:

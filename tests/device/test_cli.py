@@ -323,9 +323,44 @@ def test_results_of_another_bundle_or_another_kind_are_not_mixed(
         respsam_device("screen", recording, "--out", out, "--bundle", another)
     )
     assert out.read_bytes() == before
-    (tmp_path / "thesis.csv").write_text("a,b\n1,2\n")
-    assert "not a file of screening results" in one_error(
-        respsam_device("screen", recording, "--out", tmp_path / "thesis.csv", "--bundle", bundle)
+    thesis, one_line = tmp_path / "thesis.csv", tmp_path / "thesis.txt"
+    thesis.write_text("a,b\n1,2")
+    one_line.write_text("no line ends here")
+    for path in (thesis, one_line):
+        before = path.read_bytes()
+        assert "not a file of screening results" in one_error(
+            respsam_device("screen", recording, "--out", path, "--bundle", bundle)
+        )
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+def test_results_of_other_thresholds_are_not_mixed(
+    respsam_device: Device, recording: Path, tmp_path: Path, name: str
+) -> None:
+    def curve(manifest: dict[str, Any]) -> None:
+        manifest["threshold"]["curve"] = [[0.3, 0.95, 0.5], [0.5, 0.8, 0.8]]
+
+    out = tmp_path / name
+    own = make_bundle(tmp_path / "bundle", changes=curve)
+    screening = ("screen", recording, "--out", out, "--bundle", own)
+    assert respsam_device(*screening, "--sensitivity", 0.9).code == 0
+    assert respsam_device(*screening, "--sensitivity", 0.9).code == 0
+    with out.open("ab") as file:
+        file.write(b"half a row")
+    before = out.read_bytes()
+    assert "holds results of cycle threshold 0.3, this one is 0.5" in one_error(respsam_device(*screening))
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+def test_a_full_disk_ends_a_screening_in_one_line(
+    respsam_device: Device, bundle: Path, recording: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    out.symlink_to("/dev/full")  # also without an end to read, as a pipe
+    assert "the same command goes on" in one_error(
+        respsam_device("screen", recording, "--out", out, "--bundle", bundle)
     )
 
 

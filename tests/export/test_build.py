@@ -102,7 +102,7 @@ def test_calibration_heard_training_patients_only(patch_made: Made) -> None:
 
 def test_an_archive_with_a_name_and_int8_first(convolutional_made: Made) -> None:
     bundle = convolutional_made.built.bundle
-    assert bundle.path.suffix == ".respsam" and bundle.is_archive
+    assert bundle.path.suffix == ".respsam" and bundle.path.is_file()
     assert set(contents(bundle.path)) == BOTH
     assert bundle.manifest.name == "Ward 7"
     assert [file.precision for file in bundle.manifest.files] == ["int8", "fp32"]
