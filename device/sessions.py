@@ -47,7 +47,7 @@ def _rows(database: sqlite3.Connection, query: str, *values: int) -> list[Row]:
 
 def list_sessions(file: Path) -> list[Row]:
     """One row a session, in the order they began, without its settings; none where nothing was ever stored."""
-    if not file.is_file():
+    if not file.exists():
         return []
     with _opened(file) as database:
         rows = _rows(database, f"{SESSIONS} GROUP BY id ORDER BY id")

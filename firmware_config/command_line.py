@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 internal error (or the reader of our output went away), 2 
 130 interrupted. Nothing heavy is imported here, so that `--help` answers at once.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -51,10 +52,18 @@ def run(app: typer.Typer, program: str) -> NoReturn:
         code = _answer(app, program, arguments or ["--help"], debug)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has enough (`| head`). Python would flush once more at exit and complain, so give it somewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()  # the reader has enough (`| head`)
         code = 1
+    except OSError as error:
+        _close_stdout()
+        print(f"{program}: error: stdout cannot be written ({error.strerror}); free the disk", file=sys.stderr)
+        code = RespSAMError.exit_code
     sys.exit(code)
+
+
+def _close_stdout() -> None:
+    # Python would flush once more at exit and complain, so give it somewhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(message: str) -> str:
@@ -68,8 +77,6 @@ def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: boo
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
-        raise
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else program
@@ -80,6 +87,9 @@ def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: boo
         if debug:
             traceback.print_exc()
     except Exception as error:
+        # of our output: every file that a user names is guarded where it is opened
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+            raise
         text, code = f"internal error: {type(error).__name__}: {error}", 1
         if debug:
             traceback.print_exc()

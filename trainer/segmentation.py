@@ -71,10 +71,10 @@ class Counts:
         return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
     @property
-    def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN); NaN when there is nothing to count."""
+    def f1(self) -> float | None:
+        """2 TP / (2 TP + FP + FN), three decimals; None when there is nothing to count."""
         whole = 2 * self.matched + self.false + self.missed
-        return 2 * self.matched / whole if whole else float("nan")
+        return round(2 * self.matched / whole, 3) if whole else None
 
     def as_json(self) -> dict[str, float | None]:
         """What is reported: shares 0-1, errors in ms."""
@@ -84,7 +84,7 @@ class Counts:
 
         found = self.matched + self.false
         return {
-            "f1": round(self.f1, 3),
+            "f1": self.f1,
             "precision": round(self.matched / found, 3) if found else None,
             "recall": round(self.matched / (self.matched + self.missed), 3) if self.matched + self.missed else None,
             "abnormal_covered": round(float(np.mean(self.covered)), 3) if self.covered else None,
@@ -291,7 +291,7 @@ def compare(corpus: Corpus, cache: AudioCache, detectors: Sequence[tuple[Corpus,
         score(held_out.recordings, cache, Segmentation(), weights, every_class=whole) for held_out, weights in detectors
     ]
     readings: dict[str, Any] = {"breath": sum(per_fold, Counts()).as_json()}
-    readings["breath"]["f1_by_fold"] = [round(counts.f1, 3) for counts in per_fold]
+    readings["breath"]["f1_by_fold"] = [counts.f1 for counts in per_fold]
     for seconds in (1.5, 2.5):
         windows = Segmentation(method="windows", window_seconds=seconds, hop_seconds=seconds / 2)
         readings[f"windows {seconds} s"] = score(corpus.recordings, cache, windows, every_class=whole).as_json()

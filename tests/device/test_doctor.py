@@ -141,6 +141,8 @@ def test_a_store_that_cannot_be_written_fails(bundle: Path, tmp_path: Path) -> N
     report = found(settings_of(bundle, store__path=str(tmp_path / "file" / "store.sqlite")))
     assert report["store"].state == "FAIL"
     assert str(tmp_path / "file") in report["store"].found
+    report = found(settings_of(bundle, store__path=str(tmp_path)))
+    assert report["store"] == Finding("store", "FAIL", f"{tmp_path} is a folder; set store.path to a file")
     kept = found(settings_of(bundle, store__path=str(tmp_path / "new" / "store.sqlite")))
     assert kept["store"].state == "ok"
     assert not (tmp_path / "new").exists()

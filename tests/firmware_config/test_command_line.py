@@ -117,6 +117,17 @@ def test_a_closed_pipe_is_quiet(program: list[str]) -> None:
         assert process.returncode == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("how", ["flood", "short"])
+def test_a_full_disk_behind_stdout_is_one_line(program: list[str], how: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*program, "fail", how], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "test-program: error: stdout cannot be written (No space left on device); free the disk\n",
+    )
+
+
 def test_help_and_version(program: list[str]) -> None:
     code, out, err = run(program, "--help")
     assert (code, err) == (0, "")
