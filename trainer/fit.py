@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 
 from device.decision import abnormal_probability
 from device.labels import LABELS
-from device.signal import FloatArray, FrontEnd, raw_window, split
+from device.signal import FRAMES, FloatArray, FrontEnd, raw_window, split
 from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
-from trainer.crops import TrainingCrops
+from trainer.crops import UNKNOWN, TrainingCrops
 from trainer.files import write_atomically
 from trainer.metrics import IntArray, auroc, choose_threshold, fit_temperature
 from trainer.model import AST
@@ -222,12 +222,15 @@ class Fit:
         torch.manual_seed(seed)
         self.recipe, self.crops, self.validation, self.device, self.seed = recipe, crops, validation, device, seed
         self.model = AST(recipe.model).to(device)
+        # learns beside the model and is not part of it
+        self.frame_head = nn.Linear(recipe.model.dim, recipe.model.classes).to(device)
+        self.learning = nn.ModuleList([self.model, self.frame_head] if recipe.optimizer.frame_loss else [self.model])
         self.average = AveragedModel(
             self.model, multi_avg_fn=moving_average(recipe.optimizer.average_decay), use_buffers=True
         )
         # norms, biases and positions are not decayed
-        matrices = [p for p in self.model.parameters() if p.ndim in (2, 4)]
-        others = [p for p in self.model.parameters() if p.ndim not in (2, 4)]
+        matrices = [p for p in self.learning.parameters() if p.ndim in (2, 4)]
+        others = [p for p in self.learning.parameters() if p.ndim not in (2, 4)]
         groups = [
             {"params": matrices, "weight_decay": recipe.optimizer.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -235,12 +238,17 @@ class Fit:
         self.sam = SAM(torch.optim.AdamW(groups, lr=recipe.optimizer.learning_rate), recipe.optimizer.rho)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
-        self.probabilities = weights([cycle.label for cycle in crops.cycles], recipe.data.balance)
+        labels, patients = zip(*((cycle.label, cycle.patient) for cycle in crops.cycles), strict=True)
+        self.probabilities = weights(labels, recipe.data.balance, patients, recipe.data.patient_balance)
         self.draws = recipe.data.draws or len(crops.cycles)
         self.steps_per_epoch = max(1, self.draws // (recipe.optimizer.batch * recipe.optimizer.accumulation))
 
-    def batches(self, epoch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Micro-batches of one epoch: windows (batch, FRAMES, mels) and soft targets (batch, classes), mixed up."""
+    def batches(self, epoch: int, workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Micro-batches of one epoch, mixed up.
+
+        Windows (batch, FRAMES, mels), soft targets (batch, classes), and those of each time column of the model's
+        tokens (batch, columns, classes), all 0 where nobody knows.
+        """
         optimizer, count = self.recipe.optimizer, self.steps_per_epoch
         size = count * optimizer.accumulation * optimizer.batch
         keys = [
@@ -249,14 +257,19 @@ class Fit:
         # the epoch's keys are the sampler: workers may take them in any order and still cut the same windows
         loader = DataLoader(self.crops, optimizer.batch, sampler=keys, num_workers=workers)
         random = np.random.default_rng((self.seed, epoch, 3))
-        for windows, classes in loader:
+        columns = self.recipe.model.grid[1]
+        centres = ((torch.arange(columns) + 0.5) * FRAMES / columns).long()
+        for windows, classes, heard in loader:
             targets = soft_targets(classes, optimizer.label_smoothing)
+            heard = heard[:, centres]
+            moments = soft_targets(heard.clamp(min=0), 0.0) * (heard != UNKNOWN).unsqueeze(-1)
             mixup = self.recipe.augmentation.mixup
             if mixup:
                 share, order = float(random.beta(mixup, mixup)), torch.from_numpy(random.permutation(len(windows)))
                 windows = share * windows + (1.0 - share) * windows[order]
                 targets = share * targets + (1.0 - share) * targets[order]
-            yield windows.to(self.device), targets.to(self.device)
+                moments = share * moments + (1.0 - share) * moments[order]
+            yield windows.to(self.device), targets.to(self.device), moments.to(self.device)
 
     def train_epoch(self, epoch: int, workers: int, watcher: Watcher) -> float:
         """One epoch of SAM steps; returns the mean loss. FitError on a loss that is not finite."""
@@ -265,8 +278,8 @@ class Fit:
         self.model.train()
         watcher.epoch_started(epoch, optimizer.epochs, self.steps_per_epoch)
         began, losses = time.monotonic(), []
-        for number, (windows, targets) in enumerate(self.batches(epoch, workers)):
-            loss = self.micro_step(windows, targets)
+        for number, (windows, targets, moments) in enumerate(self.batches(epoch, workers)):
+            loss = self.micro_step(windows, targets, moments)
             if not np.isfinite(loss):
                 raise FitError(
                     f"the loss is {loss} in epoch {epoch + 1}; lower the learning rate, the last checkpoint holds"
@@ -279,12 +292,23 @@ class Fit:
                 watcher.stepped(step + 1, float(np.mean(losses[-50:])), samples / (time.monotonic() - began))
         return float(np.mean(losses))
 
-    def micro_step(self, windows: Tensor, targets: Tensor) -> float:
+    def loss(self, windows: Tensor, targets: Tensor, moments: Tensor) -> Tensor:
+        """Cross-entropy of the crops, and by `frame_loss` that of the time columns that somebody annotated."""
+        states = self.model.tokens(windows)
+        loss = F.cross_entropy(self.model.classified(states), targets)
+        weight = self.recipe.optimizer.frame_loss
+        if weight:
+            logits = self.frame_head(self.model.dropout(self.model.columns(states)))
+            surprise = -(moments * logits.log_softmax(dim=-1)).sum()
+            loss = loss + weight * surprise / moments.sum().clamp(min=1.0)
+        return loss
+
+    def micro_step(self, windows: Tensor, targets: Tensor, moments: Tensor) -> float:
         """Gradients of one micro-batch; returns its loss at the weights themselves."""
         loss = backward_twice(
-            self.model,
+            self.learning,
             self.sam,
-            lambda: F.cross_entropy(self.model(windows), targets),
+            lambda: self.loss(windows, targets, moments),
             self.device,
             1.0 / self.recipe.optimizer.accumulation,
         )
@@ -296,7 +320,7 @@ class Fit:
         for group in self.sam.base.param_groups:
             group["lr"] = learning_rate(optimizer, number, self.steps_per_epoch)
         if optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), optimizer.clip_norm)
+            nn.utils.clip_grad_norm_(self.learning.parameters(), optimizer.clip_norm)
         self.sam.step()
         self.sam.zero_grad()
         if optimizer.average_decay:
@@ -341,6 +365,7 @@ class Fit:
             **prefixed(self.model.state_dict(), "model"),
             **prefixed(self.average.state_dict(), "average"),
             **prefixed(self.best_weights, "best"),
+            **prefixed(self.frame_head.state_dict(), "frame_head"),
             **prefixed(moments, "optimizer"),
         }
         metadata = {"identity": identity, "seed": self.seed, "progress": dataclasses.asdict(self.progress)}
@@ -358,6 +383,7 @@ class Fit:
         self.model.load_state_dict(under(tensors, "model"))
         self.average.load_state_dict(under(tensors, "average"))
         self.best_weights = under(tensors, "best")
+        self.frame_head.load_state_dict(under(tensors, "frame_head"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in under(tensors, "optimizer").items():
             index, key = name.split(".", 1)

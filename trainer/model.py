@@ -182,9 +182,17 @@ class AST(nn.Module):
         return self.norm(states)  # type: ignore[no-any-return]
 
     def forward(self, windows: Tensor) -> Tensor:
-        states = self.tokens(windows)
+        return self.classified(self.tokens(windows))
+
+    def classified(self, states: Tensor) -> Tensor:
+        """Logits (batch, classes) of what `tokens` returns."""
         pooled = states[:, 2:].mean(dim=1) if self.config.pooling == "mean" else states[:, :2].mean(dim=1)
         return self.head(self.dropout(pooled))  # type: ignore[no-any-return]
+
+    def columns(self, states: Tensor) -> Tensor:
+        """What `tokens` returns as one vector a time column: (batch, columns, dim), the mean over the mel rows."""
+        grid = states[:, 2:].reshape(len(states), *self.config.grid, self.config.dim)
+        return grid.mean(dim=1)
 
 
 class Ensemble(nn.Module):

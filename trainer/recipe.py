@@ -52,6 +52,8 @@ class OptimizerRecipe(_Section):
     """Exponential moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
     clip_norm: float = Field(default=0.0, ge=0.0)
     """Largest gradient norm; 0 does not clip."""
+    frame_loss: float = Field(default=0.0, ge=0.0)
+    """Weight of a second loss in training, on when in the crop it is heard; 0 learns from whole crops alone."""
 
 
 class DataRecipe(_Section):
@@ -65,6 +67,8 @@ class DataRecipe(_Section):
     """Share of the normal draws from wholly normal recordings that are cut anywhere in the recording."""
     balance: Balance = "class"
     """Weighted random sampling: by class, by normal against abnormal, or none."""
+    patient_balance: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Inside a balanced group: 0 draws every cycle alike, 1 every patient, however many cycles each has."""
     draws: int = Field(default=0, ge=0)
     """Draws an epoch; 0 draws as many as there are cycles."""
     folds: int = Field(default=5, ge=2)
@@ -98,6 +102,10 @@ class AugmentationRecipe(_Section):
     """Range of the signal-to-noise ratio of added pink-to-white noise."""
     noise_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the crops that get noise."""
+    background_snr_db: tuple[float, float] = (3.0, 20.0)
+    """Range of the ratio of a crop to the other recording that is laid under it."""
+    background_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the crops, normal or not, with such a background: of poor quality or wholly normal, half and half."""
     time_masks: int = Field(default=0, ge=0)
     """SpecAugment: stretches of time blanked (Park et al. 2019)."""
     time_mask_frames: int = Field(default=0, ge=0)

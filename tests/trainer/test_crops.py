@@ -15,7 +15,7 @@ from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, Cycle, Recording, load_corpus
-from trainer.crops import TrainingCrops, augmented_window, overlapping, place
+from trainer.crops import UNKNOWN, TrainingCrops, augmented_window, noises, overlaid, overlapping, place
 from trainer.metrics import auroc
 from trainer.recipe import AugmentationRecipe, DataRecipe, load_recipe
 from trainer.sampler import draw, weights
@@ -176,7 +176,7 @@ def test_one_key_is_one_window_in_any_process_and_any_order(made: tuple[Corpus, 
     keys = [(epoch, position, position % len(crops)) for epoch in (0, 1) for position in range(6)]
     here = {key: crops[key] for key in reversed(keys)}
     loader = DataLoader(crops, batch_size=1, sampler=keys, num_workers=2)
-    for key, (batch, label) in zip(keys, loader, strict=True):
+    for key, (batch, label, _) in zip(keys, loader, strict=True):
         assert torch.equal(batch[0], here[key][0])
         assert int(label) == here[key][1]
     assert here[keys[0]][0].shape == (FRAMES, RECIPE.front_end.mels)
@@ -191,7 +191,7 @@ def test_without_augmentation_a_window_is_what_the_device_computes(made: tuple[C
     crops = crops_of(corpus, cache, DataRecipe(crops="events"))
     first = corpus.cycles[0]
     samples = cache.cut(first.recording, first.start_seconds, first.end_seconds)
-    windows, label = crops[(0, 0, 0)]
+    windows, label, _ = crops[(0, 0, 0)]
     assert label == LABELS.index(first.label)
     np.testing.assert_array_equal(windows.numpy(), window(samples, FrontEnd()))
 
@@ -221,7 +221,7 @@ def breath(samples: int = 24_000) -> FloatArray:
 def test_each_augmentation_varies_the_window_by_its_seed(augmentation: AugmentationRecipe) -> None:
     plain = window(breath(), FrontEnd(mean=-10.0, std=4.0))
     varied, again, other = (
-        augmented_window(breath(), FrontEnd(mean=-10.0, std=4.0), augmentation, np.random.default_rng(seed))
+        augmented_window(breath(), FrontEnd(mean=-10.0, std=4.0), augmentation, np.random.default_rng(seed))[0]
         for seed in (0, 0, 1)
     )
     assert varied.shape == plain.shape and varied.dtype == np.float32 and np.isfinite(varied).all()
@@ -234,7 +234,7 @@ def test_masks_are_as_many_and_as_wide_as_the_recipe_says() -> None:
     masks = AugmentationRecipe(time_masks=2, time_mask_frames=60, mel_masks=1, mel_mask_bands=8)
     widths = []
     for seed in range(40):
-        masked = augmented_window(breath(), FrontEnd(), masks, np.random.default_rng(seed)) == 0.0
+        masked = augmented_window(breath(), FrontEnd(), masks, np.random.default_rng(seed))[0] == 0.0
         frames, bands = masked.all(axis=1).sum(), masked.all(axis=0).sum()
         assert frames <= 120 and bands <= 8
         widths.append((frames, bands))
@@ -246,19 +246,123 @@ def test_noise_comes_at_the_asked_level() -> None:
     """Over a tone, the noise's share of the power is what the ratio says."""
     tone = (0.1 * np.sqrt(2) * np.sin(2 * np.pi * 500 * np.arange(WINDOW_SAMPLES) / 16_000)).astype(np.float32)
     front_end = FrontEnd(mels=64)
-    quiet = augmented_window(tone, front_end, NO_AUGMENTATION, np.random.default_rng(0))
+    quiet, _ = augmented_window(tone, front_end, NO_AUGMENTATION, np.random.default_rng(0))
     for snr_db in (0.0, 20.0):
         noisy = AugmentationRecipe(noise_share=1.0, noise_snr_db=(snr_db, snr_db))
-        heard = augmented_window(tone, front_end, noisy, np.random.default_rng(0))
+        heard, _ = augmented_window(tone, front_end, noisy, np.random.default_rng(0))
         band = int(quiet.mean(axis=0).argmax())
         # levelled again: the tone keeps 1 / (1 + noise / tone) of the power
         expected = np.log(1 / (1 + 10 ** (-snr_db / 10)))
         assert (heard - quiet)[:, band].mean() == pytest.approx(expected, abs=0.15)
 
 
+def test_what_is_laid_under_a_crop_has_the_asked_ratio_and_is_repeated_to_its_length() -> None:
+    crop, below = breath(30_000), 3.0 * breath(20_000)[::-1]
+    for snr_db in (0.0, 12.0):
+        added = overlaid(crop, below, snr_db) - crop
+        assert 20 * np.log10(np.std(crop) / np.std(added)) == pytest.approx(snr_db, abs=1e-3)
+        np.testing.assert_allclose(added[20_000:], added[:10_000], atol=1e-6)
+    np.testing.assert_array_equal(overlaid(crop, np.zeros(100, np.float32), 0.0), crop)
+
+
+def ward(tmp_path: Path) -> tuple[Corpus, AudioCache]:
+    """A calm patient with a clean and a poor recording, an ill one with an abnormal and a poor one; each constant-free
+    and told apart by its frequency."""
+    rows: list[tuple[str, str, str, tuple[Cycle, ...]]] = [
+        ("calm", "calm", "normal", (cycle(1.0, 2.0, recording="calm"),)),
+        ("calm_poor", "calm", "poor quality", ()),
+        ("ill", "ill", "crackle", (cycle(1.0, 2.0, "crackle", "ill"),)),
+        ("ill_poor", "ill", "poor quality", ()),
+    ]
+    time = np.arange(5 * 16_000) / 16_000
+    sounds = [0.1 * np.sin(2 * np.pi * 300 * (number + 1) * time).astype(np.float32) for number in range(len(rows))]
+    np.concatenate(sounds).tofile(tmp_path / "audio.f32")
+    recordings = []
+    for name, patient, label, cycles in rows:
+        own = tuple(replace(one, patient=patient) for one in cycles)
+        recordings.append(Recording(name, None, patient, "d", "s", None, "train", label, own))
+    places = {name: (number * time.size, (number + 1) * time.size) for number, (name, *_) in enumerate(rows)}
+    return Corpus("sprsound", Path(), tuple(recordings)), AudioCache(tmp_path / "audio.f32", places)
+
+
+def loudest_band(log_mels: FloatArray) -> int:
+    return int(log_mels.mean(axis=0).argmax())
+
+
+def test_noise_is_what_is_of_poor_quality_in_patients_without_findings(tmp_path: Path) -> None:
+    corpus, _ = ward(tmp_path)
+    assert noises(corpus) == ["calm_poor"]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_normal_and_abnormal_crops_get_the_same_backgrounds(tmp_path: Path, index: int) -> None:
+    """Noise or the calm recording, never what comes from an ill patient."""
+    corpus, cache = ward(tmp_path)
+    data, front_end = DataRecipe(crops="random", crop_seconds=(1.5, 3.0)), FrontEnd(mels=64)
+    under = AugmentationRecipe(background_share=1.0, background_snr_db=(12.0, 12.0))
+    plain = TrainingCrops(corpus, cache, front_end, data, NO_AUGMENTATION, 0)
+    mixed = TrainingCrops(corpus, cache, front_end, data, under, 0)
+    bands = {name: loudest_band(window(cache[name], front_end)) for name in cache.spans}
+    risen = set()
+    for position in range(12):
+        before, after = plain[(0, position, index)], mixed[(0, position, index)]
+        assert after[1] == before[1]
+        assert loudest_band(after[0].numpy()) == loudest_band(before[0].numpy())
+        difference = (after[0] - before[0]).mean(dim=0).numpy()
+        most = int(difference.argmax())
+        risen |= {min(bands, key=lambda name: abs(bands[name] - most))} if difference[most] > 1.0 else set()
+    own = plain.cycles[index].recording
+    assert risen - {own} == {"calm_poor", "calm"} - {own}
+
+
+def test_each_frame_knows_what_is_heard_in_it(tmp_path: Path) -> None:
+    """A crop of 2 s is repeated over the window, and so are its annotations."""
+    events = [cycle(1.0, 1.5), cycle(1.25, 1.4, "crackle"), cycle(2.0, 3.0)]
+    corpus, cache = one_recording(events, 3.0, "crackle")
+    breath(48_000).tofile(tmp_path / "audio.f32")
+    crops = TrainingCrops(
+        corpus,
+        replace(cache, file=tmp_path / "audio.f32"),
+        FrontEnd(seam="hard"),
+        DataRecipe(crops="random", crop_seconds=(3.0, 3.0)),
+        NO_AUGMENTATION,
+        0,
+    )
+    _, _, heard = crops[(0, 0, 0)]
+    second = (np.arange(FRAMES) * 0.01 + 0.0125) % 3.0
+    for moment, label in (
+        (0.5, None),
+        (1.1, "normal"),
+        (1.3, "crackle"),
+        (1.45, "normal"),
+        (1.7, None),
+        (2.5, "normal"),
+    ):
+        near = heard.numpy()[np.abs(second - moment) < 0.02]
+        assert set(near.tolist()) == {UNKNOWN if label is None else LABELS.index(label)}, moment
+    calm = crops_of(*one_recording([cycle(1.0, 2.0)], 3.0, "normal"), DataRecipe(crops="random"))
+    assert (calm.heard_at("r", np.array([0.1, 1.5, 2.9])) == LABELS.index("normal")).all()
+
+
+def test_a_shifted_repetition_takes_its_frames_along() -> None:
+    """What a frame is about sounds like what the frame holds, and padding without sound is about nothing."""
+    crop = np.concatenate([breath(8_000), 0.01 * breath(16_000)])
+    for seed in range(5):
+        shifted = AugmentationRecipe(cyclic_shift=True)
+        log_mels, places = augmented_window(crop, FrontEnd(), shifted, np.random.default_rng(seed))
+        loud = log_mels.mean(axis=1) > np.median(log_mels)
+        inside = (places > 600) & (places < 7_400)
+        quiet = (places > 8_600) & (places < 23_000)
+        assert loud[inside].all() and not loud[quiet].any()
+        assert inside.sum() > 150 and quiet.sum() > 300
+    _, places = augmented_window(crop, FrontEnd(padding="zero"), NO_AUGMENTATION, np.random.default_rng(0))
+    assert (places[: 24_000 // 160 - 2] >= 0).all() and (places[24_000 // 160 :] == -1).all()
+
+
 def test_a_crop_longer_than_the_window_gives_one_of_its_parts() -> None:
     long = breath(3 * WINDOW_SAMPLES)
     windows = {
-        augmented_window(long, FrontEnd(), NO_AUGMENTATION, np.random.default_rng(seed)).tobytes() for seed in range(12)
+        augmented_window(long, FrontEnd(), NO_AUGMENTATION, np.random.default_rng(seed))[0].tobytes()
+        for seed in range(12)
     }
     assert 2 <= len(windows) <= 5

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from device.labels import LABELS
 from device.signal import FRAMES
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE, Silent, run, toy_fit
@@ -85,7 +86,7 @@ def same_result(one: Path, other: Path) -> None:
     (tensors, metadata), (expected, facts) = checkpoint(one), checkpoint(other)
     assert metadata == facts
     assert tensors.keys() == expected.keys()
-    assert {"model", "average", "best", "optimizer"} == {name.split(".")[0] for name in tensors}
+    assert {"model", "average", "best", "optimizer", "frame_head"} == {name.split(".")[0] for name in tensors}
     for name, tensor in tensors.items():
         assert torch.equal(tensor, expected[name]), name
 
@@ -244,7 +245,7 @@ class Failing(nn.Module):
         super().__init__()
         self.error = error
 
-    def forward(self, windows: Tensor) -> Tensor:
+    def tokens(self, windows: Tensor) -> Tensor:
         raise self.error
 
 
@@ -373,7 +374,7 @@ def test_smoothed_targets() -> None:
     np.testing.assert_allclose(targets.numpy(), [[0.925, 0.025, 0.025, 0.025], [0.025, 0.025, 0.025, 0.925]], atol=1e-7)
 
 
-def batches_of(fit: Fit, epoch: int, workers: int = 0) -> list[tuple[Tensor, Tensor]]:
+def batches_of(fit: Fit, epoch: int, workers: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
     return list(fit.batches(epoch, workers))
 
 
@@ -381,9 +382,10 @@ def test_an_epochs_batches_are_the_same_with_and_without_workers(toy: Toy) -> No
     fit, _ = toy_fit(toy.corpus, toy.cache)
     alone, helped, other = batches_of(fit, 1), batches_of(fit, 1, workers=1), batches_of(fit, 2)
     assert len(alone) == fit.steps_per_epoch * RECIPE.optimizer.accumulation == 6
-    for (windows, targets), (theirs, their_targets) in zip(alone, helped, strict=True):
-        assert torch.equal(windows, theirs) and torch.equal(targets, their_targets)
-        torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
+    for one, other_one in zip(alone, helped, strict=True):
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other_one, strict=True))
+        torch.testing.assert_close(one[1].sum(dim=1), torch.ones(4))
+        assert one[2].shape == (4, RECIPE.model.grid[1], len(LABELS))
     assert not torch.equal(alone[0][0], other[0][0])
 
 
@@ -392,10 +394,30 @@ def test_mixup_is_the_same_mix_of_windows_and_targets(toy: Toy) -> None:
     plain, _ = toy_fit(toy.corpus, toy.cache, augmentation__mixup=0.0, optimizer__label_smoothing=0.0)
     mixed, _ = toy_fit(toy.corpus, toy.cache, augmentation__mixup=0.4, optimizer__label_smoothing=0.0)
     random = np.random.default_rng((0, 0, 3))
-    for (windows, targets), (got, got_targets) in zip(batches_of(plain, 0), batches_of(mixed, 0), strict=True):
+    for unmixed, got in zip(batches_of(plain, 0), batches_of(mixed, 0), strict=True):
         share, order = random.beta(0.4, 0.4), random.permutation(4)
-        torch.testing.assert_close(got, (share * windows + (1 - share) * windows[order]).float())
-        torch.testing.assert_close(got_targets, (share * targets + (1 - share) * targets[order]).float())
+        for before, after in zip(unmixed, got, strict=True):
+            torch.testing.assert_close(after, (share * before + (1 - share) * before[order]).float())
+
+
+def test_the_frame_loss_counts_annotated_moments_alone(toy: Toy) -> None:
+    """Against numpy; where nothing is annotated the crop's own loss is all there is."""
+    fit, _ = toy_fit(toy.corpus, toy.cache, optimizer__frame_loss=0.5, augmentation__mixup=0.0)
+    fit.model.eval()
+    windows, targets, moments = (torch.cat(parts) for parts in zip(*batches_of(fit, 0), strict=True))
+    known = moments.sum(dim=-1) > 0
+    assert known.any() and not known.all()
+    with torch.no_grad():
+        loss = float(fit.loss(windows, targets, moments))
+        alone = float(fit.loss(windows, targets, torch.zeros_like(moments)))
+        states = fit.model.tokens(windows)[:, 2:].numpy()
+    rows, columns = RECIPE.model.grid
+    vectors = states.reshape(len(windows), rows, columns, -1).mean(axis=1)
+    weight, bias = (p.detach().numpy() for p in fit.frame_head.parameters())
+    logits = vectors @ weight.T + bias
+    surprise = np.log(np.exp(logits).sum(axis=-1, keepdims=True)) - logits
+    expected = float((surprise * moments.numpy()).sum() / moments.numpy().sum())
+    assert loss == pytest.approx(alone + 0.5 * expected, rel=1e-5)
 
 
 def test_calibration_takes_the_temperature_before_the_threshold() -> None:
@@ -413,7 +435,7 @@ def test_calibration_takes_the_temperature_before_the_threshold() -> None:
 def test_the_optimizer_does_not_decay_norms_biases_and_positions(toy: Toy) -> None:
     fit, _ = toy_fit(toy.corpus, toy.cache)
     decayed = {id(p) for group in fit.sam.base.param_groups if group["weight_decay"] for p in group["params"]}
-    names = {name: id(parameter) in decayed for name, parameter in fit.model.named_parameters()}
+    names = {name[2:]: id(parameter) in decayed for name, parameter in fit.learning.named_parameters()}
     assert sum(len(group["params"]) for group in fit.sam.base.param_groups) == len(names)
     assert all(names[name] for name in ("head.weight", "blocks.0.attention.qkv.weight", "stem.layers.0.weight"))
     assert not any(

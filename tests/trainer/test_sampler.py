@@ -54,3 +54,14 @@ def test_the_same_seed_and_epoch_draw_the_same_and_others_do_not() -> None:
     for seed, epoch in ((3, 3), (2, 2), (2, 3)):
         assert not np.array_equal(first, draw(probabilities, 500, seed=seed, epoch=epoch))
     np.testing.assert_array_equal(first[:100], draw(probabilities, 100, seed=3, epoch=2))
+
+
+@pytest.mark.parametrize(("patient_balance", "ratio"), [(0.0, 9.0), (0.5, 3.0), (1.0, 1.0)])
+def test_a_much_recorded_patient_is_tempered_inside_a_group(patient_balance: float, ratio: float) -> None:
+    labels: list[Label] = [*["normal"] * 10, *["crackle"] * 10]  # type: ignore[list-item]
+    patients = (["much"] * 9 + ["little"]) * 2
+    probabilities = weights(labels, "binary", patients, patient_balance)
+    for group in (slice(0, 10), slice(10, 20)):
+        shares = probabilities[group]
+        assert shares.sum() == pytest.approx(0.5)
+        assert shares[:9].sum() / shares[9] == pytest.approx(ratio)
