@@ -61,11 +61,12 @@ clean:
 	rm -rf $(DEVICE) $(TEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# $(call environment,FOLDER,WHAT TO INSTALL IN WORDS,PIP ARGUMENTS OF ONE STEP[,OF A STEP BEFORE IT])
+# $(call environment,FOLDER,WHAT TO INSTALL IN WORDS,PIP ARGUMENTS OF ONE STEP[,OF A STEP BEFORE IT[,OF ONE AFTER IT
+# that may fail]])
 # The stamp holds what was installed, by content: a touched pyproject.toml reinstalls nothing, a moved clone does.
 define environment
 	@set -eu; \
-	wanted="$(CURDIR) $(4) $(3) $$(cksum < pyproject.toml)"; \
+	wanted="$(CURDIR) $(4) $(3) $(5) $$(cksum < pyproject.toml)"; \
 	if [ "$$(cat $(1)/installed 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
 	say() { echo "$$*" >&2; exit 1; }; \
 	if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
@@ -81,6 +82,7 @@ define environment
 	echo "== installing $(2) into $(1) (the first time this takes some minutes)"; \
 	$(if $(4),$(1)/bin/python -m pip install -qq $(4);) \
 	$(1)/bin/python -m pip install -qq $(3); \
+	$(if $(5),$(1)/bin/python -m pip install -qq $(5) || echo "== skipped: $(5) cannot be installed here; its tests will be skipped and say so";) \
 	echo "$$wanted" > $(1)/installed
 endef
 
@@ -88,7 +90,7 @@ device-environment:
 	$(call environment,$(DEVICE),the device,-e .)
 
 test-environment:
-	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)dev],$(TORCH))
+	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)dev],$(TORCH),-e .[tensorrt-check])
 
 comma := ,
 

@@ -1,19 +1,38 @@
-"""The engine: one breath cycle in, logits out, on ONNX Runtime."""
+"""The classifier: one breath cycle in, logits and a judgement out; on ONNX Runtime, or on an engine of TensorRT's."""
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
-from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, open_bundle
+from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, ModelFile, open_bundle
 from device.decision import Judgement, abnormal_probability, judge
 from device.labels import LABELS
 from device.signal import FRAMES, FloatArray, windows
 from firmware_config.settings import BundleSettings
 
+CPU: Final = "CPUExecutionProvider"
+# onnxruntime's names of what runs a model, the fastest first, and ours
+PROVIDERS: Final = {
+    "TensorrtExecutionProvider": "ONNX Runtime with TensorRT",
+    "CUDAExecutionProvider": "ONNX Runtime with CUDA",
+    CPU: "ONNX Runtime on the CPU",
+}
+ORT_FOLDER: Final = "onnxruntime"  # inside the folder of engines: those that ONNX Runtime builds itself
 
-def open_session(model: bytes, threads: int = 1) -> Any:
-    """An onnxruntime session of an ONNX model on the CPU; its threads are stated and never spin."""
+
+class Engine(Protocol):
+    """What runs a model."""
+
+    def logits(self, inputs: FloatArray) -> FloatArray:
+        """Logits (batch, 4) of model inputs (batch, FRAMES, mels)."""
+        ...
+
+
+def open_session(model: bytes, threads: int = 1, providers: Sequence[Any] = (CPU,)) -> Any:
+    """An onnxruntime session of an ONNX model, on the CPU unless told; its threads are stated and never spin."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -21,11 +40,22 @@ def open_session(model: bytes, threads: int = 1) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # with its own fallback it would print to stdout, where verdicts are
+    return onnxruntime.InferenceSession(model, options, providers=list(providers), enable_fallback=0)
+
+
+def fallback_providers(engines: Path) -> list[Any]:
+    """What onnxruntime can run a model with here, the fastest first; what TensorRT builds inside of it is kept."""
+    import onnxruntime
+
+    kept = {"trt_fp16_enable": True, "trt_engine_cache_enable": True, "trt_engine_cache_path": engines / ORT_FOLDER}
+    options = {"TensorrtExecutionProvider": {name: str(value) for name, value in kept.items()}}
+    available = onnxruntime.get_available_providers()
+    return [(name, options.get(name, {})) for name in PROVIDERS if name in available]
 
 
 class Classifier:
-    """A checked bundle on a CPU; its threads are few and idle ones sleep, so that capture is not starved."""
+    """A checked bundle, on a CPU unless told; threads are few and idle ones sleep, so that capture is not starved."""
 
     def __init__(
         self,
@@ -33,11 +63,19 @@ class Classifier:
         precision: Literal["auto", "fp32", "int8"] = "auto",
         threads: int = 1,
         sensitivity: float = 0.0,
+        *,
+        file: ModelFile | None = None,
+        engine: Engine | None = None,
+        providers: Sequence[Any] = (CPU,),
+        missing: str = "",
     ) -> None:
-        """`sensitivity` sets the thresholds at which held-out patients reached it; 0 keeps the bundle's own."""
+        """`sensitivity` sets the thresholds at which held-out patients reached it; 0 keeps the bundle's own.
+
+        `engine` runs instead of ONNX Runtime, built from `file`; `missing` says why one that was asked for does not.
+        """
         self.bundle = bundle
-        self.file = bundle.file(precision)
-        self.threads = threads
+        self.file = file or bundle.file(precision)
+        self.threads, self.engine, self.providers, self.missing = threads, engine, providers, missing
         self.fingerprint = bundle.fingerprint
         manifest = bundle.manifest
         self.segmentation = manifest.segmentation
@@ -52,7 +90,7 @@ class Classifier:
     def session(self) -> Any:
         """The onnxruntime session, made on first use; BundleError when the model's input or output does not fit."""
         try:
-            session = open_session(self.bundle.read(self.file.path), self.threads)
+            session = open_session(self.bundle.read(self.file.path), self.threads, self.providers)
         # onnxruntime raises bare pybind exceptions without a common base
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
@@ -66,8 +104,15 @@ class Classifier:
             )
         return session
 
+    @property
+    def fallback(self) -> str:
+        """What runs instead of the engine that was asked for, and why; empty where nothing does."""
+        return f"fallback engine, {PROVIDERS[self.session.get_providers()[0]]}: {self.missing}" if self.missing else ""
+
     def logits(self, inputs: FloatArray) -> FloatArray:
         """Logits (batch, 4) of model inputs (batch, FRAMES, mels)."""
+        if self.engine is not None:
+            return self.engine.logits(inputs)
         session = self.session
         return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0], dtype=np.float32)
 
@@ -81,8 +126,37 @@ class Classifier:
 def open_classifier(settings: BundleSettings) -> Classifier:
     """The bundle that the settings choose, checked and loaded; BundleError when anything about it does not hold."""
     bundle = open_bundle(settings.chosen or DEFAULT_BUNDLE)
-    classifier = Classifier(bundle, settings.precision, settings.threads, settings.sensitivity)
+    # a bundle need not have the file that TensorRT was asked for in a form for the CPU
+    precision = "auto" if settings.precision == "fp16" else settings.precision
+    if settings.engine == "tensorrt":
+        return _with_engine(bundle, precision, settings)
+    if settings.precision == "fp16":
+        raise BundleError(
+            "bundle.precision = 'fp16' is for TensorRT only; set bundle.engine = 'tensorrt', or take fp32 or int8"
+        )
+    classifier = Classifier(bundle, precision, settings.threads, settings.sensitivity)
     _ = classifier.session  # a model that does not load is an error now, not at the first breath
+    return classifier
+
+
+def _with_engine(bundle: Bundle, precision: Literal["auto", "fp32", "int8"], settings: BundleSettings) -> Classifier:
+    """On the engine built before, else on the fastest that ONNX Runtime has."""
+    from device.engine import open_engine
+    from device.tensorrt_engine import TensorRTError
+
+    common = (bundle, precision, settings.threads, settings.sensitivity)
+    try:
+        file, engine = open_engine(bundle, settings.engine_precision, settings.engines)
+        return Classifier(*common, file=file, engine=engine)
+    except (TensorRTError, BundleError) as error:
+        missing = str(error)
+    classifier = Classifier(*common, providers=fallback_providers(settings.engines), missing=missing)
+    try:
+        _ = classifier.session
+    except BundleError:
+        # a provider that is installed, but whose GPU or libraries are not there
+        classifier = Classifier(*common, missing=missing)
+        _ = classifier.session
     return classifier
 
 

@@ -1,6 +1,7 @@
 """`respsam-device`: listen and screen. Parses and prints; the work is in functions that a notebook could call."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from device.screening import Screened
     from device.sessions import Cells
     from device.sources import Source
+    from device.tensorrt_engine import Progress
     from device.view import View
     from firmware_config.settings import Settings
 
@@ -28,6 +30,8 @@ INTERRUPTED = 130
 app = application("Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.")
 sessions = typer.Typer(help="List, show, export and delete what is stored.", rich_markup_mode=None)
 app.add_typer(sessions, name="sessions")
+engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundle for this GPU.", rich_markup_mode=None)
+app.add_typer(engine, name="engine")
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder or .respsam; else the shipped one.")]
 SensitivityOption = Annotated[
@@ -40,7 +44,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 SessionArgument = Annotated[
     int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
 ]
-PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8.")]
+PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8; fp16 with TensorRT.")]
 
 
 def main() -> None:
@@ -76,8 +80,9 @@ def listen(
 
     settings = _settings(config, bundle, precision, sensitivity, no_store)
     classifier = open_classifier(settings.bundle)
+    _warn_of_fallback(classifier)
     opened = _source(source, fast, seconds, settings)
-    subject = Subject(age, site, live=source == "mic")
+    subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
     _, interrupted = _auscultate(opened, classifier, settings, subject, seconds, json_output)
     return INTERRUPTED if interrupted else 0
 
@@ -113,6 +118,7 @@ def exam(
         raise typer.BadParameter(f"{source!r} is neither mic nor demo", param_hint="--source")
     settings = _settings(config, bundle, precision, sensitivity, no_store)
     classifier = open_classifier(settings.bundle)
+    _warn_of_fallback(classifier)
     required, heard = tuple(dict.fromkeys(sites)), dict[str, Summary]()
     asked, interrupted = sys.stdin.isatty(), False
     waiting = list(required)
@@ -121,7 +127,7 @@ def exam(
             if asked:
                 typer.prompt(f"{number} of {len(waiting)}: stethoscope on {site}, then Enter", "", show_default=False)
             opened = _source(source, fast, seconds, settings, required.index(site))
-            subject = Subject(age, site, live=source == "mic")
+            subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
             summary, interrupted = _auscultate(opened, classifier, settings, subject, seconds, json_output)
             heard[site] = summary
             if interrupted:
@@ -210,6 +216,7 @@ def screen(
 
     settings = _settings(config, bundle, precision, sensitivity)
     recordings = find_recordings(paths)
+    _warn_of_fallback(model(settings.bundle))
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         results = None
@@ -329,6 +336,46 @@ def replay(
     done = replay(_store_file(config), session, bundle, anyway=anyway)
     typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))
     return 0 if done.exact else GateRefused.exit_code
+
+
+@engine.command("build")
+def build_engine(
+    bundle: BundleOption = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="What the engine multiplies in.")
+    ] = "fp16",
+    config: ConfigOption = None,
+) -> None:
+    """Build the bundle's engine with this machine's TensorRT and test it; minutes at first, nothing when it is kept."""
+    from device.bundle import DEFAULT_BUNDLE, open_bundle
+    from device.engine import build_engine, open_machine
+
+    settings = _settings(config, bundle)
+    opened, machine = open_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_machine()
+    with _engine_progress(f"TensorRT {machine.version} builds for {machine.gpu}") as progress:
+        kept = build_engine(opened, precision, settings.bundle.engines, machine, progress)
+    typer.echo(
+        f"{kept.model} in {kept.precision} is ready ({kept.megabytes:.1f} MB, TensorRT {kept.tensorrt}, {kept.gpu}); "
+        f"to run it set bundle.engine = tensorrt and bundle.precision = {kept.precision}"
+    )
+
+
+@engine.command("list")
+def list_engines(config: ConfigOption = None) -> None:
+    """List the engines that are kept."""
+    from device.engine import COLUMNS, kept_engines
+    from device.sessions import cells
+
+    _print_table(cells(kept_engines(_settings(config).bundle.engines), COLUMNS), "none are kept")
+
+
+@engine.command("clear")
+def clear_engines(config: ConfigOption = None) -> None:
+    """Remove every engine; 'engine build' makes them again."""
+    from device.engine import clear
+
+    count, megabytes = clear(_settings(config).bundle.engines)
+    typer.echo(f"{count} engines removed, {megabytes:.1f} MB freed")
 
 
 @app.command()
@@ -468,12 +515,33 @@ def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Scre
         yield from bar.track(screened, total=total, description="screening")
 
 
+@contextmanager
+def _engine_progress(title: str) -> "Iterator[Progress]":
+    """A bar for the phases that TensorRT tells of, from version 10 on; before that only that it moves."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    words = TextColumn("{task.description}")
+    columns = (SpinnerColumn(), words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.file.isatty()) as shown:
+        task = shown.add_task(f"{title}, this takes minutes", total=None)
+        yield lambda phase, done, steps: shown.update(
+            task, description=f"{title}: {phase}", completed=done, total=steps
+        )
+
+
 def _screened_line(one: "Screened") -> str:
     summary = one.summary
     assert summary is not None
     likely = "   -" if summary.probability is None else f"{summary.probability:.2f}"
     reasons = f"  ({'; '.join(summary.reasons)})" if summary.reasons else ""
     return f"{summary.verdict:<15}  {likely}  {summary.cycles:3d} cycles  {one.recording}{reasons}"
+
+
+def _warn_of_fallback(classifier: "Classifier") -> None:
+    if classifier.fallback:
+        _warn(f"{classifier.fallback}; verdicts are marked as not validated")
 
 
 def _warn(message: str) -> None:

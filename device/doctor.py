@@ -118,6 +118,12 @@ def _bundle(settings: BundleSettings) -> Iterator[Finding]:
         manifest = classifier.bundle.manifest
         tested = f"self-test of {len(manifest.self_test.seeds)} breaths within {worst:.4f}"
         yield Finding("bundle", "ok", f"{manifest.name} ({classifier.fingerprint[:12]}), {tested}")
+        if classifier.fallback:
+            yield Finding("engine", "warning", classifier.fallback)
+            return
+        if classifier.engine is not None:
+            yield Finding("engine", "ok", "TensorRT, built on this machine")
+            return
     providers = ", ".join(onnxruntime.get_available_providers())
     yield Finding("engine", "ok", f"onnxruntime {onnxruntime.__version__} ({providers})")
 

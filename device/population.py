@@ -1,4 +1,4 @@
-"""Whom a verdict was never validated for: subjects and sound outside of what the bundle's model was trained on."""
+"""Whom a verdict was never validated for: subjects, sound and engines outside of what was measured."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ class Subject:
     """Half the source's own sample rate: nothing above it is heard."""
     live: bool = False
     """A patient is there to be asked."""
+    fallback: str = ""
+    """Which engine listens instead of the one that was asked for, and why; empty where none does."""
 
 
 def not_validated(manifest: Manifest, subject: Subject) -> tuple[str, ...]:
@@ -36,4 +38,6 @@ def not_validated(manifest: Manifest, subject: Subject) -> tuple[str, ...]:
     needed = manifest.front_end.high_hz
     if subject.highest_hz is not None and subject.highest_hz < needed:
         reasons.append(f"sound up to {subject.highest_hz:g} Hz only, the model listens up to {needed:g} Hz")
+    if subject.fallback:
+        reasons.append(subject.fallback)
     return tuple(reasons)

@@ -166,7 +166,7 @@ def find_recordings(paths: Sequence[Path]) -> list[Path]:
 def screen_recording(path: Path, model: Classifier, quality: QualitySettings) -> Summary:
     """One recording, as fast as possible, exactly as `listen --fast` hears it; AudioError when it cannot be read."""
     source = FileSource(path, fast=True)
-    outside = not_validated(model.bundle.manifest, Subject(highest_hz=source.highest_hz))
+    outside = not_validated(model.bundle.manifest, Subject(highest_hz=source.highest_hz, fallback=model.fallback))
     session = Auscultation(source, model, quality, not_validated=lambda: outside)
     for _ in session.run():
         pass
@@ -179,7 +179,7 @@ def screen(paths: Sequence[Path], bundle: BundleSettings, quality: QualitySettin
     Raises BundleError before the first one when the bundle does not hold.
     """
     jobs = [_Job(path, bundle, quality) for path in paths]
-    _ = model(bundle).session
+    _ = model(bundle)
     processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
     if processes < 2:
         yield from map(_screen_one, jobs)

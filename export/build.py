@@ -14,35 +14,34 @@ import numpy as np
 
 from device.bundle import ARCHIVE_SUFFIX, MANIFEST, Bundle, Manifest, ModelFile, SelfTest, open_bundle, pack
 from device.classifier import Classifier, open_session, self_test
-from device.decision import abnormal_probability, leading_class
-from device.labels import LABELS, NORMAL, Label
+from device.decision import abnormal_probability
+from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
 from device.simulator import breath
+from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score
 from export.manifest import make_manifest, read_readings
 from export.model_card import MODEL_CARD, model_card
-from export.onnx_graph import OPSET, parity, run, to_onnx
-from export.quantize import CALIBRATION_WINDOWS, METHOD, draw_hash, patient_balanced, quantize
+from export.onnx_graph import parity, run, to_onnx
+from export.quantize import CALIBRATION_CYCLES, CONVERTED, FP32, Form, draw_hash, layers, patient_balanced
+from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, load_corpus
 from trainer.fit import Validation
-from trainer.metrics import Float64Array, Rates, binary_rates, confusion
+from trainer.metrics import Float64Array, Rates
 from trainer.model import AST, Ensemble
-from trainer.protocols import examples, inputs_of, worst_window
+from trainer.protocols import Protocol, examples, inputs_of
 from trainer.run import Choice, RunFacts, load_model, only_patients, read_facts
 
-Precision = Literal["fp32", "int8"]
-FILE_NAMES: Final[dict[Precision, str]] = {"fp32": "model.onnx", "int8": "model.int8.cpu.onnx"}
-
-LARGEST_PARITY: Final = 1e-3  # logits
-LARGEST_SCORE_SHIFT: Final = 0.01
 PARITY_WINDOWS: Final = 13  # of validation patients, beside the simulated breaths
+SENSITIVITY_WINDOWS: Final = 32
 LATENCY_ROUNDS: Final = 30
+LATENCY_SECONDS: Final = 5.0
 SELF_TEST_SEEDS: Final = tuple(range(8))
 SELF_TEST_LABELS: Final[tuple[Label, ...]] = LABELS * 2
 # Two machines hardly differ by 0.001 in fp32. int8 may need the second; what needs more is not the same model.
 TOLERANCES: Final = (0.02, 0.05)
-USABLE_SHARE: Final = 0.75  # of a tolerance, by int8 on this machine; the rest is for another machine's rounding
+USABLE_SHARE: Final = 0.75  # of a tolerance, by any file on this machine; the rest is for another machine's rounding
 
 
 class BuildError(RespSAMError):
@@ -50,18 +49,74 @@ class BuildError(RespSAMError):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Which files the bundle holds beside fp32, and how they are made."""
+
+    int8: bool = False
+    fp16: bool = False
+    target: Literal["cpu", "tensorrt", "both"] = "cpu"
+    """What int8 and fp16 are for."""
+    prefer: Literal["fp32", "int8"] = "fp32"
+    """What a CPU runs by default."""
+    calibration_data: Path | None = None
+    """Another corpus of the same format; None takes the run's own training patients."""
+    calibration_cycles: int = CALIBRATION_CYCLES
+    keep_float: tuple[str, ...] = ()
+    """Layers, or parts of the model, that are not converted."""
+    auto_keep: int = 0
+    """How many of the worst layers stay float when a file loses too much."""
+    largest_loss: float = LARGEST_LOSS
+    """Of Score, by any file; more is refused."""
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """What is converted; BuildError when the options contradict each other."""
+        targets = ("cpu", "tensorrt") if self.target == "both" else (self.target,)
+        precisions = [name for name, asked in (("int8", self.int8), ("fp16", self.fp16)) if asked]
+        forms = tuple(form for form in CONVERTED if form.precision in precisions and form.target in targets)
+        if self.fp16 and self.target == "cpu":
+            raise BuildError("--fp16 is for TensorRT; add --target tensorrt or both")
+        if self.prefer == "int8" and not any((form.precision, form.target) == ("int8", "cpu") for form in forms):
+            raise BuildError("--prefer int8 needs --int8 for a CPU, which builds that file")
+        if not self.int8 and self.calibration_data is not None:
+            raise BuildError("--calibration-data sets the ranges of --int8; add --int8 or leave it out")
+        return forms
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The stretches that set the ranges of integers."""
+
+    windows: FloatArray
+    """Model inputs (n, FRAMES, mels)."""
+    facts: dict[str, Any]
+    """What the manifest says of them."""
+
+
+@dataclass(frozen=True)
 class Served:
     """One serving form of the model and what was measured of it."""
 
-    precision: Precision
+    form: Form
     data: bytes
     session: Any
+    logits: FloatArray
+    """Of the validation inputs."""
     rates: Rates
     """On the validation patients, at the run's temperature and threshold."""
     difference: float
-    """Largest difference of a logit: fp32 from torch, int8 from fp32."""
+    """Largest difference of a logit: fp32 from torch, the others from fp32."""
+    comparison: Comparison | None = None
+    """With fp32."""
+    kept: tuple[str, ...] = ()
+    """Layers with weights that are float in it, by the form's own choice or by --keep-float and --auto-keep."""
     milliseconds: float = float("nan")
-    """One window on one thread here; printed, never stored, because the same run gives the same bytes."""
+    """One window on one thread here, for a CPU's files; never stored, because the same run gives the same bytes."""
+
+    @property
+    def for_cpu(self) -> bool:
+        """Whether a CPU may run it on a device."""
+        return self.form.target != "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -88,6 +143,7 @@ class Reporter:
 
 
 SILENT = Reporter()
+NOTHING_MORE = Wanted()
 
 
 def build(
@@ -95,8 +151,7 @@ def build(
     out: Path,
     *,
     cache_folder: Path,
-    int8: bool = False,
-    prefer: Precision = "fp32",
+    wanted: Wanted = NOTHING_MORE,
     data: Path | None = None,
     name: str | None = None,
     force: bool = False,
@@ -104,11 +159,11 @@ def build(
 ) -> Built:
     """Export, measure, quantize, test and pack a finished run into `out`, a folder or a file ending in .respsam.
 
-    `data` is where its corpus is now, `cache_folder` where decoded audio is kept. Raises BuildError, RunError,
-    CorpusError or AudioError for what was given and GateRefused for what was measured; `out` is then as it was.
+    `data` is where its corpus is now, `cache_folder` where decoded audio is kept. Raises BuildError, QuantizeError,
+    RunError, CorpusError or AudioError for what was given and GateRefused for what was measured; `out` is then as it
+    was.
     """
-    if prefer == "int8" and not int8:
-        raise BuildError("--prefer int8 needs --int8, which builds that file")
+    forms = wanted.forms
     check_place(out, force)
     facts = read_facts(run_folder)
     model = load_model(run_folder, facts)
@@ -117,17 +172,17 @@ def build(
     training, validation, cache = read_corpus(facts, data, cache_folder, reporter)
     held = Validation(validation, cache, facts.front_end)
     reporter.say(f"gates: {len(held.labels)} {held.protocol} of {len(validation.patients)} patients of the first fold")
+    calibration = calibrate(wanted, facts, training, cache, held.protocol, cache_folder, reporter)
     reporter.busy("exporting to ONNX")
-    served = [export_fp32(model, facts, held, reporter)]
-    how: dict[str, Any] = {}
-    if int8:
-        reporter.busy("calibrating int8")
-        quantized, how = export_int8(served[0], facts, training, held, cache, reporter)
-        served.append(quantized)
+    fp32 = export_fp32(model, facts, held, reporter)
+    kept = named(wanted.keep_float, layers(fp32.data))
+    served = [fp32]
+    for form in forms:
+        reporter.busy(f"converting to {form.path}")
+        served.append(export_form(form, fp32, calibration.windows, held, facts, kept, wanted, reporter))
     test = make_self_test(served, facts, reporter)
     served = with_latency(served, held.inputs[:1])
-    if prefer == "int8":
-        served.reverse()
+    served.sort(key=lambda one: not (one.for_cpu and one.form.precision == wanted.prefer))
     manifest = make_manifest(
         facts,
         name=name,
@@ -136,7 +191,7 @@ def build(
         self_test=test,
         readings=readings,
         measured=measured(served),
-        int8=how,
+        quantization=quantization(served, calibration),
     )
     reporter.busy("testing the bundle")
     write(manifest, served, out)
@@ -184,55 +239,109 @@ def read_corpus(
     return only_patients(corpus, set(facts.patients) - held_out), only_patients(corpus, held_out), cache
 
 
+def calibrate(
+    wanted: Wanted,
+    facts: RunFacts,
+    training: Corpus,
+    cache: AudioCache,
+    protocol: Protocol,
+    cache_folder: Path,
+    reporter: Reporter,
+) -> Calibration:
+    """Draw the calibration stretches; BuildError when they are one patient's or one class's, or measure the gates."""
+    if not wanted.int8:
+        return Calibration(np.empty((0, facts.recipe.model.frames, facts.front_end.mels), np.float32), {})
+    root = wanted.calibration_data
+    if root is not None:
+        given = load_corpus(
+            facts.corpus, root, part=facts.part, split=facts.split, lenient=facts.lenient, purpose="fit"
+        )
+        held_out = sorted(set(given.patients) & {name for fold in facts.held_out for name in fold})
+        if held_out:
+            raise BuildError(
+                f"{root}: patient {held_out[0]} was held out to measure the model and cannot calibrate it "
+                f"({len(held_out)} such); take them out, or leave --calibration-data out"
+            )
+        training, cache = with_audio(given, cache_folder, lenient=facts.lenient)
+    drawn = patient_balanced(examples(training, protocol, cache), wanted.calibration_cycles, facts.seed)
+    patients, classes = len({one.patient for one in drawn}), len({one.label for one in drawn})
+    if patients < 2 or classes < 2:
+        raise BuildError(
+            f"{training.root}: calibration on {len(drawn)} {protocol} of {patients} patients and {classes} classes; "
+            "two of each are the least, give more by --calibration-cycles or --calibration-data"
+        )
+    whose = "training patients" if root is None else f"patients in {root}"
+    reporter.say(f"int8: calibrated on {len(drawn)} {protocol} of {patients} {whose}")
+    known = {"cycles": len(drawn), "patients": patients, "sha256": draw_hash(drawn), "other_data": root is not None}
+    return Calibration(inputs_of(drawn, cache, facts.front_end)[0], known)
+
+
 def export_fp32(model: AST | Ensemble, facts: RunFacts, held: Validation, reporter: Reporter) -> Served:
     """The fp32 file; GateRefused when it does not compute what torch does."""
     data = to_onnx(model)
     session = open_session(data)
-    chosen = np.linspace(0, len(held.inputs) - 1, min(PARITY_WINDOWS, len(held.inputs))).round().astype(int)
-    difference = parity(model, session, np.concatenate([*simulated_breaths(facts.front_end), held.inputs[chosen]]))
+    chosen = _spread(held.inputs, PARITY_WINDOWS)
+    difference = parity(model, session, np.concatenate([*simulated_breaths(facts.front_end), chosen]))
     found = f"parity: fp32 is off torch by {difference:.1e} in the worst logit, allowed {LARGEST_PARITY:g}"
     reporter.say(found)
     if not difference <= LARGEST_PARITY:  # so that NaN is refused too
         raise GateRefused(f"{found}; no bundle was made")
-    rates = score(run(session, held.inputs), held, facts.choice)
-    reporter.say(f"Score: fp32 {rates.score:.4f} on these {held.protocol}")
-    return Served("fp32", data, session, rates, difference)
-
-
-def export_int8(
-    fp32: Served, facts: RunFacts, training: Corpus, held: Validation, cache: AudioCache, reporter: Reporter
-) -> tuple[Served, dict[str, Any]]:
-    """The int8 file and how it was made; GateRefused when it moves the Score at unchanged temperature and threshold."""
-    drawn = patient_balanced(examples(training, held.protocol, cache), CALIBRATION_WINDOWS, facts.seed)
-    patients = len({one.patient for one in drawn})
-    reporter.say(f"int8: calibrated on {len(drawn)} {held.protocol} of {patients} training patients")
-    data = quantize(fp32.data, inputs_of(drawn, cache, facts.front_end)[0])
-    session = open_session(data)
     logits = run(session, held.inputs)
-    rates = score(logits, held, facts.choice)
-    shift = abs(rates.score - fp32.rates.score)
-    found = (
-        f"Score: fp32 {fp32.rates.score:.4f}, int8 {rates.score:.4f}, moved by {shift:.4f}, allowed "
-        f"{LARGEST_SCORE_SHIFT:g}, at unchanged temperature and threshold"
-    )
-    reporter.say(found)
-    if not shift <= LARGEST_SCORE_SHIFT:
-        raise GateRefused(f"{found} (parity of fp32: {fp32.difference:.1e}); no bundle was made, leave --int8 out")
-    difference = float(np.abs(logits - run(fp32.session, held.inputs)).max())
-    how = {
-        "method": METHOD,
-        "calibration_windows": len(drawn),
-        "calibration_patients": patients,
-        "calibration_sha256": draw_hash(drawn),
-    }
-    return Served("int8", data, session, rates, difference), how
+    rates = score(logits, held, facts.choice.temperature, facts.choice.cycle_threshold)
+    reporter.say(f"Score: fp32 {rates.score:.4f} on these {held.protocol}")
+    return Served(FP32, data, session, logits, rates, difference)
 
 
-def score(logits: FloatArray, held: Validation, choice: Choice) -> Rates:
-    """Binary rates of the validation inputs' logits (m, classes) at the run's temperature and threshold."""
-    worst, probability = worst_window(logits, abnormal_probability(logits, choice.temperature), held.owner)
-    predicted = np.where(probability >= choice.cycle_threshold, leading_class(worst), NORMAL)
-    return binary_rates(confusion(held.labels, predicted))
+def _spread(inputs: FloatArray, count: int) -> FloatArray:
+    """Up to `count` of the inputs, from all over."""
+    chosen = np.linspace(0, len(inputs) - 1, min(count, len(inputs))).round().astype(int)
+    result: FloatArray = inputs[chosen]
+    return result
+
+
+def export_form(
+    form: Form,
+    fp32: Served,
+    calibration: FloatArray,
+    held: Validation,
+    facts: RunFacts,
+    keep_float: Sequence[str],
+    wanted: Wanted,
+    reporter: Reporter,
+) -> Served:
+    """A converted file; GateRefused when it loses too much Score, with or without refitting."""
+    every, convert = layers(fp32.data), form.converter(fp32.data, calibration)
+    converted = [name for name in every if form.converts(name)]
+    at = facts.choice.temperature, facts.choice.cycle_threshold
+
+    def attempt(kept: Sequence[str]) -> tuple[Served, Comparison]:
+        data = convert(kept)
+        session = open_session(data)
+        logits = run(session, held.inputs)
+        comparison = compare(fp32.logits, logits, held, *at)
+        reporter.say(f"{form.path}: {comparison}" + (f"; float: {', '.join(kept)}" if kept else ""))
+        difference = float(np.abs(logits - fp32.logits).max())
+        rates = score(logits, held, *at)
+        left = tuple(name for name in every if name in kept or not form.converts(name))
+        return Served(form, data, session, logits, rates, difference, comparison, left), comparison
+
+    kept = [name for name in converted if name in keep_float]
+    served, comparison = attempt(kept)
+    if not comparison.lost <= wanted.largest_loss:  # so that NaN is refused too
+        left = [name for name in converted if name not in kept]
+        reporter.busy(f"{form.path}: {len(left)} layers one by one")
+        ranked = sensitivity(convert, converted, left, fp32.session, _spread(held.inputs, SENSITIVITY_WINDOWS))
+        for line in table(ranked):
+            reporter.say(line)
+        if wanted.auto_keep:
+            worst = {name for name, _ in ranked[: wanted.auto_keep]}
+            served, comparison = attempt([name for name in converted if name in worst.union(kept)])
+    if not comparison.lost <= wanted.largest_loss:
+        raise GateRefused(
+            f"{form.path}: loses {comparison.lost:.4f} of Score, allowed {wanted.largest_loss:g}; no bundle was made; "
+            f"leave the worst layers float by --keep-float LAYER or --auto-keep N, or leave --{form.precision} out"
+        )
+    return served
 
 
 def simulated_breaths(front_end: FrontEnd) -> list[FloatArray]:
@@ -243,16 +352,19 @@ def simulated_breaths(front_end: FrontEnd) -> list[FloatArray]:
 
 
 def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter) -> SelfTest:
-    """Probabilities by fp32 (the first), and a tolerance that every file keeps; GateRefused when int8 cannot."""
+    """Probabilities by fp32 (the first), and a tolerance that every file keeps; GateRefused when one cannot."""
     inputs = simulated_breaths(facts.front_end)
     expected, *others = [_probabilities(one.session, inputs, facts.choice.temperature) for one in served]
-    deviation = max((float(np.abs(other - expected).max()) for other in others), default=0.0)
-    found = f"self-test: int8 is off fp32 by {deviation:.4f} in probability on simulated breaths"
-    tolerance = next((allowed for allowed in TOLERANCES if deviation <= USABLE_SHARE * allowed), None)
-    if tolerance is None:
-        raise GateRefused(f"{found}, allowed {USABLE_SHARE * TOLERANCES[-1]:g}; no bundle was made, leave --int8 out")
-    if others:
-        reporter.say(f"{found}, tolerance {tolerance}{' (widened for int8)' if tolerance > TOLERANCES[0] else ''}")
+    deviations = [float(np.abs(other - expected).max()) for other in others]
+    tolerance = TOLERANCES[0]
+    for one, deviation in zip(served[1:], deviations, strict=True):
+        found = f"self-test: {one.form.path} is off fp32 by {deviation:.4f} in probability on simulated breaths"
+        needed = next((allowed for allowed in TOLERANCES if deviation <= USABLE_SHARE * allowed), None)
+        if needed is None:
+            allowed = USABLE_SHARE * TOLERANCES[-1]
+            raise GateRefused(f"{found}, allowed {allowed:g}; no bundle was made, leave --{one.form.precision} out")
+        reporter.say(f"{found}, tolerance {needed}{' (widened)' if needed > TOLERANCES[0] else ''}")
+        tolerance = max(tolerance, needed)
     return SelfTest(
         seeds=SELF_TEST_SEEDS,
         labels=SELF_TEST_LABELS,
@@ -268,36 +380,56 @@ def _probabilities(session: Any, inputs: Sequence[FloatArray], temperature: floa
 def with_latency(served: Sequence[Served], window: FloatArray) -> list[Served]:
     """The same with the best time of one window (1, FRAMES, mels), taken in turns so that all meet the same load."""
     best = [float("inf")] * len(served)
-    for _ in range(LATENCY_ROUNDS):
+    end = time.perf_counter() + LATENCY_SECONDS
+    for turn in range(LATENCY_ROUNDS):
+        if turn and time.perf_counter() > end:
+            break
         for index, one in enumerate(served):
-            began = time.perf_counter()
-            run(one.session, window)
-            best[index] = min(best[index], time.perf_counter() - began)
-    return [replace(one, milliseconds=1000 * seconds) for one, seconds in zip(served, best, strict=True)]
+            if one.for_cpu:
+                began = time.perf_counter()
+                run(one.session, window)
+                best[index] = min(best[index], time.perf_counter() - began)
+    return [
+        replace(one, milliseconds=1000 * seconds) if one.for_cpu else one
+        for one, seconds in zip(served, best, strict=True)
+    ]
 
 
 def model_file(one: Served, choice: Choice) -> ModelFile:
-    """The manifest's entry of a serving form."""
+    """The manifest's entry of a serving form; temperature and threshold are the run's for all."""
     return ModelFile(
-        path=FILE_NAMES[one.precision],
+        path=one.form.path,
         sha256=sha256(one.data).hexdigest(),
-        precision=one.precision,
-        target="cpu" if one.precision == "int8" else "any",
-        opset=OPSET,
+        precision=one.form.precision,
+        target=one.form.target,
+        opset=one.form.opset,
         temperature=choice.temperature,
         threshold=choice.cycle_threshold,
     )
 
 
-def measured(served: Sequence[Served]) -> dict[str, float]:
+def measured(served: Sequence[Served]) -> dict[str, Any]:
     """What the gates read, for the manifest."""
-    (parity_of_fp32,) = [one.difference for one in served if one.precision == "fp32"]
-    scores = {f"score_{one.precision}": round(one.rates.score, 4) for one in served}
-    return {"parity": float(f"{parity_of_fp32:.1e}"), **dict(sorted(scores.items()))}
+    parities = (one.difference for one in served if one.form == FP32)
+    return {
+        "parity": float(f"{next(parities):.1e}"),
+        "files": {
+            one.form.path: {"score": round(one.rates.score, 4), **(one.comparison.as_json() if one.comparison else {})}
+            for one in served
+        },
+    }
+
+
+def quantization(served: Sequence[Served], calibration: Calibration) -> dict[str, Any]:
+    """How the converted files were made, for the manifest."""
+    files = {
+        one.form.path: {"method": one.form.method, "kept_float": list(one.kept)} for one in served if one.form != FP32
+    }
+    return {"calibration": calibration.facts, "files": files} if files else {}
 
 
 def write(manifest: Manifest, served: Sequence[Served], out: Path) -> None:
-    """Write beside `out`, open and self-test every file there as a device would, then rename over `out`.
+    """Write beside `out`, open and self-test every CPU's file there as a device would, then rename over `out`.
 
     BuildError when the disk does not take it; nothing half-written is left.
     """
@@ -311,7 +443,8 @@ def write(manifest: Manifest, served: Sequence[Served], out: Path) -> None:
                 pack(beside / "bundle", made)
             bundle = open_bundle(made)
             for one in served:
-                self_test(Classifier(bundle, one.precision))
+                if one.for_cpu and one.form.precision != "fp16":
+                    self_test(Classifier(bundle, one.form.precision))
             if out.exists():
                 out.rename(beside / "replaced")
             made.rename(out)

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from firmware_config.command_line import ConfigOption, application, run
+from trainer.cli import CorpusOption, DataOption, LenientOption, PartOption, SplitOption
 
 if TYPE_CHECKING:
     from export.build import Built
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder or .respsam file.", metavar="BUNDLE")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 app = application("Turn a trained run into a verified bundle that a device loads.")
 
@@ -25,7 +29,27 @@ def main() -> None:
 def build(
     subject: Annotated[Path, typer.Argument(help="A finished run folder of 'trainer fit'.", metavar="RUN")],
     out: Annotated[Path, typer.Option("--out", help="Bundle folder, or a file ending in .respsam.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Also an int8 file for CPUs.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also int8, for what --target says.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also fp16, for TensorRT.")] = False,
+    target: Annotated[
+        Literal["cpu", "tensorrt", "both"], typer.Option("--target", help="What int8 and fp16 are for.")
+    ] = "cpu",
+    calibration_data: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration-data", help="Corpus that sets int8's ranges instead of the run's training patients."
+        ),
+    ] = None,
+    calibration_cycles: Annotated[
+        int, typer.Option("--calibration-cycles", min=2, help="Cycles that set int8's ranges.")
+    ] = 128,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option("--keep-float", metavar="LAYER", help="Do not convert this layer or part; may be repeated."),
+    ] = None,
+    auto_keep: Annotated[
+        int, typer.Option("--auto-keep", min=0, help="Layers that may stay float when a file loses too much.")
+    ] = 0,
     prefer: Annotated[Literal["fp32", "int8"], typer.Option("--prefer", help="What a CPU runs by default.")] = "fp32",
     data: Annotated[
         Path | None, typer.Option("--data", help="The run's corpus, where it is not where it was at the fit.")
@@ -38,7 +62,7 @@ def build(
     import torch
     from rich.console import Console
 
-    from export.build import Reporter
+    from export.build import Reporter, Wanted
     from export.build import build as build_bundle
     from firmware_config.settings import load_settings
 
@@ -51,14 +75,140 @@ def build(
             subject,
             out,
             cache_folder=settings.training.folder,
-            int8=int8,
-            prefer=prefer,
+            wanted=Wanted(
+                int8, fp16, target, prefer, calibration_data, calibration_cycles, tuple(keep_float or ()), auto_keep
+            ),
             data=data,
             name=name,
             force=force,
             reporter=Reporter(lambda line: console.print(line, soft_wrap=True, markup=False), status.update),
         )
     _show(built)
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder or .respsam file.", metavar="BUNDLE")],
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Build TensorRT's engines; needs no GPU.")] = False,
+) -> None:
+    """See what TensorRT makes of every model meant for it; refuses (exit 3) when int8 layers would not run in int8."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from device.bundle import open_bundle
+    from export.tensorrt_check import check as check_bundle
+    from export.tensorrt_check import require
+
+    if not tensorrt:
+        raise typer.BadParameter("say what to check with", param_hint="--tensorrt")
+    opened = open_bundle(bundle)
+    built = Table(box=None, pad_edge=False)
+    for heading in ("file", "GPU", "INT8", "FP16", "float", "to be INT8", "MB", "s"):
+        built.add_column(heading, justify="left" if heading in ("file", "GPU") else "right", no_wrap=True)
+    checked = []
+    with Console(stderr=True).status("building engines") as status:
+        for one in check_bundle(opened):
+            checked.append(one)
+            status.update(f"building engines: {one.file} for {one.gpu} is done")
+            counts = [str(one.count(kind)) for kind in ("int8", "fp16", "float")]
+            quantized = str(len(one.products.quantized))
+            size = (f"{one.megabytes:.1f}", f"{one.seconds:.1f}")
+            built.add_row(one.file, one.gpu, *(["refused", "", ""] if one.refusal else counts), quantized, *size)
+    console = Console(highlight=False)
+    console.print(built)
+    console.print("matrix products and convolutions by how they run; GPU: its compute capability", soft_wrap=True)
+    require(checked, opened.manifest)
+
+
+@app.command()
+def verify(
+    bundle: BundleArgument,
+    corpus: CorpusOption,
+    data: DataOption,
+    part: PartOption = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="events, windows or recordings.")] = None,
+    split: SplitOption = "official",
+    lenient: LenientOption = False,
+    json_output: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Check hashes, schema and self-test, and what every model file reaches on a corpus; exit 3 when one falls back."""
+    import json
+
+    import torch
+    from rich.console import Console
+
+    from export import verify as verification
+    from firmware_config.settings import load_settings
+    from trainer.audio_cache import with_audio
+    from trainer.corpora import load_corpus
+    from trainer.protocols import PROTOCOLS, default_protocol
+
+    settings = load_settings(config)
+    if settings.training.threads:
+        torch.set_num_threads(settings.training.threads)
+    chosen = next((known for known in PROTOCOLS if known == (protocol or default_protocol(corpus))), None)
+    if chosen is None:
+        raise typer.BadParameter(f"{protocol!r} is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    opened = verification.open_whole(bundle)
+    with Console(stderr=True).status("reading the corpus") as status:
+        read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="evaluate")
+        read, cache = with_audio(read, settings.training.folder, lenient=lenient)
+        verified = verification.verify(opened, read, cache, chosen, settings.quality, status.update)
+    if json_output:
+        typer.echo(json.dumps(verification.as_json(verified, opened)))
+    else:
+        verification.show(verified, opened, Console(highlight=False))
+    verification.require(verified, opened)
+
+
+@app.command()
+def inspect(bundle: BundleArgument, json_output: JsonOption = False) -> None:
+    """Count what is inside a bundle (size, operators, parameters, multiplications), and say where it comes from."""
+    import json
+
+    from rich.console import Console
+
+    from device.bundle import open_bundle
+    from export import inspection
+
+    opened = open_bundle(bundle)
+    found = inspection.inspect(opened)
+    if json_output:
+        typer.echo(json.dumps(inspection.as_json(found, opened)))
+    else:
+        inspection.show(found, opened, Console(highlight=False))
+
+
+@app.command()
+def bench(
+    bundle: BundleArgument,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Of every contender.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="How long to measure, all together.")] = 20.0,
+    against: Annotated[
+        Literal["transformers"] | None, typer.Option("--against", help="Also the usual pipeline, for the ratio.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file; a picture (.svg) goes beside it.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure what one window costs here: latency, cold start, memory, energy; the contenders take turns."""
+    import json
+
+    from rich.console import Console
+
+    from device.bundle import open_bundle
+    from export import bench as benchmark
+
+    opened = open_bundle(bundle)
+    with Console(stderr=True).status("starting") as status:
+        timings = benchmark.bench(opened, threads, seconds, against, status.update)
+    measured = benchmark.as_json(timings, opened, threads)
+    if json_output:
+        typer.echo(json.dumps(measured))
+    else:
+        Console(highlight=False).print(benchmark.table(timings))
+    if out is not None:
+        typer.echo(f"{out} and {benchmark.write(measured, timings, out)}", err=True)
 
 
 def _show(built: "Built") -> None:
@@ -69,22 +219,20 @@ def _show(built: "Built") -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("file", "MB", "logits off", "Se", "Sp", "Score", "ms", "ratio"):
         table.add_column(title, justify="left" if title == "file" else "right", no_wrap=True)
-    fp32 = next(one for one in built.served if one.precision == "fp32")
-    for file, one in zip(built.bundle.manifest.files, built.served, strict=True):
-        rates = one.rates
+    fp32 = next(one for one in built.served if one.form.precision == "fp32")
+    for one in built.served:
+        rates = (one.rates.sensitivity, one.rates.specificity, one.rates.score)
+        times = (f"{one.milliseconds:.1f}", f"{one.milliseconds / fp32.milliseconds:.2f}")
         table.add_row(
-            file.path,
+            one.form.path,
             f"{len(one.data) / 1e6:.2f}",
             f"{one.difference:.1e}",
-            f"{rates.sensitivity:.4f}",
-            f"{rates.specificity:.4f}",
-            f"{rates.score:.4f}",
-            f"{one.milliseconds:.1f}",
-            f"{one.milliseconds / fp32.milliseconds:.2f}",
+            *(f"{rate:.4f}" for rate in rates),
+            *(times if one.for_cpu else ("-", "-")),
         )
     console.print(table)
     console.print(
-        "off: fp32 from torch, int8 from fp32; ms: one window, one thread, here; a CPU runs the first file",
+        "off: fp32 from torch, the others from fp32; ms: one window, one thread, here; a CPU runs the first file",
         soft_wrap=True,
     )
     path = built.bundle.path

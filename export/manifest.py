@@ -47,12 +47,12 @@ def make_manifest(
     files: tuple[ModelFile, ...],
     self_test: SelfTest,
     readings: Sequence[dict[str, Any]],
-    measured: dict[str, float],
-    int8: dict[str, Any],
+    measured: dict[str, Any],
+    quantization: dict[str, Any],
 ) -> Manifest:
     """Everything about the bundle.
 
-    `readings` are `trainer evaluate`'s, `measured` what the build's gates read, `int8` how that file was calibrated.
+    `readings` are `trainer evaluate`'s, `measured` is what the build's gates read, `quantization` how files were made.
     """
     recipe_name = Path(facts.recipe_name).stem  # a recipe may have been given as a file
     choice = facts.choice
@@ -88,7 +88,7 @@ def make_manifest(
             "epochs_done": facts.epochs_done,
             "run": facts.fingerprint,
             **facts.recipe.model_dump(mode="json", exclude={"model", "front_end"}),
-            **({"int8": int8} if int8 else {}),
+            **({"quantization": quantization} if quantization else {}),
         },
         versions={
             **facts.versions,

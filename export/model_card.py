@@ -5,6 +5,7 @@ from importlib import resources
 from typing import Any, Final
 
 from device.bundle import Manifest
+from export.quantize import CALIBRATION_CYCLES, CONVERTED
 from trainer.view import LIES, interval
 
 MODEL_CARD: Final = "MODEL_CARD.md"
@@ -24,6 +25,7 @@ CORPORA: Final = {
     "manifest": "A corpus of its owner's, under its owner's terms.",
 }
 SCORES: Final = ("read on", "n", "Se", "Sp", "Score", "AUROC", "exact Score")
+NEARNESS: Final = ("top1_agreement", "relative_logit_error", "kl_nats")
 SEEN: Final = {True: "patients seen in training", False: "patients never seen in training"}
 
 Reading = Mapping[str, Any]
@@ -61,11 +63,10 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         ),
         sections=_lines(_section(name, recipe[name]) for name in ("optimizer", "data", "augmentation")),
         files=_table(
-            ("file", "precision", "bytes", "sha256"),
-            ((f"`{f.path}`", f.precision, f"{sizes[f.path]:,}", f"`{f.sha256}`") for f in manifest.files),
+            ("file", "precision", "for", "bytes", "sha256"),
+            ((f"`{f.path}`", f.precision, f.target, f"{sizes[f.path]:,}", f"`{f.sha256}`") for f in manifest.files),
         ),
-        scores=", ".join(f"{key[6:]} {value:.4f}" for key, value in metrics["export"].items() if key != "parity"),
-        int8=_int8(recipe.get("int8")),
+        converted=_converted(metrics["export"]["files"], recipe.get("quantization")),
         commands=_lines(_commands(manifest)),
         versions=", ".join(f"{package} {number}" for package, number in manifest.versions.items()),
     )
@@ -129,11 +130,47 @@ def _section(name: str, values: Mapping[str, object]) -> str:
     return f"- {name}: {', '.join(shown)}."
 
 
-def _int8(how: Mapping[str, Any] | None) -> str:
+def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None) -> str:
+    """What quantization changed on the first fold's patients, how it was done and on whose sounds."""
     if how is None:
         return ""
-    drawn = f"{how['calibration_windows']} stretches of {how['calibration_patients']} training patients"
-    return f" int8: {how['method']}; its ranges come from {drawn}."
+    header = ("file", "Score", "same class", "logits off", "KL (nats)", "Score change", "refitted")
+    rows = (
+        (f"`{path}`", f"{read['score']:.4f}", *(f"{read[name]:g}" for name in NEARNESS), *map(_change, _shifts(read)))
+        for path, read in measured.items()
+        if path in how["files"]
+    )
+    lines = [
+        "What the other files change of fp32's answers, on the first fold's patients (the other models have met them): "
+        "at one temperature and threshold, and with both refitted for either file.",
+        _table(header, rows),
+        _lines(
+            f"- `{path}`: {made['method']}{_kept(path, made['kept_float'])}." for path, made in how["files"].items()
+        ),
+    ]
+    drawn = how["calibration"]
+    if drawn:
+        whose = "patients of another corpus" if drawn["other_data"] else "training patients"
+        lines.append(f"The ranges of integers come from {drawn['cycles']} cycles of {drawn['patients']} {whose}.")
+    return "\n\n" + "\n\n".join(lines)
+
+
+def _shifts(read: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    return read["unchanged"]["score"], read["refitted"]["score"]
+
+
+def _change(shift: Mapping[str, Any]) -> str:
+    return f"{shift['value']:+.4f} [{shift['low']:+.4f}, {shift['high']:+.4f}]"
+
+
+def _kept(path: str, layers: Sequence[str]) -> str:
+    asked = _asked(path, layers)
+    return f"; left float on request: {', '.join(asked)}" if asked else ""
+
+
+def _asked(path: str, kept_float: Sequence[str]) -> list[str]:
+    """Of a file's float layers, those that its form would have converted."""
+    return [name for form in CONVERTED if form.path == path for name in kept_float if form.converts(name)]
 
 
 def _commands(manifest: Manifest) -> Iterator[str]:
@@ -144,8 +181,25 @@ def _commands(manifest: Manifest) -> Iterator[str]:
     for reading, _ in _latest(readings):
         where = f"--corpus {reading['corpus']} --data DIR {_part(reading['part'])}--protocol {reading['protocol']}"
         yield f"respsam-trainer evaluate RUN {where}"
-    options = (" --int8" if "int8" in recipe else "") + (" --prefer int8" * (manifest.files[0].precision == "int8"))
-    yield f"respsam-export build RUN{options} --out BUNDLE"
+    yield f"respsam-export build RUN{_options(manifest)} --out BUNDLE"
+
+
+def _options(manifest: Manifest) -> str:
+    """What `export build` was told, as far as it changes the files."""
+    how: Any = manifest.recipe.get("quantization", {"calibration": {}, "files": {}})
+    precisions = {file.precision for file in manifest.files}
+    targets = {file.target for file in manifest.files} - {"any"}
+    options = [f"--{name}" for name in ("int8", "fp16") if name in precisions]
+    if "tensorrt" in targets:
+        options.append(f"--target {'both' if 'cpu' in targets else 'tensorrt'}")
+    if how["calibration"].get("other_data"):
+        options.append("--calibration-data DIR")
+    if how["calibration"].get("cycles", CALIBRATION_CYCLES) != CALIBRATION_CYCLES:
+        options.append(f"--calibration-cycles {how['calibration']['cycles']}")
+    kept = dict.fromkeys(name for path, made in how["files"].items() for name in _asked(path, made["kept_float"]))
+    options += [f"--keep-float {name}" for name in kept]
+    options += ["--prefer int8"] * (manifest.files[0].precision == "int8")
+    return "".join(f" {option}" for option in options)
 
 
 def _part(part: str) -> str:

@@ -1,6 +1,8 @@
 """The model as an ONNX graph: exported from torch, free of where it was made, run and compared."""
 
+import ast
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +15,12 @@ from device.signal import FloatArray
 from trainer.model import AST, Ensemble
 
 OPSET: Final = 17  # the one that TensorRT 8.6 to 11 all read
-IR_VERSION: Final = 8  # opset 17's own; a newer one would shut out older runtimes for nothing
+PRODUCTS: Final = ("MatMul", "Gemm", "Conv")
 INPUT: Final = "windows"
 OUTPUT: Final = "logits"
 TRACED_BATCH: Final = 2  # torch makes a dimension of 1 constant
 PARITY_BATCHES: Final = (1, 3)  # neither is the size that was traced
-RUN_BATCH: Final = 32
+RUN_BATCH: Final = 8  # AST base holds 90 MB of attention a window
 
 
 @contextmanager
@@ -55,9 +57,22 @@ def to_onnx(model: AST | Ensemble) -> bytes:
             dynamic_shapes=({0: "batch"},),
             verbose=False,
         )
-        graph = _lowered(program.model_proto)
+        named = program.model_proto
+        _name_layers(named.graph)
+        graph = _lowered(named)
     onnx.checker.check_model(graph, full_check=True)
     return serialized(graph)
+
+
+def _name_layers(graph: Any) -> None:
+    """Call every product with constant weights as torch does: `blocks.0.mlp_in`, in an ensemble `member-1.head`."""
+    constants = {initializer.name for initializer in graph.initializer}
+    for node in graph.node:
+        if node.op_type in PRODUCTS and node.input[1] in constants:
+            (scopes,) = [one.value for one in node.metadata_props if one.key == "pkg.torch.onnx.name_scopes"]
+            # a batch norm folded into its convolution has left its own scope, a transposed matrix its own name
+            name = node.input[1].removesuffix(".weight") if "." in node.input[1] else ast.literal_eval(scopes)[-2]
+            node.name = re.sub(r"^members\.(\d+)", lambda found: f"member-{int(found[1]) + 1}", name)
 
 
 def _lowered(model: Any) -> Any:
@@ -75,13 +90,16 @@ def _lowered(model: Any) -> Any:
 
 def serialized(model: Any) -> bytes:
     """Bytes of a graph without what tells where and how it was made: stack traces, docs, inferred shapes, producer."""
+    from onnx.helper import find_min_ir_version_for
+
     graph = model.graph
     del graph.value_info[:]
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]
     model.producer_name, model.producer_version = "respsam", ""
-    model.ir_version = IR_VERSION
+    # the opset's own; a newer one would shut out older runtimes for nothing
+    model.ir_version = find_min_ir_version_for(model.opset_import)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 

@@ -1,34 +1,127 @@
-"""INT8 for CPUs: which products become integer, and the training windows that set their ranges.
+"""INT8 and FP16: which layers convert for which target, and the training windows that set the ranges of integers.
 
-Measured on a compact model trained on SPRSound (validation windows, one thread, AVX-512 VNNI), against fp32:
+Measured on the default model (three convolutional ASTs trained on SPRSound, validation windows), against fp32:
 
-| what | relative logit error | time |
+| what | relative logit error | time of one thread with VNNI |
 |---|---|---|
-| static U8S8 reduced range, the blocks' linear layers | 0.001 | 0.73 |
+| CPU: static U8S8 reduced range, the blocks' linear layers | 0.001 | 0.73 |
 | the same and the head | 0.002 | 0.72 |
 | the same and the convolutional stem | 0.015 | 0.93 |
 | dynamic, the blocks' linear layers | 0.001 | 0.73 |
+| TensorRT: static S8S8, the blocks' linear layers | 0.001 | |
+| the same and the head | 0.002 | |
+| the same and the convolutional stem | 0.023 | |
+| FP16 | 0.0005 | |
 
-On AST's patches: 0.53 without and with the patch convolution, 0.51 dynamic. So stem and head stay float, and the ranges
-are static: a dynamic range is taken over the whole batch, so that a window's answer would depend on its neighbours.
-Attention products, additions and softmax stay float; on the additions ViT-B is known to fall from 85 % to 5 %.
+So a convolutional stem stays float, for CPUs the head too. Ranges are static: a dynamic one is taken over the whole
+batch, so that a window's answer would depend on its neighbours. Attention products, additions and softmax stay float;
+on the additions ViT-B is known to fall from 85 % to 5 %.
 """
 
 import hashlib
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
 import numpy as np
 
 from device.signal import FloatArray
-from export.onnx_graph import INPUT, quiet, serialized
+from export.onnx_graph import INPUT, OPSET, PRODUCTS, quiet, serialized
+from export.projections import split_projections
+from firmware_config.errors import RespSAMError
 from trainer.protocols import Example
 
-CALIBRATION_WINDOWS: Final = 128
-METHOD: Final = "static QDQ, uint8 activations by min-max, 7-bit int8 weights per channel, the blocks' linear layers"
+CALIBRATION_CYCLES: Final = 128
+HALF_OPSET: Final = 20  # at 17 onnxruntime refuses scales in FP16, which a quantized model would have
+
+Precision = Literal["fp32", "fp16", "int8"]
+Target = Literal["cpu", "tensorrt", "any"]
+
+
+class QuantizeError(RespSAMError):
+    """A model that could not be converted, or layers that it does not have."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one target multiplies integers."""
+
+    method: str
+    """In words."""
+    symmetric: bool
+    """int8 activations around 0; else uint8 with a zero point."""
+    reduced_range: bool
+    """7-bit weights: without VNNI a product of full ranges saturates int16 in silence."""
+    float_parts: tuple[str, ...]
+    """Parts of the model that stay float."""
+    splits_projections: bool
+    """Attention's fused projection as three."""
+
+    def takes(self, layer: str) -> bool:
+        """Whether a layer of this name becomes integer."""
+        return not any(f".{part}." in f".{layer}." for part in self.float_parts)
+
+
+CPU: Final = Scheme(
+    "static QDQ, uint8 activations by min-max, 7-bit int8 weights per channel, the blocks' linear layers",
+    symmetric=False,
+    reduced_range=True,
+    float_parts=("stem", "head"),
+    splits_projections=False,
+)
+TENSORRT: Final = Scheme(
+    "static QDQ, int8 activations by min-max, int8 weights per channel, all symmetric, every layer with weights but a "
+    "convolutional stem",
+    symmetric=True,
+    reduced_range=False,
+    float_parts=("stem.layers",),
+    splits_projections=True,
+)
+
+
+Convert = Callable[[Collection[str]], bytes]
+"""From the layers that stay float to the model."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One serving form that a bundle may hold."""
+
+    path: str
+    """Its file's name."""
+    precision: Precision
+    target: Target
+    opset: int
+    scheme: Scheme | None = None
+    """How its integers are made, where it has any."""
+
+    @property
+    def method(self) -> str:
+        """How it is made, in words."""
+        return self.scheme.method if self.scheme else "everything cast to half precision, input and output float32"
+
+    def converts(self, layer: str) -> bool:
+        """Whether a layer of this name is converted."""
+        return self.scheme is None or self.scheme.takes(layer)
+
+    def converter(self, model: bytes, windows: FloatArray) -> Convert:
+        """Convert the fp32 ONNX model again and again, calibrated once, on windows (n, FRAMES, mels)."""
+        if self.scheme is None:
+            return lambda kept: half(model, kept)
+        quantized = quantize(model, windows, self.scheme)
+        finish = split_projections if self.scheme.splits_projections else bytes
+        return lambda kept: finish(left_float(quantized, model, kept))
+
+
+FP32: Final = Form("model.onnx", "fp32", "any", OPSET)
+CONVERTED: Final = (
+    Form("model.int8.cpu.onnx", "int8", "cpu", OPSET, CPU),
+    Form("model.int8.trt.onnx", "int8", "tensorrt", OPSET, TENSORRT),
+    Form("model.fp16.trt.onnx", "fp16", "tensorrt", HALF_OPSET),
+)
 
 
 def patient_balanced(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
@@ -49,41 +142,101 @@ def draw_hash(drawn: Sequence[Example]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def linear_layers(model: Any) -> list[str]:
-    """Names of the products with a constant matrix in an onnx.ModelProto: every linear layer of the blocks.
+def layers(model: bytes) -> list[str]:
+    """Names of the products with constant weights in an ONNX model, in the order they run.
 
-    The head reads one pooled vector and so is a Gemm; attention multiplies two activations.
+    `export.onnx_graph` names them as torch does (`member-1.blocks.0.mlp_in`); attention multiplies two activations.
     """
-    weights = {initializer.name for initializer in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    import onnx
+
+    graph = onnx.load_model_from_string(model).graph
+    weights = {initializer.name for initializer in graph.initializer}
+    return [node.name for node in graph.node if node.op_type in PRODUCTS and node.input[1] in weights]
 
 
-def quantize(model: bytes, windows: FloatArray) -> bytes:
-    """The ONNX model with INT8 linear layers, ranges from calibration windows (n, FRAMES, mels)."""
+def quantize(model: bytes, windows: FloatArray, scheme: Scheme = CPU) -> bytes:
+    """The ONNX model with INT8 layers, ranges from calibration windows (n, FRAMES, mels).
+
+    Raises QuantizeError when the disk does not take the temporary files.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model))
-    with quiet(), tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        quantize_static(
-            graph,
-            file,
-            _Windows(windows),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=linear_layers(graph),
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            # without VNNI a product of full ranges saturates int16 in silence
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
-        )
-        quantized = onnx.load_model(file)
+    try:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            quantize_static(
+                graph,
+                file,
+                _Windows(windows),
+                quant_format=QuantFormat.QDQ,
+                nodes_to_quantize=[name for name in layers(model) if scheme.takes(name)],
+                op_types_to_quantize=list(PRODUCTS),
+                per_channel=True,
+                reduce_range=scheme.reduced_range,
+                activation_type=QuantType.QInt8 if scheme.symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={
+                    "ActivationSymmetric": scheme.symmetric,
+                    "WeightSymmetric": True,
+                    # TensorRT refuses int32 biases, and a range on an output costs accuracy for nothing
+                    "QuantizeBias": False,
+                    "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+                },
+            )
+            quantized = onnx.load_model(file)
+    except OSError as error:
+        raise QuantizeError(
+            f"{tempfile.gettempdir()}: a temporary file cannot be written ({error.strerror}); free the disk or set "
+            "TMPDIR to another"
+        ) from error
     onnx.checker.check_model(quantized, full_check=True)
     return serialized(quantized)
+
+
+def left_float(quantized: bytes, model: bytes, kept: Collection[str]) -> bytes:
+    """The quantized model with the layers named in `kept` as they are in the fp32 model."""
+    if not kept:
+        return quantized
+    import onnx
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    result, original = onnx.load_model_from_string(quantized), onnx.load_model_from_string(model)
+    inputs = {node.name: list(node.input) for node in original.graph.node if node.name in kept}
+    for node in result.graph.node:
+        if node.name in inputs:
+            node.input[:] = inputs[node.name]
+    held = {initializer.name for initializer in result.graph.initializer}
+    result.graph.initializer.extend(one for one in original.graph.initializer if one.name not in held)
+    needed = {output.name for output in result.graph.output}
+    for node in reversed(list(result.graph.node)):
+        if needed.isdisjoint(node.output):
+            result.graph.node.remove(node)
+            continue
+        needed.update(node.input)
+    ONNXModel(result).clean_initializers()
+    onnx.checker.check_model(result, full_check=True)
+    return serialized(result)
+
+
+def half(model: bytes, kept: Collection[str] = ()) -> bytes:
+    """The ONNX model in FP16 at HALF_OPSET, input and output and the layers in `kept` float32.
+
+    It takes a quantized model too.
+    """
+    import onnx
+    from onnx import version_converter
+    from onnxruntime.quantization.onnx_model import ONNXModel
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with quiet():
+        graph = version_converter.convert_version(onnx.load_model_from_string(model), HALF_OPSET)
+        graph = convert_float_to_float16(graph, keep_io_types=True, node_block_list=list(kept))
+        ONNXModel(graph).topological_sort()  # the casts of the input come last
+    onnx.checker.check_model(graph, full_check=True)
+    return serialized(graph)
 
 
 class _Windows:

@@ -63,8 +63,10 @@ class BundleSettings(Section):
 
     path: str
     """Folder or .respsam file; empty is the bundle shipped with the device."""
-    precision: Literal["auto", "fp32", "int8"]
-    """Which of the bundle's models to run; auto takes the one that its maker put first."""
+    engine: Literal["cpu", "tensorrt"]
+    """What runs it: ONNX Runtime on the CPU, or what 'respsam-device engine build' made of it for this GPU."""
+    precision: Literal["auto", "fp32", "fp16", "int8"]
+    """Which of the bundle's models to run; auto takes the one that its maker put first, and fp16 with TensorRT."""
     threads: Annotated[int, Field(ge=1, le=256)]
     """Threads of the inference engine."""
     sensitivity: Annotated[float, Field(ge=0.0, le=1.0)]
@@ -74,6 +76,16 @@ class BundleSettings(Section):
     def chosen(self) -> Path | None:
         """The bundle that the settings name; None is the one shipped with the device."""
         return Path(self.path).expanduser() if self.path else None
+
+    @property
+    def engine_precision(self) -> Literal["fp32", "fp16", "int8"]:
+        """Of TensorRT's engine."""
+        return "fp16" if self.precision == "auto" else self.precision
+
+    @property
+    def engines(self) -> Path:
+        """Where TensorRT's engines are kept, following the XDG base directories."""
+        return _given_or("", "XDG_CACHE_HOME", ".cache", "respsam/engines")
 
 
 class QualitySettings(Section):

@@ -112,7 +112,7 @@ def test_test_setup_pins_a_torch_inside_the_range() -> None:
 
 def test_extras_of_the_design() -> None:
     extras = set(project()["project"]["optional-dependencies"])
-    assert extras == {"train", "export", "tensorrt", "console", "mqtt", "cluster", "dev"}
+    assert extras == {"train", "export", "tensorrt", "tensorrt-check", "console", "mqtt", "cluster", "dev"}
 
 
 def test_console_scripts() -> None:

@@ -125,7 +125,7 @@ def test_a_damaged_archive_is_refused_or_whole(data: st.DataObject, archive: Pat
 def test_the_settings_choose_the_file(folder: Path) -> None:
     def precision(wanted: str) -> str:
         settings = BundleSettings.model_validate(
-            {"path": str(folder), "precision": wanted, "threads": 1, "sensitivity": 0.0}
+            {"path": str(folder), "engine": "cpu", "precision": wanted, "threads": 1, "sensitivity": 0.0}
         )
         return open_classifier(settings).file.precision
 

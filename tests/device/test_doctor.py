@@ -136,6 +136,13 @@ def test_a_bundle_that_does_not_hold_or_answers_something_else_fails(bundle: Pat
 
 
 @pytest.mark.usefixtures("without_portaudio")
+def test_an_engine_that_was_asked_for_and_is_not_there_is_told(bundle: Path) -> None:
+    engine = found(settings_of(bundle, bundle__engine="tensorrt"))["engine"]
+    assert engine.state == "warning"
+    assert engine.found.startswith("fallback engine, ONNX Runtime on the CPU: ")
+
+
+@pytest.mark.usefixtures("without_portaudio")
 def test_a_store_that_cannot_be_written_fails(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     report = found(settings_of(bundle, store__path=str(tmp_path / "file" / "store.sqlite")))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.build import Built, Reporter, build
+from export.build import NOTHING_MORE, Built, Reporter, Wanted, build
 from firmware_config.settings import load_settings
 from tests.export.run_maker import CONVOLUTIONAL, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
@@ -15,6 +15,8 @@ from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
 from trainer.evaluate import evaluate, open_subject
 from trainer.run import READINGS_FILE, RunFacts
+
+ALL_FORMS = Wanted(int8=True, fp16=True, target="both")
 
 
 @dataclass
@@ -32,8 +34,8 @@ class Workshop:
     def cache(self) -> Path:
         return self.root / "cache"
 
-    def build(self, run: Path, out: Path, *, int8: bool = False) -> Built:
-        return build(run, out, cache_folder=self.cache, int8=int8, reporter=Reporter(self.lines.append))
+    def build(self, run: Path, out: Path, wanted: Wanted = NOTHING_MORE) -> Built:
+        return build(run, out, cache_folder=self.cache, wanted=wanted, reporter=Reporter(self.lines.append))
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def patch_run(workshop: Workshop) -> Path:
 
 @pytest.fixture(scope="session")
 def patch_made(workshop: Workshop, patch_run: Path) -> Made:
-    """fp32 and int8 of the patch model."""
-    built = workshop.build(patch_run, workshop.root / "patch bundle", int8=True)
+    """Every form of the patch model."""
+    built = workshop.build(patch_run, workshop.root / "patch bundle", ALL_FORMS)
     facts = RunFacts.model_validate_json((patch_run / "run.json").read_text())
     return Made(patch_run, facts, built, tuple(workshop.lines))
 
@@ -86,8 +88,7 @@ def convolutional_made(workshop: Workshop) -> Made:
         run,
         workshop.root / "made" / "bundle.respsam",
         cache_folder=workshop.cache,
-        int8=True,
-        prefer="int8",
+        wanted=Wanted(int8=True, prefer="int8"),
         data=data,
         name="Ward 7",
     )

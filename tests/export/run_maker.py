@@ -37,15 +37,15 @@ CONVOLUTIONAL = ModelConfig(
 )
 
 
-def make_model(config: ModelConfig, seed: int = 0) -> AST:
-    """Random weights, large enough that windows differ by more than their fifth digit."""
+def make_model(config: ModelConfig, seed: int = 0, gain: float = 10.0) -> AST:
+    """Random weights; a narrow model needs a `gain`, or windows differ by no more than their fifth digit."""
     torch.manual_seed(seed)
     model = AST(config).eval()
     with torch.no_grad():
         for block in model.blocks:
             for parameter in block.parameters():
                 if parameter.ndim == 2:
-                    parameter.mul_(10.0)
+                    parameter.mul_(gain)
     return model
 
 
@@ -82,14 +82,16 @@ def make_run(
     config: ModelConfig,
     change: Callable[[AST], None] = lambda model: None,
     members: int = 1,
+    gain: float = 10.0,
+    fitted: bool = True,
 ) -> RunFacts:
     """Write a finished run on the SPRSound corpus at `data`; its threshold lies in the widest gap of probabilities.
 
-    `change` is made to the weights before the head is fitted.
+    `change` is made to the weights before the head is `fitted`.
     """
     run.mkdir(parents=True)
     values = load_recipe("compact").model_dump()
-    values["model"], values["front_end"] = config.model_dump(), FrontEnd(mels=MELS, high_hz=4000.0).model_dump()
+    values["model"], values["front_end"] = config.model_dump(), front_end_of(config).model_dump()
     values["data"].update(folds=3, members=members)
     values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)
     recipe = Recipe.model_validate(values)
@@ -98,11 +100,12 @@ def make_run(
     folds = [held_out for _, held_out in patient_folds(corpus, 3, 3)[:members]]
     validation = folds[0]
     held = Validation(validation, audio, front_end)
-    made = [make_model(config, seed) for seed in range(members)]
+    made = [make_model(config, seed, gain) for seed in range(members)]
     for one in made:
         with torch.no_grad():
             change(one)
-        fit_head(one, held)
+        if fitted:
+            fit_head(one, held)
     model = assemble(made)
     threshold = widest_gap(abnormal_probability(held.logits(model, torch.device("cpu")), 1.5))
     facts = RunFacts(
@@ -140,6 +143,11 @@ def make_run(
     save_tensors(run / WEIGHTS_FILE, model.state_dict(), {"architecture": "ast"})
     write_atomically(run / RUN_FILE, facts.model_dump_json())
     return facts
+
+
+def front_end_of(config: ModelConfig) -> FrontEnd:
+    """As many bands as the model takes; so few as MELS of them stop where the made corpora do."""
+    return FrontEnd(mels=config.mels, high_hz=4000.0 if config.mels == MELS else 8000.0)
 
 
 def widest_gap(probability: Any) -> float:

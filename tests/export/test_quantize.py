@@ -8,7 +8,20 @@ from onnx import numpy_helper
 from device.classifier import open_session
 from export.build import simulated_breaths
 from export.onnx_graph import run
-from export.quantize import draw_hash, linear_layers, patient_balanced, quantize
+from export.quantize import (
+    CPU,
+    HALF_OPSET,
+    TENSORRT,
+    QuantizeError,
+    Scheme,
+    draw_hash,
+    half,
+    layers,
+    left_float,
+    patient_balanced,
+    quantize,
+)
+from export.sensitivity import named
 from tests.export.conftest import Made
 from tests.export.test_onnx_graph import windows_of
 from trainer.protocols import Example
@@ -46,48 +59,114 @@ def made(request: pytest.FixtureRequest) -> Made:
     return result
 
 
-def test_the_blocks_linear_layers_are_integer_and_nothing_else(made: Made) -> None:
-    fp32 = onnx.load_model_from_string(made.built.bundle.read("model.onnx"))
-    int8 = onnx.load_model_from_string(made.built.bundle.read("model.int8.cpu.onnx"))
-    recipe = made.facts.recipe
-    # qkv, out, mlp in, mlp out
-    assert len(linear_layers(fp32)) == 4 * recipe.model.depth * recipe.data.members
-    matrices = [numpy_helper.to_array(one) for one in int8.graph.initializer if one.data_type == onnx.TensorProto.INT8]
-    matrices = [matrix for matrix in matrices if matrix.ndim == 2]
-    assert len(matrices) == len(linear_layers(fp32))
-    assert max(np.abs(matrix.astype(int)).max() for matrix in matrices) <= 64  # 7 bits
-    producer = {output: node for node in int8.graph.node for output in node.output}
-    for node in int8.graph.node:
-        from_integers = [
-            name in producer and producer[name].op_type == "DequantizeLinear" for name in node.input if name
-        ]
-        if node.name in linear_layers(fp32):
-            assert node.op_type == "MatMul" and from_integers == [True, True]
-        elif node.op_type in ("Conv", "Gemm", "MatMul", "Softmax", "LayerNormalization"):
-            assert not any(from_integers)
+def graph_of(data: bytes) -> onnx.ModelProto:
+    return onnx.load_model_from_string(data)
+
+
+def factors(model: onnx.ModelProto) -> dict[str, list[bool]]:
+    """Of every product: which of its factors come from integers, the float bias left out."""
+    producer = {output: node.op_type for node in model.graph.node for output in node.output}
+    return {
+        node.name: [producer.get(name) == "DequantizeLinear" for name in node.input[:2]]
+        for node in model.graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul")
+    }
+
+
+def test_layers_are_called_as_in_torch(made: Made) -> None:
+    members, config = made.facts.recipe.data.members, made.facts.recipe.model
+    prefixes = [""] if members == 1 else [f"member-{number + 1}." for number in range(members)]
+    stem = ["stem.projection"] if config.stem == "patch" else [f"stem.layers.{3 * i}" for i in range(4)]
+    block = ["attention.qkv", "attention.out", "mlp_in", "mlp_out"]
+    inner = [f"blocks.{number}.{name}" for number in range(config.depth) for name in block]
+    expected = [prefix + name for prefix in prefixes for name in (*stem, *inner, "head")]
+    assert layers(made.built.bundle.read("model.onnx")) == expected
+
+
+@pytest.mark.parametrize(("scheme", "most"), [(CPU, 64), (TENSORRT, 127)], ids=["cpu", "tensorrt"])
+def test_what_becomes_integer_and_nothing_else(made: Made, scheme: Scheme, most: int) -> None:
+    data = made.built.bundle.read("model.onnx")
+    int8 = graph_of(quantize(data, windows_of(made, 2), scheme))
+    taken = [name for name in layers(data) if scheme.takes(name)]
+    assert set(layers(data)) - set(taken) == {
+        name
+        for name in layers(data)
+        if "stem.layers" in name or (scheme is CPU and ("stem" in name or name.endswith("head")))
+    }
+    for name, integer in factors(int8).items():
+        assert integer == [name in taken] * 2
+    stored = [one for one in int8.graph.initializer if one.name.endswith("_quantized")]
+    assert len(stored) == len(taken) and {one.data_type for one in stored} == {onnx.TensorProto.INT8}
+    assert max(np.abs(numpy_helper.to_array(one).astype(int)).max() for one in stored) <= most
+    dequantized = [node for node in int8.graph.node if node.op_type == "DequantizeLinear"]
+    assert len(dequantized) <= 2 * len(taken)  # no bias, no output
+
+
+def test_tensorrt_gets_nothing_that_its_parser_refuses(made: Made) -> None:
+    model = graph_of(quantize(made.built.bundle.read("model.onnx"), windows_of(made, 2), TENSORRT))
+    stored = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    for node in model.graph.node:
+        assert node.domain == "" and node.op_type != "DynamicQuantizeLinear"
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero_point = stored[node.input[2]]
+            assert zero_point.dtype == np.int8 and not zero_point.any()
+            assert (stored[node.input[1]] > 0).all()
 
 
 def test_weights_are_rounded_to_the_nearest_step_of_their_column(made: Made) -> None:
-    fp32 = onnx.load_model_from_string(made.built.bundle.read("model.onnx"))
-    int8 = onnx.load_model_from_string(made.built.bundle.read("model.int8.cpu.onnx"))
+    fp32, int8 = (graph_of(made.built.bundle.read(name)) for name in ("model.onnx", "model.int8.cpu.onnx"))
     exact, stored = (
         {one.name: numpy_helper.to_array(one) for one in model.graph.initializer} for model in (fp32, int8)
     )
-    for node in fp32.graph.node:
-        if node.name in linear_layers(fp32):
-            weight = exact[node.input[1]]
-            scale = stored[f"{node.input[1]}_scale"]
-            assert scale.shape == (weight.shape[1],)
-            np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / 64, rtol=0.02)
-            rounded = stored[f"{node.input[1]}_quantized"] * scale
-            assert (np.abs(rounded - weight) <= scale / 2 * 1.001).all()
+    names = layers(made.built.bundle.read("model.onnx"))
+    taken = [node for node in fp32.graph.node if node.name in names and CPU.takes(node.name)]
+    assert taken
+    for node in taken:
+        weight = exact[node.input[1]]
+        scale = stored[f"{node.input[1]}_scale"]
+        assert scale.shape == (weight.shape[1],)
+        np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / 64, rtol=0.02)
+        rounded = stored[f"{node.input[1]}_quantized"] * scale
+        assert (np.abs(rounded - weight) <= scale / 2 * 1.001).all()
+
+
+@pytest.mark.parametrize("scheme", [CPU, TENSORRT], ids=["cpu", "tensorrt"])
+def test_a_layer_left_float_is_as_it_was(made: Made, scheme: Scheme) -> None:
+    data, windows = made.built.bundle.read("model.onnx"), windows_of(made, 3)
+    quantized = quantize(data, windows, scheme)
+    names = [name for name in layers(data) if scheme.takes(name)]
+    one = left_float(quantized, data, names[1:2])
+    assert {name for name, integer in factors(graph_of(one)).items() if all(integer)} == set(names) - {names[1]}
+    nothing = left_float(quantized, data, names)
+    assert not any(map(any, factors(graph_of(nothing)).values()))
+    assert "QuantizeLinear" not in {node.op_type for node in graph_of(nothing).graph.node}
+    np.testing.assert_array_equal(run(open_session(nothing), windows), run(open_session(data), windows))
+    assert len(one) < len(nothing) and left_float(quantized, data, []) == quantized
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.int8.cpu.onnx"])
+def test_half_precision(made: Made, name: str) -> None:
+    data, windows = made.built.bundle.read(name), np.concatenate(simulated_breaths(made.facts.front_end))
+    halved = half(data)
+    model = graph_of(halved)
+    assert model.opset_import[0].version == HALF_OPSET
+    ends = (*model.graph.input, *model.graph.output)
+    assert {one.type.tensor_type.elem_type for one in ends} == {onnx.TensorProto.FLOAT}
+    assert onnx.TensorProto.FLOAT not in {one.data_type for one in model.graph.initializer}
+    expected, found = run(open_session(data), windows), run(open_session(halved), windows)
+    assert 0 < np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_half_precision_leaves_layers_in_float(patch_made: Made) -> None:
+    model = graph_of(half(patch_made.built.bundle.read("model.onnx"), ["blocks.1.mlp_in"]))
+    assert onnx.TensorProto.FLOAT in {one.data_type for one in model.graph.initializer}
 
 
 def test_int8_is_near_fp32_and_no_window_hears_its_neighbours(made: Made) -> None:
     fp32, int8 = (open_session(made.built.bundle.read(name)) for name in ("model.onnx", "model.int8.cpu.onnx"))
     windows = np.concatenate(simulated_breaths(made.facts.front_end))
     expected, found = run(fp32, windows), run(int8, windows)
-    # 0.001 on a trained model; these heads are fitted to a dozen windows and magnify every rounding
+    # 0.001 on the default model; these heads are fitted to a dozen windows and magnify every rounding
     assert np.linalg.norm(found - expected) < 0.2 * np.linalg.norm(expected)
     windows[1:] *= 3.0
     np.testing.assert_allclose(run(int8, windows)[:1], found[:1], atol=1e-5)
@@ -98,3 +177,13 @@ def test_the_same_windows_give_the_same_bytes_and_others_do_not(patch_made: Made
     first = quantize(model, windows)
     assert first == quantize(model, windows)
     assert first != quantize(model, 2 * windows)
+
+
+def test_layers_are_named_one_by_one_or_by_what_holds_them() -> None:
+    known = ["member-1.blocks.1.mlp_in", "member-1.blocks.1.mlp_out", "member-1.blocks.10.mlp_in", "member-1.head"]
+    assert named(["member-1.head", "member-1.blocks.1"], known) == [*known[:2], known[3]]
+    assert named([], known) == []
+    with pytest.raises(
+        QuantizeError, match=r"--keep-float blocks\.10: no layer .* nearest is member-1\.blocks\.10\.mlp_in"
+    ):
+        named(["blocks.10"], known)

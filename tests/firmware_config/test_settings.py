@@ -124,7 +124,7 @@ def test_an_empty_section_is_harmless(tmp_path: Path) -> None:
         ("[audio]\nsample_rate = -1", ["audio.sample_rate = -1", "greater than or equal to 0"]),
         ("[audio]\nblock_seconds = nan", ["audio.block_seconds", "finite"]),
         ("[store]\nenabled = 1", ["store.enabled = 1", "boolean"]),
-        ("[bundle]\nprecision = 'int4'", ["bundle.precision = 'int4'", "'auto', 'fp32' or 'int8'"]),
+        ("[bundle]\nprecision = 'int4'", ["bundle.precision = 'int4'", "'auto', 'fp32', 'fp16' or 'int8'"]),
         ("[audio]\ndevice = ['a']", ["audio.device", "string"]),
         ("[audio.device]\nname = 'a'", ["audio.device.name", "'audio.device'"]),
     ],

@@ -1,0 +1,295 @@
+"""TensorRT: an ONNX model built into an engine for one GPU, and that engine run.
+
+One path for TensorRT 8.6, 10 and 11 and for TensorRT-RTX; where they differ, what a module has decides, never its
+version. CUDA is reached through the driver's library, which is wherever a GPU is: nothing else has to be installed.
+"""
+
+import ctypes
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from device.signal import FloatArray
+from firmware_config.errors import RespSAMError
+
+LARGEST_BATCH: Final = 8
+DRIVER: Final = "libcuda.so.1"
+LONGEST_REASON = 300  # characters of TensorRT's own words
+# What the parser's commonest refusals mean: a part of its own words, and ours.
+MEANINGS = {
+    "zero point": "a zero point other than 0; quantize symmetrically to int8",
+    "UINT8": "uint8 values; quantize symmetrically to int8",
+    "has type Int32": "an int32 bias; leave biases in float",
+    "Plugin not found": "TensorRT has no such operator",
+    "false": "TensorRT has no such operator; quantize statically",
+}
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase, its steps done, and all of its steps."""
+
+
+class TensorRTError(RespSAMError):
+    """TensorRT or its GPU is missing, refuses a model, or cannot build or run it."""
+
+
+def load_tensorrt(name: str = "tensorrt") -> ModuleType:
+    """The module; TensorRTError when it is not installed or finds no libraries."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise TensorRTError(
+            f"TensorRT is not installed ({_short(str(error))}); see docs/jetson-checklist.md"
+        ) from error
+
+
+def weakly_typed(tensorrt: Any) -> bool:
+    """Whether the builder chooses precisions by flag; else, from 11 on, it takes them from the model."""
+    return hasattr(tensorrt.BuilderFlag, "FP16")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A built engine, as it is kept on disk."""
+
+    data: bytes
+    timing_cache: bytes
+    """What was measured on the way; makes the next build shorter."""
+    log: tuple[str, ...]
+    """What TensorRT said, where that was asked for."""
+
+
+def build(
+    tensorrt: Any,
+    model: bytes,
+    precision: Literal["fp32", "fp16", "int8"],
+    *,
+    timing_cache: bytes = b"",
+    progress: Progress | None = None,
+    capability: str | None = None,
+    verbose: bool = False,
+) -> Plan:
+    """An engine for batches of 1 to LARGEST_BATCH, best at 1; TensorRTError says which node is refused and why.
+
+    `capability` (`SM86`) builds for another GPU than this machine's, which TensorRT-RTX alone can; `verbose` logs every
+    layer of the engine with its types.
+    """
+    log = _log(tensorrt, verbose)
+    builder = _start(tensorrt.Builder, log)
+    kinds = tensorrt.NetworkDefinitionCreationFlag
+    kind = kinds.EXPLICIT_BATCH if weakly_typed(tensorrt) else kinds.STRONGLY_TYPED
+    network = builder.create_network(1 << int(kind))
+    parser = tensorrt.OnnxParser(network, log)
+    if not parser.parse(model):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        raise TensorRTError(f"TensorRT refuses {'; '.join(map(_refusal, errors)) or log.reason}")
+    if (ends := (network.num_inputs, network.num_outputs)) != (1, 1):
+        raise TensorRTError(f"a model takes one input and gives one output, not {ends[0]} and {ends[1]}")
+    config = builder.create_builder_config()
+    if weakly_typed(tensorrt):
+        # int8 comes from the model's Q/DQ; what that leaves alone runs in fp16 as well
+        for flag in {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[precision]:
+            config.set_flag(getattr(tensorrt.BuilderFlag, flag))
+    if verbose:
+        config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED
+    if capability is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(tensorrt.ComputeCapability, capability), 0)
+    monitor = None
+    if progress is not None and hasattr(config, "progress_monitor"):
+        monitor = config.progress_monitor = _monitor(tensorrt, progress)
+    profile = builder.create_optimization_profile()
+    window = network.get_input(0)
+    smallest, largest = ((batch, *tuple(window.shape)[1:]) for batch in (1, LARGEST_BATCH))
+    profile.set_shape(window.name, smallest, smallest, largest)
+    config.add_optimization_profile(profile)
+    # one of another version or GPU is refused, and building without it is only slower
+    for content in (timing_cache, b""):
+        timing = config.create_timing_cache(content)
+        if timing is not None and config.set_timing_cache(timing, ignore_mismatch=False):
+            break
+    data = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.interrupted:
+        raise KeyboardInterrupt
+    if data is None:
+        raise TensorRTError(f"TensorRT cannot build this model: {log.reason}")
+    return Plan(bytes(data), bytes(config.get_timing_cache().serialize()), tuple(log.lines))
+
+
+def _refusal(error: Any) -> str:
+    """One parser error: node, operator, reason; 8.6 gives the node's number only."""
+    name = getattr(error, "node_name", str)() or f"number {error.node()}"
+    operator = getattr(error, "node_operator", str)()
+    words = _short(error.desc().split("[checkMacros")[0])
+    meant = next((meaning for part, meaning in MEANINGS.items() if part in words), "")
+    return f"node {name}{f' ({operator})' if operator else ''}: {f'{meant} [{words}]' if meant else words}"
+
+
+def _log(tensorrt: Any, verbose: bool = False) -> Any:
+    """A logger that keeps errors, and all the rest when told; a class in a function, because its base is TensorRT's."""
+
+    class Log(tensorrt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)
+            self.lines: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if verbose:
+                self.lines.append(message)
+            if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+        @property
+        def reason(self) -> str:
+            return _short(self.errors[0] if self.errors else "it gives no reason")
+
+    return Log()
+
+
+def _monitor(tensorrt: Any, progress: Progress) -> Any:
+    """Passes on the outermost phases; the ones inside of them come and go too fast to read."""
+
+    class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            tensorrt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+            self.interrupted = False
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.steps[phase] = steps
+                self.tell(phase, 0)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            self.tell(phase, step + 1)
+            return not self.interrupted
+
+        def phase_finish(self, phase: str) -> None:
+            self.tell(phase, self.steps.get(phase, 0))
+
+        def tell(self, phase: str, done: int) -> None:
+            try:
+                if phase in self.steps:
+                    progress(phase, done, self.steps[phase])
+            # Ctrl-C arrives here, where no exception may pass: TensorRT is asked to stop instead
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+    return Monitor()
+
+
+def _start(kind: Any, log: Any) -> Any:
+    """A builder or a runtime; without a usable GPU TensorRT gives a TypeError, its reason is in the log."""
+    try:
+        return kind(log)
+    except TypeError as error:
+        raise TensorRTError(f"TensorRT does not start: {log.reason}") from error
+
+
+def _short(words: str) -> str:
+    folded = " ".join(words.split())
+    return folded if len(folded) <= LONGEST_REASON else f"{folded[:LONGEST_REASON]}…"
+
+
+class Cuda:
+    """The first GPU and one stream on it, through the driver; TensorRTError where there is none."""
+
+    def __init__(self) -> None:
+        try:
+            self.library = ctypes.CDLL(DRIVER)
+        except OSError as error:
+            raise TensorRTError(f"no GPU driver ({error}); see docs/jetson-checklist.md") from error
+        device, self.context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuInit", 0)
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, len(name), device)
+        self.name = name.value.decode(errors="replace")
+        # the context that TensorRT's own CUDA runtime uses
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), device)
+        self.use()
+        self._call("cuStreamCreate", ctypes.byref(stream), 0)
+        self.stream = int(stream.value or 0)
+
+    def use(self) -> None:
+        """In this thread: which GPU a thread talks to is its own."""
+        self._call("cuCtxSetCurrent", self.context)
+
+    def allocate(self, size: int) -> int:
+        """Address of so many bytes on the GPU."""
+        address = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        return address.value
+
+    def upload(self, address: int, values: FloatArray) -> None:
+        """Values to the GPU."""
+        self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), values.ctypes.data_as(ctypes.c_void_p), _size(values))
+
+    def download(self, values: FloatArray, address: int) -> None:
+        """Values from the GPU, into `values`."""
+        self._call("cuMemcpyDtoH_v2", values.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(address), _size(values))
+
+    def wait(self) -> None:
+        """Until the stream has done everything."""
+        self._call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self.library, function)(*arguments)
+        if status:
+            words = ctypes.c_char_p()
+            self.library.cuGetErrorString(status, ctypes.byref(words))
+            raise TensorRTError(f"{function}: {(words.value or b'unknown error').decode()} (CUDA error {status})")
+
+
+def _size(values: FloatArray) -> ctypes.c_size_t:
+    return ctypes.c_size_t(values.nbytes)
+
+
+class TensorRTEngine:
+    """A built engine on a GPU; model inputs in, logits out."""
+
+    def __init__(self, tensorrt: Any, cuda: Cuda, data: bytes, window: Sequence[int], classes: int) -> None:
+        """For windows (FRAMES, mels); TensorRTError when the engine is of another TensorRT, GPU or shape."""
+        self.cuda = cuda
+        cuda.use()
+        self.log = _log(tensorrt)
+        # the engine does not keep its runtime alive
+        self.runtime = _start(tensorrt.Runtime, self.log)
+        self.engine = self.runtime.deserialize_cuda_engine(data)
+        if self.engine is None:
+            raise TensorRTError(f"TensorRT cannot load the engine: {self.log.reason}")
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        shapes = [tuple(self.engine.get_tensor_shape(name)) for name in names]
+        if shapes != [(-1, *window), (-1, classes)]:
+            raise TensorRTError(f"the engine has tensors of {shapes}, not (-1, {window}) and (-1, {classes})")
+        self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise TensorRTError(f"TensorRT cannot run the engine: {self.log.reason}")
+        self.input, output = names
+        self.window, self.classes = tuple(window), classes
+        self.addresses = [cuda.allocate(4 * LARGEST_BATCH * int(np.prod(shape[1:]))) for shape in shapes]
+        for name, address in zip((self.input, output), self.addresses, strict=True):
+            self.context.set_tensor_address(name, address)
+
+    def logits(self, inputs: FloatArray) -> FloatArray:
+        """Logits (batch, classes) of model inputs (batch, FRAMES, mels), any batch."""
+        self.cuda.use()
+        return np.concatenate(
+            [self._run(inputs[start : start + LARGEST_BATCH]) for start in range(0, len(inputs), LARGEST_BATCH)]
+        )
+
+    def _run(self, inputs: FloatArray) -> FloatArray:
+        windows = np.ascontiguousarray(inputs, dtype=np.float32)
+        found = np.empty((len(windows), self.classes), np.float32)
+        self.cuda.upload(self.addresses[0], windows)
+        if not (
+            self.context.set_input_shape(self.input, windows.shape) and self.context.execute_async_v3(self.cuda.stream)
+        ):
+            raise TensorRTError(f"TensorRT did not run: {self.log.reason}")
+        self.cuda.wait()
+        self.cuda.download(found, self.addresses[1])
+        return found

@@ -1,0 +1,123 @@
+"""What a serving form may lose: fp32 against torch, every other against fp32, on validation patients."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from device.decision import abnormal_probability, leading_class, softmax
+from device.labels import NORMAL
+from device.signal import FloatArray
+from trainer.fit import Validation, calibrate
+from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, confusion, patient_bootstrap
+from trainer.protocols import worst_window
+
+LARGEST_PARITY: Final = 1e-4  # logits
+LARGEST_LOSS: Final = 0.005  # of Score
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What a file reads minus what fp32 reads on the same stretches, with 95 % paired patient-bootstrap intervals."""
+
+    sensitivity: Interval
+    specificity: Interval
+    score: Interval
+
+    def as_json(self) -> dict[str, Any]:
+        """`{sensitivity, specificity, score}`, each `{value, low, high}`."""
+        return {name: interval.as_json() for name, interval in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far the answers of a converted file are from fp32's."""
+
+    agreement: float
+    """Share of windows whose likeliest class is the same."""
+    relative_error: float
+    """Length of the difference of all logits over the length of fp32's."""
+    divergence: float
+    """Kullback-Leibler divergence of the classes' probabilities from fp32's, mean in nats."""
+    unchanged: Shift
+    """At the run's temperature and threshold."""
+    refitted: Shift
+    """At both refitted, for fp32 and the file each on its own logits: refitting only one would hide damage."""
+
+    @property
+    def lost(self) -> float:
+        """The larger loss of Score; below 0 when both readings gained, NaN when there is no reading."""
+        return float(np.maximum(-self.unchanged.score.value, -self.refitted.score.value))
+
+    def __str__(self) -> str:
+        return (
+            f"top-1 {self.agreement:.4f}, logits off by {self.relative_error:.4f}, KL {self.divergence:.1e}, Score "
+            f"{_signed(self.unchanged.score)}, refitted {_signed(self.refitted.score)}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "top1_agreement": round(self.agreement, 4),
+            "relative_logit_error": float(f"{self.relative_error:.2g}"),
+            "kl_nats": float(f"{self.divergence:.2g}"),
+            "unchanged": self.unchanged.as_json(),
+            "refitted": self.refitted.as_json(),
+        }
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def compare(fp32: FloatArray, other: FloatArray, held: Validation, temperature: float, threshold: float) -> Comparison:
+    """Compare logits (m, classes) of the validation inputs with fp32's, at the run's temperature and threshold."""
+    if not np.isfinite(other).all():
+        unknown = Interval(float("nan"), float("nan"), float("nan"))
+        nothing = Shift(unknown, unknown, unknown)
+        return Comparison(0.0, float("inf"), float("inf"), nothing, nothing)
+    expected, found = softmax(fp32, temperature), softmax(other, temperature)
+    divergence = (expected * (np.log(expected + 1e-12) - np.log(found + 1e-12))).sum(axis=1).mean()
+    before = [predicted(fp32, held, temperature, threshold), predicted(fp32, held, *_refit(fp32, held))]
+    after = [predicted(other, held, temperature, threshold), predicted(other, held, *_refit(other, held))]
+
+    def shifts(rows: IntArray) -> Float64Array:
+        true = held.labels[rows]
+        pairs = zip(before, after, strict=True)
+        return np.concatenate([_rates(true, new[rows]) - _rates(true, old[rows]) for old, new in pairs])
+
+    intervals = patient_bootstrap(held.patients, shifts)
+    return Comparison(
+        float((fp32.argmax(axis=1) == other.argmax(axis=1)).mean()),
+        relative_error(other, fp32),
+        max(float(divergence), 0.0),
+        Shift(*intervals[:3]),
+        Shift(*intervals[3:]),
+    )
+
+
+def predicted(logits: FloatArray, held: Validation, temperature: float, threshold: float) -> IntArray:
+    """Classes (n,) of the validation stretches from logits (m >= n, classes) of their windows."""
+    worst, probability = worst_window(logits, abnormal_probability(logits, temperature), held.owner)
+    return np.where(probability >= threshold, leading_class(worst), NORMAL)
+
+
+def score(logits: FloatArray, held: Validation, temperature: float, threshold: float) -> Rates:
+    """Binary rates of the validation stretches."""
+    return binary_rates(confusion(held.labels, predicted(logits, held, temperature, threshold)))
+
+
+def relative_error(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:
+    """Length of the difference over the length of what was expected."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _refit(logits: FloatArray, held: Validation) -> tuple[float, float]:
+    worst, _ = worst_window(logits, abnormal_probability(logits), held.owner)
+    return calibrate(worst, held.labels)
+
+
+def _rates(true: IntArray, classes: IntArray) -> Float64Array:
+    rates = binary_rates(confusion(true, classes))
+    return np.array([rates.sensitivity, rates.specificity, rates.score])
