@@ -1,0 +1,184 @@
+"""`export verify`: does a bundle hold, and what does each of its model files reach on a corpus?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, open_bundle
+from device.classifier import Classifier, self_test
+from device.signal import FloatArray
+from export.gates import LARGEST_LOSS, relative_error
+from firmware_config.errors import GateRefused
+from firmware_config.settings import QualitySettings
+from trainer.audio_cache import AudioCache
+from trainer.corpora import Corpus, CorpusError
+from trainer.evaluate import Outcome, of_heard, open_subject, read_stretches, reading
+from trainer.metrics import Float64Array, IntArray, Interval, binary_rates, confusion, patient_bootstrap
+from trainer.protocols import Protocol
+from trainer.recordings import gradable, hear
+from trainer.view import interval
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One model file and what was found of it; `agreement` to `score_shift` are against the first file, fp32."""
+
+    file: ModelFile
+    self_test: float
+    """Largest deviation from the manifest's expected probabilities on simulated breaths."""
+    reading: dict[str, Any]
+    """What `trainer evaluate --json` prints."""
+    agreement: float
+    """Share of windows whose likeliest class is the same."""
+    relative_error: float
+    """Length of the difference of all logits over the length of fp32's."""
+    score_shift: Interval
+    """Its binary Score minus fp32's, paired by patient; NaN where the corpus has one class only."""
+
+    @property
+    def problem(self) -> str:
+        """What does not hold, '' when all does; one window of a small corpus may be LARGEST_LOSS, and is no proof."""
+        if not np.isfinite(self.relative_error):
+            return "answers NaN or infinity"
+        lost, least, most = -self.score_shift.value, -self.score_shift.high, -self.score_shift.low
+        if lost > LARGEST_LOSS and least > 0:
+            return f"loses {lost:.4f} [{least:.4f}, {most:.4f}] of Score against fp32 here, {LARGEST_LOSS:g} is allowed"
+        return ""
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `files` of `export verify --json`."""
+        file = self.file.model_dump(include={"path", "precision", "target", "sha256"})
+        found = {name: getattr(self, name) for name in ("self_test", "agreement", "relative_error", "reading")}
+        return {**file, **found, "score_shift": self.score_shift.as_json(), "problem": self.problem or None}
+
+
+class _Recorder(Classifier):
+    """A classifier of one model file that keeps its logits, so that nothing is computed twice."""
+
+    def __init__(self, bundle: Bundle, file: ModelFile) -> None:
+        super().__init__(bundle, threads=torch.get_num_threads(), file=file)
+        self.kept: list[FloatArray] = []
+
+    def logits(self, inputs: FloatArray) -> FloatArray:
+        self.kept.append(super().logits(inputs))
+        return self.kept[-1]
+
+
+def open_whole(path: Path) -> Bundle:
+    """A bundle whose schema and hashes hold, else GateRefused; BundleError where there is no bundle at all."""
+    if not path.exists() or (path.is_dir() and not (path / MANIFEST).is_file()):
+        return open_bundle(path)  # says what is missing
+    try:
+        return open_bundle(path)
+    except BundleError as error:
+        raise GateRefused(str(error)) from error
+
+
+def verify(
+    bundle: Bundle,
+    corpus: Corpus,
+    cache: AudioCache,
+    protocol: Protocol,
+    quality: QualitySettings,
+    busy: Callable[[str], None] = lambda line: None,
+) -> list[Verified]:
+    """Self-test, accuracy and parity of every model file, fp32 first; GateRefused when one fails the self-test.
+
+    Files for TensorRT run on ONNX Runtime too: the same integers, the same answers up to rounding.
+    """
+    subject = open_subject(bundle.path, torch.device("cpu"))
+    verified: list[Verified] = []
+    fp32: tuple[FloatArray, Outcome] | None = None
+    for file in sorted(bundle.manifest.files, key=lambda file: file.precision != "fp32"):
+        busy(f"{file.path}: {protocol} of {corpus.name}")
+        classifier = _Recorder(bundle, file)
+        try:
+            deviation = self_test(classifier)
+        except BundleError as error:
+            raise GateRefused(f"{file.path}: {error}") from error
+        classifier.kept.clear()
+        form = replace(
+            subject,
+            model=classifier,
+            logits=classifier.logits,
+            temperature=file.temperature,
+            threshold=file.threshold,
+        )
+        if protocol == "recordings":
+            heard = hear(gradable(corpus), cache, classifier, quality)
+            outcome = of_heard(heard, cache, classifier.site_rule)
+        else:
+            outcome = read_stretches(corpus, cache, form, protocol)
+        if not classifier.kept:
+            raise CorpusError(f"{corpus.root}: nothing in it can be judged; give another --part or --data")
+        found = np.concatenate(classifier.kept)
+        fp32 = fp32 or (found, outcome)
+        agreement = float((found.argmax(axis=1) == fp32[0].argmax(axis=1)).mean())
+        shift = score_shift(outcome, fp32[1])
+        read = reading(outcome, protocol, form, corpus)
+        verified.append(Verified(file, deviation, read, agreement, relative_error(found, fp32[0]), shift))
+    return verified
+
+
+def score_shift(outcome: Outcome, fp32: Outcome) -> Interval:
+    """Binary Score minus fp32's on the same sound, with a paired 95 % patient-bootstrap interval."""
+
+    def shift(rows: IntArray) -> Float64Array:
+        scores = [binary_rates(confusion(one.true[rows], one.predicted[rows])).score for one in (outcome, fp32)]
+        return np.array([scores[0] - scores[1]])
+
+    return patient_bootstrap(outcome.patients, shift)[0]
+
+
+def require(verified: list[Verified], bundle: Bundle) -> None:
+    """GateRefused says what does not hold."""
+    problems = [f"{one.file.path} {one.problem}" for one in verified if one.problem]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise GateRefused(f"{bundle.path}: {problems[0]}{more}; do not use it, build the bundle again")
+
+
+def as_json(verified: list[Verified], bundle: Bundle) -> dict[str, Any]:
+    """What `export verify --json` prints."""
+    return {
+        "bundle": bundle.fingerprint,
+        "holds": not any(one.problem for one in verified),
+        "allowed": {"self_test": bundle.manifest.self_test.tolerance, "score_shift": -LARGEST_LOSS},
+        "files": [one.as_json() for one in verified],
+    }
+
+
+def show(verified: list[Verified], bundle: Bundle, console: Console) -> None:
+    """What was read, and one row a model file; 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("file", "top-1", "logits", "Se", "Sp", "Score [95 %]", "shift", "holds"):
+        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
+    for one in verified:
+        sensitivity, specificity, score = (interval(value) for value in one.reading["binary"].values())
+        table.add_row(
+            one.file.path,
+            *(f"{value:.4f}" for value in (one.agreement, one.relative_error)),
+            sensitivity.split()[0],
+            specificity.split()[0],
+            score,
+            f"{one.score_shift.value:+.4f}",
+            "no" if one.problem else "yes",
+        )
+    read, allowed = verified[0].reading, bundle.manifest.self_test.tolerance
+    worst = max(one.self_test for one in verified)
+    console.print(
+        f"{bundle.manifest.name} {bundle.fingerprint[:12]}: schema and hashes hold; {read['n']} {read['protocol']} of "
+        f"{read['patients']} patients, {read['corpus']} {read['part']}",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(table)
+    console.print(
+        f"top-1, logits off and Score's shift: against fp32; self-test: off by {worst:.4f}, {allowed:g} is allowed"
+    )
