@@ -99,7 +99,6 @@ class Served:
 
     form: Form
     data: bytes
-    session: Any
     logits: FloatArray
     """Of the validation inputs."""
     rates: Rates
@@ -175,6 +174,8 @@ def build(
     calibration = calibrate(wanted, facts, training, cache, held.protocol, cache_folder, reporter)
     reporter.busy("exporting to ONNX")
     fp32 = export_fp32(model, facts, held, reporter)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    del model  # AST base is 350 MB, and calibration needs the room
     kept = named(wanted.keep_float, layers(fp32.data))
     served = [fp32]
     for form in forms:
@@ -186,7 +187,7 @@ def build(
     manifest = make_manifest(
         facts,
         name=name,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         files=tuple(model_file(one, facts.choice) for one in served),
         self_test=test,
         readings=readings,
@@ -289,7 +290,7 @@ def export_fp32(model: AST | Ensemble, facts: RunFacts, held: Validation, report
     logits = run(session, held.inputs)
     rates = score(logits, held, facts.choice.temperature, facts.choice.cycle_threshold)
     reporter.say(f"Score: fp32 {rates.score:.4f} on these {held.protocol}")
-    return Served(FP32, data, session, logits, rates, difference)
+    return Served(FP32, data, logits, rates, difference)
 
 
 def _spread(inputs: FloatArray, count: int) -> FloatArray:
@@ -316,21 +317,22 @@ def export_form(
 
     def attempt(kept: Sequence[str]) -> tuple[Served, Comparison]:
         data = convert(kept)
-        session = open_session(data)
-        logits = run(session, held.inputs)
+        logits = run(open_session(data), held.inputs)
         comparison = compare(fp32.logits, logits, held, *at)
         reporter.say(f"{form.path}: {comparison}" + (f"; float: {', '.join(kept)}" if kept else ""))
         difference = float(np.abs(logits - fp32.logits).max())
         rates = score(logits, held, *at)
         left = tuple(name for name in every if name in kept or not form.converts(name))
-        return Served(form, data, session, logits, rates, difference, comparison, left), comparison
+        return Served(form, data, logits, rates, difference, comparison, left), comparison
 
     kept = [name for name in converted if name in keep_float]
     served, comparison = attempt(kept)
     if not comparison.lost <= wanted.largest_loss:  # so that NaN is refused too
         left = [name for name in converted if name not in kept]
         reporter.busy(f"{form.path}: {len(left)} layers one by one")
-        ranked = sensitivity(convert, converted, left, fp32.session, _spread(held.inputs, SENSITIVITY_WINDOWS))
+        ranked = sensitivity(
+            convert, converted, left, open_session(fp32.data), _spread(held.inputs, SENSITIVITY_WINDOWS)
+        )
         for line in table(ranked):
             reporter.say(line)
         if wanted.auto_keep:
@@ -354,7 +356,7 @@ def simulated_breaths(front_end: FrontEnd) -> list[FloatArray]:
 def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter) -> SelfTest:
     """Probabilities by fp32 (the first), and a tolerance that every file keeps; GateRefused when one cannot."""
     inputs = simulated_breaths(facts.front_end)
-    expected, *others = [_probabilities(one.session, inputs, facts.choice.temperature) for one in served]
+    expected, *others = [_probabilities(one.data, inputs, facts.choice.temperature) for one in served]
     deviations = [float(np.abs(other - expected).max()) for other in others]
     tolerance = TOLERANCES[0]
     for one, deviation in zip(served[1:], deviations, strict=True):
@@ -373,21 +375,23 @@ def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter
     )
 
 
-def _probabilities(session: Any, inputs: Sequence[FloatArray], temperature: float) -> Float64Array:
+def _probabilities(model: bytes, inputs: Sequence[FloatArray], temperature: float) -> Float64Array:
+    session = open_session(model)
     return np.array([abnormal_probability(run(session, one), temperature).max() for one in inputs])
 
 
 def with_latency(served: Sequence[Served], window: FloatArray) -> list[Served]:
     """The same with the best time of one window (1, FRAMES, mels), taken in turns so that all meet the same load."""
     best = [float("inf")] * len(served)
+    sessions = [open_session(one.data) if one.for_cpu else None for one in served]
     end = time.perf_counter() + LATENCY_SECONDS
     for turn in range(LATENCY_ROUNDS):
         if turn and time.perf_counter() > end:
             break
-        for index, one in enumerate(served):
-            if one.for_cpu:
+        for index, session in enumerate(sessions):
+            if session is not None:
                 began = time.perf_counter()
-                run(one.session, window)
+                run(session, window)
                 best[index] = min(best[index], time.perf_counter() - began)
     return [
         replace(one, milliseconds=1000 * seconds) if one.for_cpu else one

@@ -162,12 +162,13 @@ def quantize(model: bytes, windows: FloatArray, scheme: Scheme = CPU) -> bytes:
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model))
     try:
         with quiet(), tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "model.onnx"
+            # by way of a file: given a model in memory, quantize_static holds it twice more while it calibrates
+            plain, file = Path(folder) / "plain.onnx", Path(folder) / "model.onnx"
+            plain.write_bytes(model)
             quantize_static(
-                graph,
+                plain,
                 file,
                 _Windows(windows),
                 quant_format=QuantFormat.QDQ,

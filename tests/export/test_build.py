@@ -356,13 +356,11 @@ def test_the_tolerance_holds_for_the_worst_file_or_there_is_no_bundle(
 ) -> None:
     """`change` moves the logit of normal, in units of the least certain breath's margin."""
     data, rates, facts = patch_made.built.bundle.read("model.onnx"), Rates(1.0, 1.0), patch_made.facts
-    fp32 = Served(FP32, data, open_session(data), np.empty((0, 4), np.float32), rates, 0.0)
-    logits = np.concatenate([run(fp32.session, one) for one in simulated_breaths(facts.front_end)])
+    fp32 = Served(FP32, data, np.empty((0, 4), np.float32), rates, 0.0)
+    logits = np.concatenate([run(open_session(data), one) for one in simulated_breaths(facts.front_end)])
     # so high a temperature that not all probabilities are at their end
     temperature = float(np.abs(logits[:, 1:].max(axis=1) - logits[:, 0]).min())
-    other = replace(
-        fp32, form=CONVERTED[0], session=open_session(with_bias(data, "head.bias", 0, change * temperature))
-    )
+    other = replace(fp32, form=CONVERTED[0], data=with_bias(data, "head.bias", 0, change * temperature))
     facts = facts.model_copy(update={"choice": facts.choice.model_copy(update={"temperature": temperature})})
     lines: list[str] = []
     if tolerance is None:
