@@ -1,4 +1,7 @@
-"""`export`: build. Parses and prints; the work is in functions that a notebook could call."""
+"""`export`: build, check, verify, inspect, bench.
+
+Parses and prints; the work is in functions that a notebook could call.
+"""
 
 import os
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from firmware_config.command_line import ConfigOption, application, run
-from trainer.cli import CorpusOption, DataOption, LenientOption, PartOption, SplitOption
+from trainer.cli import CorpusOption, DataOption, LenientOption, PartOption, SplitOption, protocol_named
 
 if TYPE_CHECKING:
     from export.build import Built
@@ -88,7 +91,7 @@ def build(
 
 @app.command()
 def check(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder or .respsam file.", metavar="BUNDLE")],
+    bundle: BundleArgument,
     tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Build TensorRT's engines; needs no GPU.")] = False,
 ) -> None:
     """See what TensorRT makes of every model meant for it; refuses (exit 3) when int8 layers would not run in int8."""
@@ -142,14 +145,11 @@ def verify(
     from firmware_config.settings import load_settings
     from trainer.audio_cache import with_audio
     from trainer.corpora import load_corpus
-    from trainer.protocols import PROTOCOLS, default_protocol
 
     settings = load_settings(config)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
-    chosen = next((known for known in PROTOCOLS if known == (protocol or default_protocol(corpus))), None)
-    if chosen is None:
-        raise typer.BadParameter(f"{protocol!r} is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    chosen = protocol_named(protocol, corpus)
     opened = verification.open_whole(bundle)
     with Console(stderr=True).status("reading the corpus") as status:
         read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="evaluate")

@@ -89,7 +89,7 @@ def compare(fp32: FloatArray, other: FloatArray, held: Validation, temperature: 
 
     intervals = patient_bootstrap(held.patients, shifts)
     return Comparison(
-        float((fp32.argmax(axis=1) == other.argmax(axis=1)).mean()),
+        agreement(other, fp32),
         relative_error(other, fp32),
         max(float(divergence), 0.0),
         Shift(*intervals[:3]),
@@ -106,6 +106,11 @@ def predicted(logits: FloatArray, held: Validation, temperature: float, threshol
 def score(logits: FloatArray, held: Validation, temperature: float, threshold: float) -> Rates:
     """Binary rates of the validation stretches."""
     return binary_rates(confusion(held.labels, predicted(logits, held, temperature, threshold)))
+
+
+def agreement(found: FloatArray, expected: FloatArray) -> float:
+    """Share of the rows of logits whose likeliest class is the same."""
+    return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
 
 
 def relative_error(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:

@@ -13,7 +13,7 @@ from rich.table import Table
 from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, open_bundle
 from device.classifier import Classifier, self_test
 from device.signal import FloatArray
-from export.gates import LARGEST_LOSS, relative_error
+from export.gates import LARGEST_LOSS, agreement, relative_error
 from firmware_config.errors import GateRefused
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
@@ -119,10 +119,11 @@ def verify(
             raise CorpusError(f"{corpus.root}: nothing in it can be judged; give another --part or --data")
         found = np.concatenate(classifier.kept)
         fp32 = fp32 or (found, outcome)
-        agreement = float((found.argmax(axis=1) == fp32[0].argmax(axis=1)).mean())
         shift = score_shift(outcome, fp32[1])
         read = reading(outcome, protocol, form, corpus)
-        verified.append(Verified(file, deviation, read, agreement, relative_error(found, fp32[0]), shift))
+        verified.append(
+            Verified(file, deviation, read, agreement(found, fp32[0]), relative_error(found, fp32[0]), shift)
+        )
     return verified
 
 

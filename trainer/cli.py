@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from firmware_config.settings import Settings
+    from trainer.protocols import Protocol
     from trainer.recipe import Recipe
 
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
@@ -218,15 +219,11 @@ def evaluate(
     from trainer import evaluate as evaluation
     from trainer.audio_cache import with_audio
     from trainer.corpora import load_corpus
-    from trainer.protocols import PROTOCOLS, default_protocol
     from trainer.view import show_reading
 
     settings = load_settings(config)
     console = Console(stderr=True)
-    wanted = protocol or default_protocol(corpus)
-    chosen = next((known for known in PROTOCOLS if known == wanted), None)
-    if chosen is None:
-        raise typer.BadParameter(f"{protocol!r} is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    chosen = protocol_named(protocol, corpus)
     opened = evaluation.open_subject(subject, _device(device, settings))
     read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="evaluate")
     with _progress(console, "reading audio") as progress:
@@ -297,6 +294,17 @@ def _heard(corpus: str, data: Path, part: str | None, lenient: bool, config: Pat
         read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
     _show_notes(read.notes)
     return read, cache, settings
+
+
+def protocol_named(asked: str | None, corpus: str) -> "Protocol":
+    """What --protocol says, else the corpus's own; typer.BadParameter for another word."""
+    from trainer.protocols import PROTOCOLS, default_protocol
+
+    wanted = asked or default_protocol(corpus)
+    chosen = next((known for known in PROTOCOLS if known == wanted), None)
+    if chosen is None:
+        raise typer.BadParameter(f"{asked!r} is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    return chosen
 
 
 def _device(wanted: str, settings: "Settings") -> "torch.device":
