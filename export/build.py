@@ -31,7 +31,8 @@ from trainer.fit import Validation
 from trainer.metrics import Float64Array, Rates
 from trainer.model import AST, Ensemble
 from trainer.protocols import Protocol, examples, inputs_of
-from trainer.run import Choice, RunFacts, load_model, only_patients, read_facts
+from trainer.run import Choice, RunFacts, load_model, read_facts
+from trainer.splits import only_patients
 
 PARITY_WINDOWS: Final = 13  # of validation patients, beside the simulated breaths
 SENSITIVITY_WINDOWS: Final = 32

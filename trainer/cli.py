@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from firmware_config.settings import Settings
     from trainer.protocols import Protocol
-    from trainer.recipe import Recipe
 
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
 data_app = application("Look at a corpus.")
@@ -92,6 +91,9 @@ def fit(
     members: Annotated[
         int | None, typer.Option("--members", min=1, help="Models, each with its own held-out fold; over the recipe's.")
     ] = None,
+    hold_out: Annotated[
+        str | None, typer.Option("--hold-out", help="patients (folds of them) or device (one a fold).")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")
     ] = None,
@@ -102,59 +104,40 @@ def fit(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.recipe import load_recipe, with_changes
-
-    settings = load_settings(config)
-    changes = {"data.crops": crops, "data.members": members, "optimizer.epochs": epochs, "optimizer.batch": batch}
-    chosen = with_changes(load_recipe(recipe), {**changes, "optimizer.accumulation": accumulation})
-    console = Console(stderr=True)
-    facts = _fit(
-        console, settings, chosen, recipe, corpus, data, out, part, split, lenient, device, resume, minutes, seed
-    )
-    _show_fit(facts, out)
-
-
-def _fit(
-    console: "Console",
-    settings: "Settings",
-    recipe: "Recipe",
-    recipe_name: str,
-    corpus: str,
-    data: Path,
-    out: Path,
-    part: str | None,
-    split: str,
-    lenient: bool,
-    device: str,
-    resume: bool,
-    minutes: float | None,
-    seed: int,
-) -> Any:
-    from trainer import fit as fitting
-    from trainer.audio_cache import with_audio
-    from trainer.corpora import load_corpus
-    from trainer.crops import TrainingCrops
+    from trainer.experiment import Request, prepare
     from trainer.finish import finish
+    from trainer.fit import prepare_folder, write_log
     from trainer.members import train_members
+    from trainer.recipe import load_recipe, with_changes
     from trainer.view import EpochView
 
+    settings = load_settings(config)
+    changes = {
+        "data.crops": crops,
+        "data.hold_out": hold_out,
+        "data.members": members,
+        "optimizer.epochs": epochs,
+        "optimizer.batch": batch,
+        "optimizer.accumulation": accumulation,
+    }
+    chosen = with_changes(load_recipe(recipe), changes)
+    console = Console(stderr=True)
+    prepare_folder(out, resume)
+    request = Request(chosen, recipe, corpus, data, part, split, lenient, seed)
     chosen_device = _device(device, settings)
-    fitting.prepare_folder(out, resume)
-    read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="fit")
     with _progress(console, "reading audio") as progress:
-        read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
-    _show_notes(read.notes)
-    fitting.write_log(out, read.notes)
-    plain = TrainingCrops(read, cache, recipe.front_end, recipe.data, recipe.augmentation, seed)
-    front_end = fitting.measure_normalisation(plain, recipe.front_end, seed)
+        prepared = prepare(request, settings.training.folder, progress)
+    _show_notes(prepared.corpus.notes)
+    write_log(out, prepared.corpus.notes)
     console.print(f"training on {chosen_device}")
     with EpochView(console) as view:
         try:
-            members = train_members(
-                recipe,
-                read,
-                cache,
-                front_end,
+            trained = train_members(
+                chosen,
+                prepared.corpus,
+                prepared.folds[: chosen.data.members],
+                prepared.cache,
+                prepared.front_end,
                 out,
                 device=chosen_device,
                 seed=seed,
@@ -166,19 +149,9 @@ def _fit(
         except KeyboardInterrupt:
             console.print("interrupted; finished epochs are saved, go on with --resume")
             raise
-    known = {
-        "recipe_name": recipe_name,
-        "recipe": recipe,
-        "front_end": front_end,
-        "seed": seed,
-        "corpus": read.name,
-        "data": str(data.resolve()),
-        "part": part,
-        "split": split,
-        "lenient": lenient,
-    }
     with console.status("calibrating on the held-out patients' recordings"):
-        return finish(members, out, read, cache, known, settings.quality, chosen_device)
+        facts = finish(trained, out, request, prepared, settings.quality, chosen_device)
+    _show_fit(facts, out)
 
 
 def _show_fit(facts: Any, out: Path) -> None:
@@ -341,13 +314,19 @@ def _progress(console: "Console", what: str) -> Any:
     """A bar on stderr that appears with the first call of what it yields."""
     from rich.progress import MofNCompleteColumn, Progress
 
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bar:
-        task: list[Any] = []
+    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True)
+    task: list[Any] = []
 
-        def advance(done: int, total: int) -> None:
-            if not task:
-                task.append(bar.add_task(what, total=total))
-            bar.update(task[0], completed=done)
+    def advance(done: int, total: int) -> None:
+        if not task:
+            bar.start()
+            task.append(bar.add_task(what, total=total))
+        bar.update(task[0], completed=done)
 
-        shown: Callable[[int, int], None] = advance
+    shown: Callable[[int, int], None] = advance
+    try:
         yield shown
+    finally:
+        # a bar that never started would leave an empty line where the error is to stand
+        if task:
+            bar.stop()

@@ -1,10 +1,10 @@
 """The end of `trainer fit`: the members' weights as one model, and what held-out patients choose about it."""
 
+import dataclasses
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.evaluate import join, of_heard, read_stretches, reading, run_subject
+from trainer.experiment import Prepared, Request
 from trainer.files import write_atomically
 from trainer.fit import calibrate
 from trainer.members import Member
 from trainer.metrics import BoolArray, Float64Array, operating_curve
 from trainer.protocols import default_protocol
 from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_score
-from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, only_patients, save_tensors
+from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, save_tensors
 
 CURVE_ROWS = 101
 AS_GOOD = 0.01  # half the standard error of a Score on a thousand recordings
@@ -32,28 +33,32 @@ CANDIDATES = (
     Segmentation(method="windows", window_seconds=3.5),
     Segmentation(method="windows"),
 )
-RULE = "maximises (Se + Sp) / 2 on held-out patients subject to Se >= Sp"
+
+
+def rule_in_words(request: Request) -> str:
+    """How the thresholds were chosen, for the run, the bundle and the model card."""
+    where = "held-out patients" if request.recipe.data.choose_on == "held-out" else "THE TEST PART (as published)"
+    return f"maximises (Se + Sp) / 2 on {where} subject to Se >= Sp"
 
 
 def finish(
     members: Sequence[Member],
     folder: Path,
-    corpus: Corpus,
-    cache: AudioCache,
-    facts: dict[str, Any],
+    request: Request,
+    prepared: Prepared,
     quality: QualitySettings,
     device: torch.device,
 ) -> RunFacts:
-    """Write the members' weights as one model and `run.json`; `facts` are the fields of RunFacts that the caller knows.
+    """Write the members' weights as one model and `run.json`.
 
     Temperature and cycle threshold come from the default protocol; segmentation and site rule from whole recordings.
     Each patient is judged by the member that never met it. These readings are a little too good all the same, because
     they chose the epochs, the thresholds and the rule, and are labelled so; the mean of the members is not in them.
     """
+    corpus, cache, front_end = prepared.corpus, prepared.cache, prepared.front_end
     labels = np.concatenate([member.labels for member in members])
     logits = np.concatenate([member.logits for member in members])
     temperature, threshold = calibrate(logits, labels)
-    front_end: FrontEnd = facts["front_end"]
     segmentation, site_rule, heard = choose_site_rule(
         members, device, cache, front_end, (temperature, threshold), quality
     )
@@ -62,18 +67,26 @@ def finish(
         epochs=[member.epoch for member in members],
         temperature=temperature,
         threshold=ThresholdChoice(
-            rule=RULE,
+            rule=rule_in_words(request),
             protocol=protocol,
             curve=_curve(labels > 0, abnormal_probability(logits, temperature)),
         ),
         cycle_threshold=threshold,
         site_rule=site_rule,
-        site_threshold=_site_threshold(heard, site_rule),
+        site_threshold=_site_threshold(heard, site_rule, rule_in_words(request)),
         segmentation=segmentation,
         readings={},
     )
     run = RunFacts(
-        **facts,
+        recipe_name=request.recipe_name,
+        recipe=request.recipe,
+        front_end=front_end,
+        seed=request.seed,
+        corpus=corpus.name,
+        data=str(request.data.resolve()),
+        part=request.part,
+        split=request.split,
+        lenient=request.lenient,
         patients=list(corpus.patients),
         held_out=[list(member.held_out.patients) for member in members],
         population=population(corpus),
@@ -84,7 +97,9 @@ def finish(
     name = folder.resolve().name
     model = assemble([member.model for member in members])
     served = run_subject(model, run, name, device)
-    judged = only_patients(corpus, {patient for member in members for patient in member.held_out.patients})
+    judged = dataclasses.replace(
+        corpus, recordings=tuple(one for member in members for one in member.held_out.recordings), notes=()
+    )
     outcomes = [
         read_stretches(member.held_out, cache, run_subject(member.model, run, name, device), protocol)
         for member in members
@@ -135,12 +150,12 @@ def _curve(abnormal: BoolArray, probability: Float64Array) -> tuple[tuple[float,
     return tuple((round(float(t), 6), round(float(se), 4), round(float(sp), 4)) for t, se, sp in rows)
 
 
-def _site_threshold(heard: Sequence[Heard], rule: SiteRule) -> ThresholdChoice | None:
+def _site_threshold(heard: Sequence[Heard], rule: SiteRule, words: str) -> ThresholdChoice | None:
     if not heard:
         return None
     abnormal = np.array([one.recording.label != "normal" for one in heard])
     probability = np.array([one.decision(rule).probability or 0.0 for one in heard])
-    return ThresholdChoice(rule=RULE, protocol="recordings", curve=_curve(abnormal, probability))
+    return ThresholdChoice(rule=words, protocol="recordings", curve=_curve(abnormal, probability))
 
 
 def population(corpus: Corpus) -> Population:

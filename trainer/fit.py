@@ -7,7 +7,6 @@ was killed goes on with `resume` to the bit-identical result of one that was not
 import dataclasses
 import hashlib
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +38,6 @@ from trainer.run import (
     RUN_FILE,
     begun,
     load_tensors,
-    only_patients,
     prefixed,
     save_tensors,
     under,
@@ -100,38 +98,6 @@ def identity(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     for cycle in corpus.cycles:
         digest.update(f"{cycle.recording} {cycle.start_seconds:.3f} {cycle.end_seconds:.3f} {cycle.label}\n".encode())
     return {"recipe": recipe.model_dump(mode="json"), "corpus": corpus.name, "cycles": digest.hexdigest()}
-
-
-def patient_folds(corpus: Corpus, count: int, seed: int) -> list[tuple[Corpus, Corpus]]:
-    """`count` ways of holding patients out: (training, held out), no patient in both, each held out once.
-
-    Stratified by class, because a fold with eighteen wheezes in it chose a threshold that wheezes did not like. Raises
-    FitError when a side would lack normal or abnormal cycles.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    # a recording without cycles still has a patient
-    rows = [(str(cycle.label), cycle.patient) for cycle in corpus.cycles]
-    rows += [("none", recording.patient) for recording in corpus.recordings if not recording.cycles]
-    labels, patients = [label for label, _ in rows], np.array([patient for _, patient in rows])
-    few = FitError(
-        f"{corpus.root}: too few patients ({len(corpus.patients)}) for {count} patient-wise folds: one side would lack "
-        "normal or abnormal cycles; add patients or lower the recipe's folds"
-    )
-    folds = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a class rarer than the folds: 'both' often is
-            divided = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, patients))
-    except ValueError as error:
-        raise few from error
-    for _, rows_held in divided:
-        held = set(patients[rows_held].tolist())
-        sides = only_patients(corpus, set(corpus.patients) - held), only_patients(corpus, held)
-        if any(len({cycle.label != "normal" for cycle in side.cycles}) < 2 for side in sides):
-            raise few
-        folds.append(sides)
-    return folds
 
 
 def measure_normalisation(crops: TrainingCrops, front_end: FrontEnd, seed: int) -> FrontEnd:

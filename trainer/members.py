@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,11 +13,12 @@ from device.signal import FloatArray, FrontEnd
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
 from trainer.crops import TrainingCrops
-from trainer.fit import Fit, FitError, Validation, Watcher, identity, patient_folds, train
+from trainer.fit import Fit, FitError, Validation, Watcher, identity, train
 from trainer.metrics import IntArray
 from trainer.model import AST
 from trainer.recipe import Recipe
 from trainer.run import member_folder
+from trainer.splits import Fold
 
 SEED_STEP = 1000  # between members, so that no member of one seed repeats a member of the next
 
@@ -46,6 +48,7 @@ class MemberWatcher(Watcher, Protocol):
 def train_members(
     recipe: Recipe,
     corpus: Corpus,
+    folds: Sequence[Fold],
     cache: AudioCache,
     front_end: FrontEnd,
     folder: Path,
@@ -57,11 +60,10 @@ def train_members(
     workers: int,
     watcher: MemberWatcher,
 ) -> list[Member]:
-    """Train `recipe.data.members` models, one after another; each has its checkpoint, and `resume` goes on in the last.
+    """Train a model on each of `folds`, one after another; each has its checkpoint, and `resume` goes on in the last.
 
     `minutes` are shared out evenly over the members that are left. Raises FitError when a member has no whole epoch.
     """
-    folds = patient_folds(corpus, recipe.data.folds, seed)[: recipe.data.members]
     known = identity(recipe, corpus)
     began = time.monotonic()
     members = []

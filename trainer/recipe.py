@@ -14,6 +14,7 @@ from device.signal import FRAMES, FrontEnd
 from firmware_config.errors import RespSAMError
 from trainer.model import ModelConfig
 from trainer.sampler import Balance
+from trainer.splits import HoldOut
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,10 +76,17 @@ class DataRecipe(_Section):
     """Patient-wise folds of the training patients; a model's own fold chooses its epoch, temperature and threshold."""
     members: int = Field(default=1, ge=1)
     """Models trained, each with another fold held out; the run's model is the mean of their logits."""
+    hold_out: HoldOut = "patients"
+    """'patients': stratified folds of them; 'device': one stethoscope a fold, and its patients train nowhere."""
+    choose_on: Literal["held-out", "test"] = "held-out"
+    """Who chooses epoch, temperature and thresholds. 'test' is what the literature does and what nobody should: all
+    training patients train, the test part chooses, and every reading of it is flattered."""
 
     @model_validator(mode="after")
     def _a_fold_each(self) -> "DataRecipe":
-        if self.members > self.folds:
+        if self.choose_on == "test" and self.members > 1:
+            raise ValueError("choose_on = 'test' trains on all training patients; members must be 1")
+        if self.hold_out == "patients" and self.members > self.folds:
             raise ValueError(f"{self.members} members need as many folds, there are {self.folds}")
         return self
 

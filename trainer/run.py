@@ -1,6 +1,5 @@
 """The run folder that `trainer fit` writes, `evaluate` and `export` read: safetensors for weights, else JSON."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from torch import Tensor
 from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
-from trainer.corpora import Corpus
 from trainer.model import AST, Ensemble
 from trainer.recipe import Recipe
 
@@ -158,10 +156,3 @@ def load_model(folder: Path, facts: RunFacts) -> AST | Ensemble:
     if bad:
         raise RunError(f"{folder / WEIGHTS_FILE}: NaN or infinite weights in {bad[0]}; train again")
     return model.eval()
-
-
-def only_patients(corpus: Corpus, patients: set[str]) -> Corpus:
-    """The recordings of some patients."""
-    return dataclasses.replace(
-        corpus, recordings=tuple(r for r in corpus.recordings if r.patient in patients), notes=()
-    )

@@ -274,7 +274,7 @@ def save_detector(weights: Weights, file: Path) -> None:
 
 def fold_detectors(corpus: Corpus, cache: AudioCache, folds: int, seed: int) -> list[tuple[Corpus, Weights | None]]:
     """Held-out patients, each fold with a detector that never met them; 0 folds: all, with the shipped one."""
-    from trainer.fit import patient_folds
+    from trainer.splits import patient_folds
 
     if not folds:
         return [(corpus, None)]

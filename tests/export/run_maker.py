@@ -17,10 +17,11 @@ from trainer.corpora import load_corpus
 from trainer.evaluate import evaluate, run_subject
 from trainer.files import write_atomically
 from trainer.finish import population, versions
-from trainer.fit import Validation, patient_folds, predict
+from trainer.fit import Validation, predict
 from trainer.model import AST, ModelConfig
 from trainer.recipe import Recipe, load_recipe
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, save_tensors
+from trainer.splits import patient_folds
 
 MELS = 24
 PATCH = ModelConfig(mels=MELS, dim=16, depth=2, heads=2, stride=16)

@@ -44,10 +44,10 @@ from trainer.run import (
     WEIGHTS_FILE,
     load_model,
     member_folder,
-    only_patients,
     read_facts,
     save_tensors,
 )
+from trainer.splits import only_patients
 
 BOTH = {"model.onnx", "model.int8.cpu.onnx", "manifest.json", "MODEL_CARD.md"}
 LINEAR = ("attention.qkv", "attention.out", "mlp_in", "mlp_out")

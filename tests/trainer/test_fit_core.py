@@ -22,7 +22,6 @@ from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE, Silent, run, toy_fit
 from trainer.audio_cache import with_audio
 from trainer.corpora import Corpus, load_corpus
-from trainer.corpora.cycle import Cycle, Recording
 from trainer.crops import TrainingCrops
 from trainer.fit import (
     Fit,
@@ -31,7 +30,6 @@ from trainer.fit import (
     learning_rate,
     measure_normalisation,
     moving_average,
-    patient_folds,
     prepare_folder,
     soft_targets,
     train,
@@ -274,64 +272,6 @@ def test_out_of_memory_names_the_batch_and_the_flag(toy: Toy, tmp_path: Path, er
 def test_another_failure_is_not_called_out_of_memory(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         failing(toy, tmp_path, RuntimeError("shapes cannot be multiplied"))
-
-
-# --- patients
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_every_patient_is_held_out_once_and_never_trained_on_then(corpus: Corpus, count: int) -> None:
-    for seed in range(5):
-        folds = patient_folds(corpus, count, seed)
-        held = [patient for _, held_out in folds for patient in held_out.patients]
-        assert sorted(held) == sorted(corpus.patients)
-        for training, held_out in folds:
-            assert not set(training.patients) & set(held_out.patients)
-            assert set(training.patients) | set(held_out.patients) == set(corpus.patients)
-            assert len(training.cycles) + len(held_out.cycles) == len(corpus.cycles)
-            for side in (training, held_out):
-                assert {cycle.label == "normal" for cycle in side.cycles} == {True, False}
-
-
-def test_each_class_is_in_each_fold_by_its_share() -> None:
-    """Twelve patients, two with wheezes and four with crackles: a fold by chance alone would often have no wheeze."""
-    kinds = ["wheeze"] * 2 + ["crackle"] * 4 + ["normal"] * 6
-    recordings = tuple(
-        Recording(
-            name=f"r{number}",
-            audio=Path(f"r{number}.wav"),
-            patient=f"p{number:02d}",
-            device="d",
-            site="s",
-            age_years=None,
-            part="train",
-            label=kind,
-            cycles=tuple(
-                Cycle(f"r{number}", float(i), i + 1.0, label, f"p{number:02d}", "d", "s")  # type: ignore[arg-type]
-                for i, label in enumerate(["normal", kind, kind])
-            ),
-        )
-        for number, kind in enumerate(kinds)
-    )
-    corpus = Corpus("manifest", Path("made"), recordings)
-    for seed in range(10):
-        for _, held_out in patient_folds(corpus, 2, seed):
-            labels = [cycle.label for cycle in held_out.cycles]
-            assert (labels.count("wheeze"), labels.count("crackle")) == (2, 4)
-
-
-def test_the_folds_are_the_seeds(corpus: Corpus) -> None:
-    held = [patient_folds(corpus, 3, seed)[0][1].patients for seed in range(6)]
-    assert patient_folds(corpus, 3, 0)[0][1].patients == held[0]
-    assert len(set(held)) > 1
-
-
-@pytest.mark.parametrize("patients", [1, 2])
-def test_too_few_patients_are_named(tmp_path: Path, patients: int) -> None:
-    """One patient cannot be split; of two, each with one kind of cycle, a side always lacks a kind."""
-    root = make_sprsound(tmp_path / "few", patients=patients, recordings_per_patient=1, seconds=4.0)
-    with pytest.raises(FitError, match=rf"few: too few patients \({patients}\)"):
-        patient_folds(load_corpus("sprsound", root), 2, 0)
 
 
 # --- the parts

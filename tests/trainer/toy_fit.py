@@ -9,8 +9,9 @@ import torch
 from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
 from trainer.crops import TrainingCrops
-from trainer.fit import Fit, Validation, identity, measure_normalisation, patient_folds, train
+from trainer.fit import Fit, Validation, identity, measure_normalisation, train
 from trainer.recipe import Recipe, with_changes
+from trainer.splits import patient_folds
 
 RECIPE = Recipe.model_validate(
     {

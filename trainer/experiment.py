@@ -1,0 +1,72 @@
+"""What a run is made of, read and divided: `trainer fit` makes one of it, `trainer study` many."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from device.signal import FrontEnd
+from trainer.audio_cache import AudioCache, with_audio
+from trainer.corpora import Corpus, load_corpus
+from trainer.crops import TrainingCrops
+from trainer.fit import measure_normalisation
+from trainer.recipe import Recipe
+from trainer.splits import Fold, folds_of, refuse_shared_patients
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is to be made of."""
+
+    recipe: Recipe
+    recipe_name: str
+    corpus: str
+    data: Path
+    part: str | None = None
+    split: str = "official"
+    lenient: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The training corpus and its audio, the front end with its measured mean and std, and who is held out when."""
+
+    corpus: Corpus
+    cache: AudioCache
+    front_end: FrontEnd
+    folds: list[Fold]
+
+
+def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int], None] | None = None) -> Prepared:
+    """Read, decode, measure and divide; CorpusError, AudioError or SplitError say what does not hold."""
+    recipe = request.recipe
+    read = load_corpus(
+        request.corpus,
+        request.data,
+        part=request.part,
+        split=request.split,
+        lenient=request.lenient,
+        purpose="fit",
+    )
+    tested = None
+    if recipe.data.choose_on == "test":
+        tested = load_corpus(
+            request.corpus, request.data, split=request.split, lenient=request.lenient, purpose="evaluate"
+        )
+        if request.split != "as-published" and {one.part for one in tested.recordings} != {"intra"}:
+            refuse_shared_patients(read.patients, tested.patients, f"{read.root}")
+    wanted = read if tested is None else dataclasses.replace(read, recordings=read.recordings + tested.recordings)
+    heard, cache = with_audio(wanted, cache_folder, lenient=request.lenient, progress=progress)
+    training = dataclasses.replace(heard, recordings=heard.recordings)
+    if tested is None:
+        folds = folds_of(training, recipe.data.hold_out, recipe.data.folds, request.seed)
+    else:
+        names = {one.name for one in tested.recordings}
+        training, held_out = (
+            dataclasses.replace(heard, recordings=tuple(one for one in heard.recordings if (one.name in names) == side))
+            for side in (False, True)
+        )
+        folds = [(training, held_out)]
+    plain = TrainingCrops(training, cache, recipe.front_end, recipe.data, recipe.augmentation, request.seed)
+    return Prepared(training, cache, measure_normalisation(plain, recipe.front_end, request.seed), folds)

@@ -1,0 +1,103 @@
+"""Who trains and who is held out; no patient is on both sides."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from firmware_config.errors import RespSAMError
+from trainer.corpora.cycle import Corpus, Recording
+
+HoldOut = Literal["patients", "device"]
+Fold = tuple[Corpus, Corpus]
+"""(training, held out)."""
+
+
+class SplitError(RespSAMError):
+    """A corpus that cannot be divided as asked, or a patient on both sides."""
+
+
+def folds_of(corpus: Corpus, hold_out: HoldOut, count: int, seed: int) -> list[Fold]:
+    """`patient_folds`, or one fold a device with `device_folds`."""
+    return patient_folds(corpus, count, seed) if hold_out == "patients" else device_folds(corpus)
+
+
+def patient_folds(corpus: Corpus, count: int, seed: int) -> list[Fold]:
+    """`count` ways of holding patients out: (training, held out), no patient in both, each held out once.
+
+    Stratified by class and device, because a fold with eighteen wheezes in it chose a threshold that wheezes did not
+    like. Raises SplitError when a side would lack normal or abnormal cycles.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    # a recording without cycles still has a patient
+    rows = [
+        (f"{label} {recording.device}", recording.patient)
+        for recording in corpus.recordings
+        for label in ([str(cycle.label) for cycle in recording.cycles] or ["none"])
+    ]
+    strata, patients = [stratum for stratum, _ in rows], np.array([patient for _, patient in rows])
+    few = SplitError(
+        f"{corpus.root}: too few patients ({len(corpus.patients)}) for {count} patient-wise folds: one side would lack "
+        "normal or abnormal cycles; add patients or lower the recipe's folds"
+    )
+    folds = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class rarer than the folds: 'both' often is
+            divided = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(strata, strata, patients))
+    except ValueError as error:
+        raise few from error
+    for _, rows_held in divided:
+        held = set(patients[rows_held].tolist())
+        sides = only_patients(corpus, set(corpus.patients) - held), only_patients(corpus, held)
+        if not all(_both_kinds(side) for side in sides):
+            raise few
+        folds.append(sides)
+    return folds
+
+
+def device_folds(corpus: Corpus) -> list[Fold]:
+    """Each stethoscope held out in turn, in order of name; what its patients recorded with others does not train.
+
+    Raises SplitError for a corpus of one device, or when a side would lack normal or abnormal cycles.
+    """
+    devices = sorted({recording.device for recording in corpus.recordings})
+    if len(devices) < 2:
+        raise SplitError(f"{corpus.root}: one device only ({devices[0]}); hold patients out instead")
+    folds = []
+    for device in devices:
+        held = [recording for recording in corpus.recordings if recording.device == device]
+        patients = {recording.patient for recording in held}
+        training = [recording for recording in corpus.recordings if recording.patient not in patients]
+        sides = _only(corpus, training), _only(corpus, held)
+        if not all(_both_kinds(side) for side in sides):
+            raise SplitError(
+                f"{corpus.root}: without {device} one side would lack normal or abnormal cycles; hold patients out "
+                "instead"
+            )
+        folds.append(sides)
+    return folds
+
+
+def refuse_shared_patients(training: Sequence[str], read: Sequence[str], where: str) -> None:
+    """SplitError naming the patients that are on both sides."""
+    both = sorted(set(training) & set(read))
+    if both:
+        shown = ", ".join(both[:3]) + (f" and {len(both) - 3} more" if len(both) > 3 else "")
+        raise SplitError(f"{where}: {len(both)} patients are in training and in what is read ({shown})")
+
+
+def only_patients(corpus: Corpus, patients: set[str]) -> Corpus:
+    """The recordings of some patients."""
+    return _only(corpus, [recording for recording in corpus.recordings if recording.patient in patients])
+
+
+def _only(corpus: Corpus, recordings: Sequence[Recording]) -> Corpus:
+    return dataclasses.replace(corpus, recordings=tuple(recordings), notes=())
+
+
+def _both_kinds(corpus: Corpus) -> bool:
+    return len({cycle.label != "normal" for cycle in corpus.cycles}) == 2
