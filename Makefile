@@ -8,8 +8,8 @@ ARGS   ?=
 # own wheel elsewhere. To choose: make test TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
 
-# Sound for the tests of the microphone; without it they are skipped.
-SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins
+# Sound for the tests of the microphone and a browser for those of the report; without them they are skipped.
+SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium
 
 DEVICE = .venv
 TEST   = .venv-test
@@ -90,7 +90,7 @@ device-environment:
 	$(call environment,$(DEVICE),the device,-e .)
 
 test-environment:
-	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)dev],$(TORCH),-e .[tensorrt-check])
+	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)dev],$(TORCH),-e .[tensorrt-check])
 
 comma := ,
 
