@@ -10,7 +10,7 @@ import numpy as np
 from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, ModelFile, open_bundle
 from device.decision import Judgement, abnormal_probability, judge
 from device.labels import LABELS
-from device.signal import FRAMES, FloatArray, windows
+from device.signal import FloatArray, windows
 from firmware_config.settings import BundleSettings
 
 CPU: Final = "CPUExecutionProvider"
@@ -27,7 +27,7 @@ class Engine(Protocol):
     """What runs a model."""
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, 4) of model inputs (batch, FRAMES, mels)."""
+        """Logits (batch, 4) of model inputs (batch, frames, mels)."""
         ...
 
 
@@ -96,7 +96,7 @@ class Classifier:
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{self.bundle.path}: {self.file.path} does not load: {reason}") from error
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        expected = [FRAMES, self.bundle.manifest.front_end.mels]
+        expected = [self.bundle.manifest.front_end.frames, self.bundle.manifest.front_end.mels]
         if len(inputs) != 1 or inputs[0].shape[1:] != expected or outputs[0].shape[1:] != [len(LABELS)]:
             raise BundleError(
                 f"{self.bundle.path}: {self.file.path} takes {inputs[0].shape} and gives {outputs[0].shape}; the "
@@ -110,7 +110,7 @@ class Classifier:
         return f"fallback engine, {PROVIDERS[self.session.get_providers()[0]]}: {self.missing}" if self.missing else ""
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, 4) of model inputs (batch, FRAMES, mels)."""
+        """Logits (batch, 4) of model inputs (batch, frames, mels)."""
         if self.engine is not None:
             return self.engine.logits(inputs)
         session = self.session

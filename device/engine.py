@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 from device.bundle import Bundle, BundleError, ModelFile
 from device.classifier import ORT_FOLDER, Classifier, Engine, self_test
 from device.labels import LABELS
-from device.signal import FRAMES
 from device.tensorrt_engine import Cuda, Progress, TensorRTEngine, TensorRTError, build, load_tensorrt, weakly_typed
 
 SUFFIX = ".engine"
@@ -129,7 +128,7 @@ def open_engine(bundle: Bundle, precision: Precision, folder: Path) -> tuple[Mod
 
 
 def _loaded(machine: Machine, bundle: Bundle, data: bytes) -> Engine:
-    window = (FRAMES, bundle.manifest.front_end.mels)
+    window = (bundle.manifest.front_end.frames, bundle.manifest.front_end.mels)
     return TensorRTEngine(machine.tensorrt, machine.cuda, data, window, len(LABELS))
 
 

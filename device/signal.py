@@ -61,6 +61,8 @@ class FrontEnd(BaseModel):
     """RMS that a cycle is levelled to; 0 leaves it as recorded."""
     hop: Literal[160] = HOP_SAMPLES  # type: ignore[assignment]  # derived: mypy sees an int
     """Samples between frames."""
+    frames: Literal[798, 1024] = FRAMES  # type: ignore[assignment]  # derived: mypy sees an int
+    """Frames of the model's input; 1024 adds frames of zeros, as the common AST extractor does."""
     mels: int = Field(default=128, ge=8, le=256)
     """Mel bands."""
     low_hz: float = Field(default=20.0, ge=0.0)
@@ -192,8 +194,17 @@ def log_mel(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
     return np.log(np.maximum(energies, np.float32(MEL_FLOOR), out=energies), out=energies)
 
 
+def pad_frames(log_mels: FloatArray, front_end: FrontEnd) -> FloatArray:
+    """Log-mels (FRAMES, mels) and, where the front end has more, frames of zeros at their end: (frames, mels).
+
+    Zeros before normalisation, as transformers' ASTFeatureExtractor adds them: no silence, but bright energy.
+    """
+    missing = front_end.frames - len(log_mels)
+    return np.pad(log_mels, ((0, missing), (0, 0))) if missing else log_mels
+
+
 def raw_window(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to its log-mel window (FRAMES, mels), not yet normalised."""
+    """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to its log-mels (FRAMES, mels): nothing added, not yet normalised."""
     if samples.size > WINDOW_SAMPLES:
         raise SignalError(
             f"a window holds {WINDOW_SECONDS} s; split the cycle of {samples.size / SAMPLE_RATE:.2f} s first"
@@ -207,8 +218,8 @@ def normalise(log_mels: FloatArray, front_end: FrontEnd) -> FloatArray:
 
 
 def window(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to the model's input (FRAMES, mels); SignalError as `level`."""
-    return normalise(raw_window(samples, front_end), front_end)
+    """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to the model's input (frames, mels); SignalError as `level`."""
+    return normalise(pad_frames(raw_window(samples, front_end), front_end), front_end)
 
 
 def split(samples: FloatArray) -> list[FloatArray]:
@@ -221,5 +232,5 @@ def split(samples: FloatArray) -> list[FloatArray]:
 
 
 def windows(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """One cycle of any length to its windows (count, FRAMES, mels); the worst of them speaks for the cycle."""
+    """One cycle of any length to its windows (count, frames, mels); the worst of them speaks for the cycle."""
     return np.stack([window(part, front_end) for part in split(samples)])

@@ -253,7 +253,7 @@ class TensorRTEngine:
     """A built engine on a GPU; model inputs in, logits out."""
 
     def __init__(self, tensorrt: Any, cuda: Cuda, data: bytes, window: Sequence[int], classes: int) -> None:
-        """For windows (FRAMES, mels); TensorRTError when the engine is of another TensorRT, GPU or shape."""
+        """For windows (frames, mels); TensorRTError when the engine is of another TensorRT, GPU or shape."""
         self.cuda = cuda
         cuda.use()
         self.log = _log(tensorrt)
@@ -276,7 +276,7 @@ class TensorRTEngine:
             self.context.set_tensor_address(name, address)
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, classes) of model inputs (batch, FRAMES, mels), any batch."""
+        """Logits (batch, classes) of model inputs (batch, frames, mels), any batch."""
         self.cuda.use()
         return np.concatenate(
             [self._run(inputs[start : start + LARGEST_BATCH]) for start in range(0, len(inputs), LARGEST_BATCH)]

@@ -19,7 +19,7 @@ from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
 from device.simulator import breath
 from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score
-from export.manifest import make_manifest, read_readings
+from export.manifest import make_manifest
 from export.model_card import MODEL_CARD, model_card
 from export.onnx_graph import parity, run, to_onnx
 from export.quantize import CALIBRATION_CYCLES, CONVERTED, FP32, Form, draw_hash, layers, patient_balanced
@@ -27,6 +27,7 @@ from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, load_corpus
+from trainer.evaluate import read_readings
 from trainer.fit import Validation
 from trainer.metrics import Float64Array, Rates
 from trainer.model import AST, Ensemble
@@ -89,7 +90,7 @@ class Calibration:
     """The stretches that set the ranges of integers."""
 
     windows: FloatArray
-    """Model inputs (n, FRAMES, mels)."""
+    """Model inputs (n, frames, mels)."""
     facts: dict[str, Any]
     """What the manifest says of them."""
 
@@ -219,12 +220,18 @@ def read_corpus(
     """The run's corpus, without and with only its first fold's patients, and the audio; BuildError when it is another.
 
     That fold measures what the build changes. The other members have trained on it, so it says nothing of accuracy.
+    The test part takes its place where it chose.
     """
     root = data or Path(facts.data)
     if not root.exists():
         raise BuildError(f"{root}: no corpus here, and the gates need the run's; say where it is with --data")
     # The whole part, as `trainer fit` read it, so that its audio cache is found again.
     corpus = load_corpus(facts.corpus, root, part=facts.part, split=facts.split, lenient=facts.lenient, purpose="fit")
+    tested: set[str] = set()
+    if facts.recipe.data.choose_on == "test":
+        test = load_corpus(facts.corpus, root, split=facts.split, lenient=facts.lenient, purpose="evaluate")
+        tested = {one.name for one in test.recordings}
+        corpus = replace(corpus, recordings=corpus.recordings + test.recordings)
     missing = sorted(set(facts.patients) - set(corpus.patients))
     if missing:
         raise BuildError(
@@ -237,6 +244,12 @@ def read_corpus(
         lenient=facts.lenient,
         progress=lambda done, total: reporter.busy(f"reading audio {done}/{total}"),
     )
+    if tested:
+        training, held = (
+            replace(corpus, recordings=tuple(one for one in corpus.recordings if (one.name in tested) == side))
+            for side in (False, True)
+        )
+        return training, held, cache
     held_out = set(facts.held_out[0])
     return only_patients(corpus, set(facts.patients) - held_out), only_patients(corpus, held_out), cache
 
@@ -348,7 +361,7 @@ def export_form(
 
 
 def simulated_breaths(front_end: FrontEnd) -> list[FloatArray]:
-    """Model inputs (1, FRAMES, mels) of the self-test's breaths."""
+    """Model inputs (1, frames, mels) of the self-test's breaths."""
     return [
         windows(breath(seed, label), front_end) for seed, label in zip(SELF_TEST_SEEDS, SELF_TEST_LABELS, strict=True)
     ]
@@ -382,7 +395,7 @@ def _probabilities(model: bytes, inputs: Sequence[FloatArray], temperature: floa
 
 
 def with_latency(served: Sequence[Served], window: FloatArray) -> list[Served]:
-    """The same with the best time of one window (1, FRAMES, mels), taken in turns so that all meet the same load."""
+    """The same with the best time of one window (1, frames, mels), taken in turns so that all meet the same load."""
     best = [float("inf")] * len(served)
     sessions = [open_session(one.data) if one.for_cpu else None for one in served]
     end = time.perf_counter() + LATENCY_SECONDS

@@ -9,25 +9,13 @@ import numpy.typing as npt
 from device.decision import abnormal_probability, leading_class, softmax
 from device.labels import NORMAL
 from device.signal import FloatArray
+from trainer.compare import Shift, rates_shift
 from trainer.fit import Validation, calibrate
-from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, confusion, patient_bootstrap
+from trainer.metrics import IntArray, Interval, Rates, binary_rates, confusion
 from trainer.protocols import worst_window
 
 LARGEST_PARITY: Final = 1e-4  # logits
 LARGEST_LOSS: Final = 0.005  # of Score
-
-
-@dataclass(frozen=True)
-class Shift:
-    """What a file reads minus what fp32 reads on the same stretches, with 95 % paired patient-bootstrap intervals."""
-
-    sensitivity: Interval
-    specificity: Interval
-    score: Interval
-
-    def as_json(self) -> dict[str, Any]:
-        """`{sensitivity, specificity, score}`, each `{value, low, high}`."""
-        return {name: interval.as_json() for name, interval in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -82,18 +70,12 @@ def compare(fp32: FloatArray, other: FloatArray, held: Validation, temperature: 
     before = [predicted(fp32, held, temperature, threshold), predicted(fp32, held, *_refit(fp32, held))]
     after = [predicted(other, held, temperature, threshold), predicted(other, held, *_refit(other, held))]
 
-    def shifts(rows: IntArray) -> Float64Array:
-        true = held.labels[rows]
-        pairs = zip(before, after, strict=True)
-        return np.concatenate([_rates(true, new[rows]) - _rates(true, old[rows]) for old, new in pairs])
-
-    intervals = patient_bootstrap(held.patients, shifts)
+    shifts = (rates_shift(held.patients, held.labels, *pair) for pair in zip(before, after, strict=True))
     return Comparison(
         agreement(other, fp32),
         relative_error(other, fp32),
         max(float(divergence), 0.0),
-        Shift(*intervals[:3]),
-        Shift(*intervals[3:]),
+        *shifts,
     )
 
 
@@ -121,8 +103,3 @@ def relative_error(found: npt.NDArray[np.floating], expected: npt.NDArray[np.flo
 def _refit(logits: FloatArray, held: Validation) -> tuple[float, float]:
     worst, _ = worst_window(logits, abnormal_probability(logits), held.owner)
     return calibrate(worst, held.labels)
-
-
-def _rates(true: IntArray, classes: IntArray) -> Float64Array:
-    rates = binary_rates(confusion(true, classes))
-    return np.array([rates.sensitivity, rates.specificity, rates.score])

@@ -1,6 +1,5 @@
 """The manifest of a run's bundle; nothing in it depends on the machine, the folder or the hour of the build."""
 
-import json
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,34 +8,8 @@ from typing import Any
 
 from device.bundle import Manifest, ModelFile, SelfTest
 from device.labels import LABELS
-from firmware_config.errors import RespSAMError
+from trainer.checkpoints import HUB
 from trainer.run import READINGS_FILE, RunFacts
-
-READING_KEYS = {"protocol", "corpus", "part", "n", "binary", "exact", "auroc", "confounders", "confusion"}
-
-
-class ReadingError(RespSAMError):
-    """A line of a run's readings that is damaged."""
-
-
-def read_readings(run: Path) -> list[dict[str, Any]]:
-    """What `trainer evaluate` read of the run's accuracy, oldest first; ReadingError names a damaged line."""
-    file = run / READINGS_FILE
-    if not file.is_file():
-        return []
-    readings: list[dict[str, Any]] = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        try:
-            reading = json.loads(line)
-            missing = READING_KEYS - set(reading)
-        except (ValueError, TypeError):
-            missing = {"JSON"}
-        if missing:
-            raise ReadingError(
-                f"{file}:{number}: not a reading (no {min(missing)}); remove the line and run 'trainer evaluate' again"
-            )
-        readings.append(reading)
-    return readings
 
 
 def make_manifest(
@@ -87,7 +60,8 @@ def make_manifest(
             "best_epochs": choice.epochs,
             "epochs_done": facts.epochs_done,
             "run": facts.fingerprint,
-            **facts.recipe.model_dump(mode="json", exclude={"model", "front_end"}),
+            **facts.recipe.model_dump(mode="json", exclude={"model", "front_end", "init"}),
+            **({"init": _without_folder(facts.recipe.init)} if facts.recipe.init else {}),
             **({"quantization": quantization} if quantization else {}),
         },
         versions={
@@ -101,9 +75,16 @@ def make_manifest(
 
 def _split(facts: RunFacts) -> str:
     held = " / ".join(str(len(patients)) for patients in facts.held_out)
+    if facts.recipe.data.choose_on == "test":
+        return f"{len(facts.patients)} patients trained, and {held} of THE TEST PART, whose readings it flatters,"
     if len(facts.held_out) == 1:
         return f"of {len(facts.patients)} patients {held} were held out and"
     return f"of {len(facts.patients)} patients each of {len(facts.held_out)} models held out others ({held}), who"
+
+
+def _without_folder(init: str) -> str:
+    """Where the weights began, for others: a path is of the machine of the fit."""
+    return init if init.startswith(HUB) else Path(init).name
 
 
 def _without_paths(reading: dict[str, Any]) -> dict[str, Any]:

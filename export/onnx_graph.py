@@ -37,7 +37,7 @@ def quiet() -> Iterator[None]:
 
 
 def to_onnx(model: AST | Ensemble) -> bytes:
-    """The model in eval mode as ONNX: `windows` (batch, FRAMES, mels) to `logits` (batch, classes), any batch.
+    """The model in eval mode as ONNX: `windows` (batch, frames, mels) to `logits` (batch, classes), any batch.
 
     The bytes depend on the weights and the libraries' versions alone. Raises onnx.checker.ValidationError on a bug.
     """
@@ -105,13 +105,13 @@ def serialized(model: Any) -> bytes:
 
 
 def run(session: Any, inputs: FloatArray, batch: int = RUN_BATCH) -> FloatArray:
-    """Logits (n, classes) of model inputs (n, FRAMES, mels)."""
+    """Logits (n, classes) of model inputs (n, frames, mels)."""
     pieces = [session.run([OUTPUT], {INPUT: inputs[i : i + batch]})[0] for i in range(0, len(inputs), batch)]
     return np.concatenate(pieces).astype(np.float32)
 
 
 def parity(model: AST | Ensemble, session: Any, inputs: FloatArray) -> float:
-    """Largest |torch - ONNX| of any logit over inputs (n, FRAMES, mels), one at a time and in threes; NaN if any is."""
+    """Largest |torch - ONNX| of any logit over inputs (n, frames, mels), one at a time and in threes; NaN if any is."""
     worst = 0.0
     with torch.inference_mode():
         for batch in PARITY_BATCHES:

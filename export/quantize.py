@@ -108,7 +108,7 @@ class Form:
         return self.scheme is None or self.scheme.takes(layer)
 
     def converter(self, model: bytes, windows: FloatArray) -> Convert:
-        """Convert the fp32 ONNX model again and again, calibrated once, on windows (n, FRAMES, mels)."""
+        """Convert the fp32 ONNX model again and again, calibrated once, on windows (n, frames, mels)."""
         if self.scheme is None:
             return lambda kept: half(model, kept)
         quantized = quantize(model, windows, self.scheme)
@@ -155,7 +155,7 @@ def layers(model: bytes) -> list[str]:
 
 
 def quantize(model: bytes, windows: FloatArray, scheme: Scheme = CPU) -> bytes:
-    """The ONNX model with INT8 layers, ranges from calibration windows (n, FRAMES, mels).
+    """The ONNX model with INT8 layers, ranges from calibration windows (n, frames, mels).
 
     Raises QuantizeError when the disk does not take the temporary files.
     """

@@ -21,7 +21,7 @@ Ranked = list[tuple[str, float]]
 def sensitivity(
     convert: Convert, layers: Sequence[str], asked: Sequence[str], fp32: Any, windows: FloatArray
 ) -> Ranked:
-    """Convert each asked one of the layers alone and measure on `windows` (n, FRAMES, mels) against session `fp32`."""
+    """Convert each asked one of the layers alone and measure on `windows` (n, frames, mels) against session `fp32`."""
     expected = run(fp32, windows)
     found = []
     for name in asked:

@@ -17,11 +17,11 @@ from export.gates import LARGEST_LOSS, agreement, relative_error
 from firmware_config.errors import GateRefused
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
+from trainer.compare import rates_shift
 from trainer.corpora import Corpus, CorpusError
-from trainer.evaluate import Outcome, of_heard, open_subject, read_stretches, reading
-from trainer.metrics import Float64Array, IntArray, Interval, binary_rates, confusion, patient_bootstrap
+from trainer.evaluate import Outcome, open_subject, outcome_of, reading
+from trainer.metrics import Interval
 from trainer.protocols import Protocol
-from trainer.recordings import gradable, hear
 from trainer.view import interval
 
 
@@ -110,31 +110,17 @@ def verify(
             temperature=file.temperature,
             threshold=file.threshold,
         )
-        if protocol == "recordings":
-            heard = hear(gradable(corpus), cache, classifier, quality)
-            outcome = of_heard(heard, cache, classifier.site_rule)
-        else:
-            outcome = read_stretches(corpus, cache, form, protocol)
+        outcome = outcome_of(form, corpus, cache, protocol, quality)
         if not classifier.kept:
             raise CorpusError(f"{corpus.root}: nothing in it can be judged; give another --part or --data")
         found = np.concatenate(classifier.kept)
         fp32 = fp32 or (found, outcome)
-        shift = score_shift(outcome, fp32[1])
+        shift = rates_shift(outcome.patients, outcome.true, fp32[1].predicted, outcome.predicted).score
         read = reading(outcome, protocol, form, corpus)
         verified.append(
             Verified(file, deviation, read, agreement(found, fp32[0]), relative_error(found, fp32[0]), shift)
         )
     return verified
-
-
-def score_shift(outcome: Outcome, fp32: Outcome) -> Interval:
-    """Binary Score minus fp32's on the same sound, with a paired 95 % patient-bootstrap interval."""
-
-    def shift(rows: IntArray) -> Float64Array:
-        scores = [binary_rates(confusion(one.true[rows], one.predicted[rows])).score for one in (outcome, fp32)]
-        return np.array([scores[0] - scores[1]])
-
-    return patient_bootstrap(outcome.patients, shift)[0]
 
 
 def require(verified: list[Verified], bundle: Bundle) -> None:

@@ -1,4 +1,4 @@
-"""`trainer`: data describe, fit, evaluate, segmentation, grading.
+"""`trainer`: data describe, fit, evaluate, compare, study, segmentation, grading.
 
 Parses and prints; the work is in functions that a notebook could call.
 """
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from firmware_config.settings import Settings
+    from trainer.audio_cache import AudioCache
+    from trainer.corpora import Corpus
+    from trainer.evaluate import Subject
     from trainer.protocols import Protocol
+    from trainer.recipe import Recipe
 
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
 data_app = application("Look at a corpus.")
@@ -87,6 +91,9 @@ def fit(
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.0, help="Stop after the epoch that fits.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder or a .pth.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
     members: Annotated[
         int | None, typer.Option("--members", min=1, help="Models, each with its own held-out fold; over the recipe's.")
@@ -98,6 +105,17 @@ def fit(
         int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")
     ] = None,
     accumulation: Annotated[int | None, typer.Option("--accumulation", min=1, help="Micro-batches a step.")] = None,
+    rho: Annotated[
+        float | None, typer.Option("--rho", min=0.0, help="SAM's radius, 0 without; over the recipe's.")
+    ] = None,
+    sharpness: Annotated[str | None, typer.Option("--sharpness", help="sam or asam; over the recipe's.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="32 or bf16; over the recipe's.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="On this machine, one a GPU.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, with torchrun or SLURM.")] = 1,
+    compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory, a third more time: recompute activations.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Train on a corpus; the best epoch, temperature, threshold and site rule come from held-out patients."""
@@ -107,29 +125,49 @@ def fit(
     from trainer.experiment import Request, prepare
     from trainer.finish import finish
     from trainer.fit import prepare_folder, write_log
+    from trainer.machine import follows, resolved, start
     from trainer.members import train_members
     from trainer.recipe import load_recipe, with_changes
     from trainer.view import EpochView
 
     settings = load_settings(config)
     changes = {
+        "init": init,
         "data.crops": crops,
         "data.hold_out": hold_out,
         "data.members": members,
+        "optimizer.rho": rho,
+        "optimizer.sharpness": sharpness,
+        "optimizer.precision": precision,
         "optimizer.epochs": epochs,
         "optimizer.batch": batch,
         "optimizer.accumulation": accumulation,
     }
     chosen = with_changes(load_recipe(recipe), changes)
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=follows())
+    kind = resolved(device)
     prepare_folder(out, resume)
+    said = _said_first(chosen, out)
+    for line in said:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     request = Request(chosen, recipe, corpus, data, part, split, lenient, seed)
-    chosen_device = _device(device, settings)
     with _progress(console, "reading audio") as progress:
         prepared = prepare(request, settings.training.folder, progress)
-    _show_notes(prepared.corpus.notes)
-    write_log(out, prepared.corpus.notes)
-    console.print(f"training on {chosen_device}")
+    # what is wrong with the corpus has been said by one process before there are several
+    machine = start(
+        kind,
+        processes=processes,
+        nodes=nodes,
+        precision=chosen.optimizer.precision,
+        workers=settings.training.workers,
+        compiled=compiled,
+        checkpointing=checkpointing,
+    )
+    _use_threads(settings)
+    if machine.rank == 0:
+        _show_notes(prepared.corpus.notes)
+        write_log(out, [*prepared.corpus.notes, *said])
+    console.print(machine.in_words)
     with EpochView(console) as view:
         try:
             trained = train_members(
@@ -139,25 +177,36 @@ def fit(
                 prepared.cache,
                 prepared.front_end,
                 out,
-                device=chosen_device,
+                machine=machine,
                 seed=seed,
                 resume=resume,
                 minutes=minutes,
-                workers=settings.training.workers,
                 watcher=view,
             )
         except KeyboardInterrupt:
             console.print("interrupted; finished epochs are saved, go on with --resume")
             raise
-    with console.status("calibrating on the held-out patients' recordings"):
-        facts = finish(trained, out, request, prepared, settings.quality, chosen_device)
-    _show_fit(facts, out)
+    if machine.rank == 0:
+        with console.status("calibrating on the held-out patients' recordings"):
+            facts = finish(trained, out, request, prepared, settings.quality, machine.device)
+        _show_fit(facts, out)
+
+
+def _said_first(recipe: "Recipe", out: Path) -> list[str]:
+    """What a run's first lines and its log say of its recipe; CheckpointError before any audio is read."""
+    from trainer.checkpoints import initial_weights
+    from trainer.run import begun
+    from trainer.view import FLATTERED
+
+    said = [f"warning: {FLATTERED}"] if recipe.data.choose_on == "test" else []
+    # a run that goes on has its weights
+    return said if begun(out) or not recipe.init else [*said, str(initial_weights(recipe.init, recipe.model)[1])]
 
 
 def _show_fit(facts: Any, out: Path) -> None:
     from rich.console import Console
 
-    from trainer.view import readings_table
+    from trainer.view import FLATTERED, readings_table
 
     console = Console()
     choice = facts.choice
@@ -166,9 +215,10 @@ def _show_fit(facts: Any, out: Path) -> None:
         f"temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
         f"a site is flagged when {choice.site_rule.in_words} ({choice.segmentation.method})"
     )
-    console.print(
-        readings_table(list(choice.readings.values()), "held-out patients (they chose the above: a little too good)")
-    )
+    whose = "held-out patients (they chose the above: a little too good)"
+    if facts.recipe.data.choose_on == "test":
+        whose = f"THE TEST PART: {FLATTERED}"
+    console.print(readings_table(list(choice.readings.values()), whose))
     console.print(f"run in {out}; next: respsam-export build {out} --int8 --out BUNDLE", soft_wrap=True)
 
 
@@ -190,25 +240,165 @@ def evaluate(
 
     from firmware_config.settings import load_settings
     from trainer import evaluate as evaluation
-    from trainer.audio_cache import with_audio
-    from trainer.corpora import load_corpus
     from trainer.view import show_reading
 
     settings = load_settings(config)
     console = Console(stderr=True)
     chosen = protocol_named(protocol, corpus)
     opened = evaluation.open_subject(subject, _device(device, settings))
-    read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="evaluate")
-    with _progress(console, "reading audio") as progress:
-        read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
-    _show_notes(read.notes)
+    read, cache = _to_read([opened], corpus, data, part, split, lenient, settings)
     with _progress(console, "listening") as progress:
         reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress)
-    evaluation.log_reading(subject, reading)
+    _show_notes(evaluation.log_reading(subject, reading))
     if json_output:
         _print_json(reading)
     else:
         show_reading(reading, Console())
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="ablation, rho, padding, level, duration, transfer, or a TOML file.")],
+    corpus: CorpusOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder of tables, pictures and cells; studies share it.")],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Models a setting, each holds out another fold.")] = 3,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0.0, help="Of training a cell, at most.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "compact",
+    draws: Annotated[int | None, typer.Option("--draws", min=1, help="An epoch; over the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--settings", help="This one and the reference alone; may be repeated.")
+    ] = None,
+    to_corpus: Annotated[str, typer.Option("--to-corpus", help="Read this corpus, too, and never train on it.")] = "",
+    to_data: Annotated[Path | None, typer.Option("--to-data", help="Its root.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at once, a thread each; above 1 by Ray.")] = 1,
+    ray: Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Of a Ray cluster that sees --out.")] = "",
+    part: PartOption = None,
+    split: SplitOption = "official",
+    lenient: LenientOption = False,
+    device: DeviceOption = "auto",
+    config: ConfigOption = None,
+) -> None:
+    """Train in several settings with several seeds and compare them on held-out patients; goes on where it stopped."""
+    from rich.console import Console
+
+    from firmware_config.settings import load_settings
+    from trainer.cells import Cell, Plan, plan_cells, run_cells
+    from trainer.machine import resolved
+    from trainer.recipe import load_recipe
+    from trainer.study import StudyError, load_study
+    from trainer.study_report import lines_of, notes_on, tables, write_report
+
+    settings = load_settings(config)
+    asked = load_study(name).only(only or [])
+    if (name == "transfer" or to_corpus) and not (to_corpus and to_data):
+        raise typer.BadParameter("another corpus is read with --to-corpus C --to-data DIR", param_hint="--to-corpus")
+    recipes = asked.recipes(load_recipe(recipe), {"data.draws": draws, "optimizer.epochs": epochs})
+    plan = Plan(
+        corpus,
+        data.resolve(),
+        settings.training.folder.resolve(),
+        settings.quality,
+        part,
+        split,
+        lenient,
+        to_corpus,
+        (to_data or Path()).resolve(),
+        resolved(device),
+        minutes,
+    )
+    progress, shown = Console(stderr=True, soft_wrap=True, highlight=False, markup=False), Console(soft_wrap=True)
+    with progress.status("reading audio"):
+        plan, cells, corpus_notes = plan_cells(asked, plan, recipes, seeds, out)
+    _show_notes(corpus_notes)
+    done = sum(cell.done(plan) for cell in cells)
+    progress.print(f"{len(recipes)} settings x {seeds} seeds = {len(cells)} cells, {done} of them done before")
+
+    def told(cell: Cell, problem: str | None) -> None:
+        facts = cell.facts()
+        how = f"{facts.epochs_done} epochs in {facts.seconds:.0f} s" if facts and not problem else f"FAILED: {problem}"
+        progress.print(f"{cell.setting}, seed {cell.seed}: {how}")
+
+    failed = run_cells(cells, plan, told, jobs, ray)
+    lines, stem = lines_of(asked, cells, plan.targets), Path(name).stem
+    notes = notes_on(asked, lines, seeds)
+    if lines:
+        write_report(stem, asked, lines, notes, out)
+        for table in tables(lines):
+            shown.print(table, soft_wrap=False)
+        for note in notes:
+            shown.print(f"- {note}", highlight=False, markup=False)
+        shown.print(f"in full in {out / stem}.md, as a picture in {out / stem}.svg", highlight=False)
+    if failed:
+        raise StudyError(f"{failed} of {len(cells)} cells failed, see above; what the others gave is kept")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder or a bundle.", metavar="A")],
+    second: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
+    corpus: Annotated[str | None, typer.Option("--corpus", help="icbhi, sprsound or manifest.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Corpus root, or any folder of pairs.")] = None,
+    part: PartOption = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="events, windows or recordings.")] = None,
+    split: SplitOption = "official",
+    lenient: LenientOption = False,
+    device: DeviceOption = "auto",
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Is B better than A? B - A with paired intervals: of two runs on what both held out, or on a --part read now."""
+    from rich.console import Console
+
+    from firmware_config.settings import load_settings
+    from trainer import compare as comparing
+    from trainer.evaluate import log_reading, open_subject
+    from trainer.view import show_comparison
+
+    settings = load_settings(config)
+    shared = comparing.corpus_of_runs(first, second) if part is None else None
+    if shared is not None:
+        compared = comparing.on_held_out(first, second, protocol_named(protocol, shared))
+    elif corpus is None or data is None:
+        raise typer.BadParameter("a --part, or a bundle, is read on a corpus: give --corpus and --data")
+    else:
+        chosen = protocol_named(protocol, corpus)
+        one, other = (open_subject(path, _device(device, settings)) for path in (first, second))
+        read, cache = _to_read([one, other], corpus, data, part, split, lenient, settings)
+        with _progress(Console(stderr=True), "listening") as progress:
+            compared, readings = comparing.on_corpus(one, other, read, cache, chosen, settings.quality, progress)
+        for path, reading in zip((first, second), readings, strict=True):
+            _show_notes(log_reading(path, reading))
+    if json_output:
+        _print_json(compared)
+    else:
+        show_comparison(compared, Console())
+
+
+def _to_read(
+    subjects: "list[Subject]",
+    corpus: str,
+    data: Path,
+    part: str | None,
+    split: str,
+    lenient: bool,
+    settings: "Settings",
+) -> "tuple[Corpus, AudioCache]":
+    """The corpus that these models are read on, and its audio; SplitError when one of them was trained on it."""
+    from rich.console import Console
+
+    from trainer.audio_cache import with_audio
+    from trainer.corpora import load_corpus
+    from trainer.evaluate import refuse_trained_patients
+
+    read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="evaluate")
+    for subject in subjects:
+        refuse_trained_patients(subject, read, split)
+    with _progress(Console(stderr=True), "reading audio") as progress:
+        read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
+    _show_notes(read.notes)
+    return read, cache
 
 
 @app.command()
@@ -250,9 +440,57 @@ def grading(
     _print_json(compare(fold_detectors(read, cache, folds, seed), cache, settings.quality))
 
 
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    file: Annotated[Path, typer.Argument(help="A wav or flac.", metavar="FILE")],
+    at: Annotated[float | None, typer.Option("--at", help="Second to explain; else the most suspicious.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Draw it here: .png or .svg.")] = None,
+    device: DeviceOption = "auto",
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show where a run's attention lies in a recording, and how much of it on seams and on silence."""
+    from firmware_config.settings import load_settings
+    from trainer import explain as explaining
+
+    settings = load_settings(config)
+    told = explaining.explain(run, file, _device(device, settings), settings.quality, at)
+    if out is not None:
+        explaining.draw(told, out)
+    if json_output:
+        _print_json(told.as_json())
+    else:
+        typer.echo(told.in_words)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
+    data: Annotated[Path | None, typer.Option("--data", help="Where the run's corpus is now, if it has moved.")] = None,
+    device: DeviceOption = "auto",
+    config: ConfigOption = None,
+) -> None:
+    """Write RUN/report.html again: curves, confusion, ROC, reliability, sharpness, worst mistakes with their sound."""
+    from rich.console import Console
+
+    from firmware_config.settings import load_settings
+    from trainer.experiment import prepare
+    from trainer.report import request_of, write_report
+    from trainer.run import read_facts
+
+    settings = load_settings(config)
+    console = Console(stderr=True)
+    request = request_of(read_facts(run), data)
+    with _progress(console, "reading audio") as progress:
+        prepared = prepare(request, settings.training.folder, progress)
+    with console.status("writing the report"):
+        path = write_report(run, prepared.corpus, prepared.cache, _device(device, settings))
+    typer.echo(f"{path} holds patients' sound: keep it where their recordings are kept")
+
+
 def _heard(corpus: str, data: Path, part: str | None, lenient: bool, config: Path | None) -> tuple[Any, Any, Any]:
     """A corpus, its audio and the settings."""
-    import torch
     from rich.console import Console
 
     from firmware_config.settings import load_settings
@@ -260,8 +498,7 @@ def _heard(corpus: str, data: Path, part: str | None, lenient: bool, config: Pat
     from trainer.corpora import load_corpus
 
     settings = load_settings(config)
-    if settings.training.threads:
-        torch.set_num_threads(settings.training.threads)
+    _use_threads(settings)
     read = load_corpus(corpus, data, part=part, lenient=lenient)
     with _progress(Console(stderr=True), "reading audio") as progress:
         read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
@@ -283,17 +520,17 @@ def protocol_named(asked: str | None, corpus: str) -> "Protocol":
 def _device(wanted: str, settings: "Settings") -> "torch.device":
     import torch
 
-    from trainer.fit import FitError
+    from trainer.machine import resolved
 
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise typer.BadParameter(f"{wanted!r} is not auto, cpu or cuda", param_hint="--device")
+    _use_threads(settings)
+    return torch.device(resolved(wanted))
+
+
+def _use_threads(settings: "Settings") -> None:
+    import torch
+
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise FitError(
-            "--device cuda: torch sees no GPU here; install its CUDA build and a driver, or use --device cpu"
-        )
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _show_notes(notes: tuple[str, ...]) -> None:

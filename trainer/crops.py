@@ -25,6 +25,7 @@ from device.signal import (
     log_mel,
     normalise,
     pad,
+    pad_frames,
     split,
 )
 from trainer.audio_cache import AudioCache
@@ -88,7 +89,7 @@ def located(recording: str, start_seconds: float, end_seconds: float) -> Iterato
 
 
 class TrainingCrops(Dataset[tuple[Tensor, int, Tensor]]):
-    """Window (FRAMES, mels), class, and class of each frame (FRAMES,); keys are (epoch, position, cycle index).
+    """Window (frames, mels), class, and class of each frame (frames,); keys are (epoch, position, cycle index).
 
     Everything random comes from (seed, epoch, position): the same draw is the same window in any process and order.
     """
@@ -167,10 +168,21 @@ class TrainingCrops(Dataset[tuple[Tensor, int, Tensor]]):
         return start, end, label
 
 
+def repetition(size: int, front_end: FrontEnd) -> tuple[int, int]:
+    """Samples from one repeat of a cycle of `size` samples to the next in its window, and of the fade between them.
+
+    WINDOW_SAMPLES and 0 where nothing is repeated.
+    """
+    if front_end.padding != "cyclic" or size >= WINDOW_SAMPLES:
+        return WINDOW_SAMPLES, 0
+    seam = min(SEAM_SAMPLES if front_end.seam == "crossfade" else 0, size // 2)
+    return size - seam, seam
+
+
 def augmented_window(
     samples: FloatArray, front_end: FrontEnd, augmentation: AugmentationRecipe, random: np.random.Generator
 ) -> tuple[FloatArray, IntArray]:
-    """A crop (n,) to its normalised, varied window (FRAMES, mels), and which sample each frame (FRAMES,) is about.
+    """A crop (n,) to its normalised, varied window (frames, mels), and which sample each frame (frames,) is about.
 
     A frame of padding that repeats nothing is about -1.
     """
@@ -184,17 +196,20 @@ def augmented_window(
     if random.random() < augmentation.noise_share:
         noisy = overlaid(levelled, _noise(levelled.size, random), random.uniform(*augmentation.noise_snr_db))
         levelled = level(noisy, front_end.level)
-    cyclic, shift = front_end.padding == "cyclic" and levelled.size < WINDOW_SAMPLES, 0
-    if cyclic and augmentation.cyclic_shift:
+    if augmentation.gain_db:
+        levelled = levelled * np.float32(10 ** (random.uniform(-augmentation.gain_db, augmentation.gain_db) / 20))
+    (period, seam), shift = repetition(levelled.size, front_end), 0
+    if period < WINDOW_SAMPLES and augmentation.cyclic_shift:
         shift = int(random.integers(levelled.size))
-    seam = min(SEAM_SAMPLES if front_end.seam == "crossfade" else 0, levelled.size // 2)
     padded = cyclic_pad(levelled, WINDOW_SAMPLES + shift, seam)[shift:] if shift else pad(levelled, front_end)
-    places = (FRAME_CENTRES + shift) % (levelled.size - seam) if cyclic else FRAME_CENTRES
+    places = (FRAME_CENTRES + shift) % period
     log_mels = log_mel(padded, front_end)
     if augmentation.equalise_db:
         log_mels += _frequency_response(front_end.mels, augmentation.equalise_db, random)
-    window = _mask(normalise(log_mels, front_end), augmentation, random)
-    return window, np.where(places < levelled.size, first + places, -1)
+    window = _mask(normalise(pad_frames(log_mels, front_end), front_end), augmentation, random)
+    about = np.full(len(window), -1)
+    about[:FRAMES] = np.where(places < levelled.size, first + places, -1)
+    return window, about
 
 
 def _noise(size: int, random: np.random.Generator) -> FloatArray:
@@ -215,7 +230,7 @@ def _mask(window: FloatArray, augmentation: AugmentationRecipe, random: np.rando
     """SpecAugment with the mean (0 after normalisation)."""
     for _ in range(augmentation.time_masks):
         width = int(random.integers(augmentation.time_mask_frames + 1))
-        start = int(random.integers(FRAMES - width + 1))
+        start = int(random.integers(len(window) - width + 1))
         window[start : start + width] = 0.0
     for _ in range(augmentation.mel_masks):
         width = int(random.integers(augmentation.mel_mask_bands + 1))

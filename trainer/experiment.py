@@ -58,7 +58,7 @@ def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int],
             refuse_shared_patients(read.patients, tested.patients, f"{read.root}")
     wanted = read if tested is None else dataclasses.replace(read, recordings=read.recordings + tested.recordings)
     heard, cache = with_audio(wanted, cache_folder, lenient=request.lenient, progress=progress)
-    training = dataclasses.replace(heard, recordings=heard.recordings)
+    training = heard
     if tested is None:
         folds = folds_of(training, recipe.data.hold_out, recipe.data.folds, request.seed)
     else:
@@ -68,5 +68,10 @@ def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int],
             for side in (False, True)
         )
         folds = [(training, held_out)]
-    plain = TrainingCrops(training, cache, recipe.front_end, recipe.data, recipe.augmentation, request.seed)
-    return Prepared(training, cache, measure_normalisation(plain, recipe.front_end, request.seed), folds)
+    # on those who train the first member: a single member's held-out patients are not even in the mean
+    plain = TrainingCrops(folds[0][0], cache, recipe.front_end, recipe.data, recipe.augmentation, request.seed)
+    # a recipe that states a mean keeps it
+    front_end = (
+        recipe.front_end if recipe.front_end.mean else measure_normalisation(plain, recipe.front_end, request.seed)
+    )
+    return Prepared(training, cache, front_end, folds)

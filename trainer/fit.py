@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader
 
 from device.decision import abnormal_probability
 from device.labels import LABELS
-from device.signal import FRAMES, FloatArray, FrontEnd, raw_window, split
+from device.signal import FloatArray, FrontEnd, raw_window, split
 from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
+from trainer.checkpoints import load_initial
 from trainer.corpora.cycle import Corpus
 from trainer.crops import UNKNOWN, TrainingCrops
 from trainer.files import write_atomically
+from trainer.machine import Machine
 from trainer.metrics import IntArray, auroc, choose_threshold, fit_temperature
 from trainer.model import AST
 from trainer.protocols import default_protocol, examples, inputs_of, labels_of, worst_window
@@ -47,6 +49,7 @@ from trainer.sampler import draw, weights
 
 NORMALISATION_CROPS = 1024
 EVALUATION_BATCH = 64
+RANK_STEP = 7_919_993  # between the seeds of two processes
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -144,6 +147,11 @@ def moving_average(
     return update
 
 
+def surprise(logits: FloatArray, labels: IntArray) -> float:
+    """Mean negative log-likelihood of the labels (n,) under logits (n, classes)."""
+    return float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)))
+
+
 def soft_targets(classes: Tensor, smoothing: float) -> Tensor:
     """One-hot targets (batch, classes) with `smoothing` spread evenly over all classes."""
     hot = F.one_hot(classes, len(LABELS)).float()
@@ -151,7 +159,7 @@ def soft_targets(classes: Tensor, smoothing: float) -> Tensor:
 
 
 def predict(model: nn.Module, inputs: FloatArray, device: torch.device) -> FloatArray:
-    """Logits (n, classes) of model inputs (n, FRAMES, mels), in eval mode without gradients."""
+    """Logits (n, classes) of model inputs (n, frames, mels), in eval mode without gradients."""
     model.eval()
     with torch.inference_mode():
         batches = [
@@ -173,111 +181,149 @@ class Validation:
             raise FitError(f"the validation patients have normal or abnormal {self.protocol} only; add patients")
         self.inputs, self.owner = inputs_of(chosen, cache, front_end)
 
-    def logits(self, model: nn.Module, device: torch.device) -> FloatArray:
-        """Logits of every stretch (n, classes); the worst window speaks for a long one."""
-        raw = predict(model, self.inputs, device)
+    def logits(self, model: nn.Module, machine: Machine) -> FloatArray:
+        """Logits of every stretch (n, classes); the worst window speaks for a long one. Processes share the work."""
+        raw = predict(model, self.inputs[machine.rank :: machine.processes], machine.device)
+        raw = machine.together(raw, len(self.inputs))
         return worst_window(raw, abnormal_probability(raw), self.owner)[0]
+
+
+class Learner(nn.Module):
+    """From a micro-batch to its loss: what is wrapped for several processes, another precision or compilation."""
+
+    def __init__(self, model: AST, frame_head: nn.Linear, frame_loss: float) -> None:
+        super().__init__()
+        self.model, self.frame_loss = model, frame_loss
+        # a head that does not learn must not wait for gradients
+        self.frame_head = frame_head if frame_loss else None
+
+    def forward(self, windows: Tensor, targets: Tensor, moments: Tensor) -> Tensor:
+        """Cross-entropy of the crops, and by `frame_loss` that of the time columns that somebody annotated."""
+        states = self.model.tokens(windows)
+        loss = F.cross_entropy(self.model.classified(states), targets)
+        if self.frame_head is not None:
+            logits = self.frame_head(self.model.dropout(self.model.columns(states)))
+            surprise = -(moments * logits.log_softmax(dim=-1)).sum()
+            loss = loss + self.frame_loss * surprise / moments.sum().clamp(min=1.0)
+        return loss
 
 
 class Fit:
     """One training run's moving state: model, average, optimizer, progress."""
 
     def __init__(
-        self, recipe: Recipe, crops: TrainingCrops, validation: Validation, device: torch.device, seed: int
+        self, recipe: Recipe, crops: TrainingCrops, validation: Validation, machine: Machine, seed: int
     ) -> None:
         torch.manual_seed(seed)
-        self.recipe, self.crops, self.validation, self.device, self.seed = recipe, crops, validation, device, seed
-        self.model = AST(recipe.model).to(device)
+        self.recipe, self.crops, self.validation, self.machine, self.seed = recipe, crops, validation, machine, seed
+        self.model = AST(recipe.model).to(machine.device)
+        self.model.checkpointing = machine.checkpointing
         # learns beside the model and is not part of it
-        self.frame_head = nn.Linear(recipe.model.dim, recipe.model.classes).to(device)
-        self.learning = nn.ModuleList([self.model, self.frame_head] if recipe.optimizer.frame_loss else [self.model])
+        self.frame_head = nn.Linear(recipe.model.dim, recipe.model.classes).to(machine.device)
+        self.learner = Learner(self.model, self.frame_head, recipe.optimizer.frame_loss)
         self.average = AveragedModel(
             self.model, multi_avg_fn=moving_average(recipe.optimizer.average_decay), use_buffers=True
         )
         # norms, biases and positions are not decayed
-        matrices = [p for p in self.learning.parameters() if p.ndim in (2, 4)]
-        others = [p for p in self.learning.parameters() if p.ndim not in (2, 4)]
+        matrices = [p for p in self.learner.parameters() if p.ndim in (2, 4)]
+        others = [p for p in self.learner.parameters() if p.ndim not in (2, 4)]
         groups = [
             {"params": matrices, "weight_decay": recipe.optimizer.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        self.sam = SAM(torch.optim.AdamW(groups, lr=recipe.optimizer.learning_rate), recipe.optimizer.rho)
+        base = torch.optim.AdamW(groups, lr=recipe.optimizer.learning_rate)
+        self.sam = SAM(base, recipe.optimizer.rho, adaptive=recipe.optimizer.sharpness == "asam")
+        self.wrapped = machine.set_up(self.learner)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
         labels, patients = zip(*((cycle.label, cycle.patient) for cycle in crops.cycles), strict=True)
         self.probabilities = weights(labels, recipe.data.balance, patients, recipe.data.patient_balance)
         self.draws = recipe.data.draws or len(crops.cycles)
-        self.steps_per_epoch = max(1, self.draws // (recipe.optimizer.batch * recipe.optimizer.accumulation))
+        together = recipe.optimizer.batch * recipe.optimizer.accumulation * machine.processes
+        self.steps_per_epoch = max(1, self.draws // together)
 
-    def batches(self, epoch: int, workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Micro-batches of one epoch, mixed up.
+    def drawn(self, epoch: int) -> list[tuple[int, int, int]]:
+        """Keys of this process's crops: every `processes`-th micro-batch of the epoch's draws, which all share."""
+        optimizer, processes = self.recipe.optimizer, self.machine.processes
+        size = self.steps_per_epoch * optimizer.accumulation * optimizer.batch * processes
+        chosen = draw(self.probabilities, size, self.seed, epoch)
+        return [
+            (epoch, position, int(index))
+            for position, index in enumerate(chosen)
+            if position // optimizer.batch % processes == self.machine.rank
+        ]
 
-        Windows (batch, FRAMES, mels), soft targets (batch, classes), and those of each time column of the model's
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """This process's micro-batches of one epoch, mixed up.
+
+        Windows (batch, frames, mels), soft targets (batch, classes), and those of each time column of the model's
         tokens (batch, columns, classes), all 0 where nobody knows.
         """
-        optimizer, count = self.recipe.optimizer, self.steps_per_epoch
-        size = count * optimizer.accumulation * optimizer.batch
-        keys = [
-            (epoch, position, int(i)) for position, i in enumerate(draw(self.probabilities, size, self.seed, epoch))
-        ]
+        optimizer, device = self.recipe.optimizer, self.machine.device
         # the epoch's keys are the sampler: workers may take them in any order and still cut the same windows
-        loader = DataLoader(self.crops, optimizer.batch, sampler=keys, num_workers=workers)
+        loader = DataLoader(self.crops, optimizer.batch, sampler=self.drawn(epoch), num_workers=self.machine.workers)
         random = np.random.default_rng((self.seed, epoch, 3))
         columns = self.recipe.model.grid[1]
-        centres = ((torch.arange(columns) + 0.5) * FRAMES / columns).long()
+        centres = ((torch.arange(columns) + 0.5) * self.recipe.model.frames / columns).long()
         for windows, classes, heard in loader:
             targets = soft_targets(classes, optimizer.label_smoothing)
             heard = heard[:, centres]
             moments = soft_targets(heard.clamp(min=0), 0.0) * (heard != UNKNOWN).unsqueeze(-1)
             mixup = self.recipe.augmentation.mixup
             if mixup:
-                share, order = float(random.beta(mixup, mixup)), torch.from_numpy(random.permutation(len(windows)))
+                # drawn for the other processes' micro-batches, too: the same mixtures however many share the work
+                mixtures = [
+                    (float(random.beta(mixup, mixup)), random.permutation(len(windows)))
+                    for _ in range(self.machine.processes)
+                ]
+                share, order = mixtures[self.machine.rank][0], torch.from_numpy(mixtures[self.machine.rank][1])
                 windows = share * windows + (1.0 - share) * windows[order]
                 targets = share * targets + (1.0 - share) * targets[order]
                 moments = share * moments + (1.0 - share) * moments[order]
-            yield windows.to(self.device), targets.to(self.device), moments.to(self.device)
+            yield windows.to(device), targets.to(device), moments.to(device)
 
-    def train_epoch(self, epoch: int, workers: int, watcher: Watcher) -> float:
-        """One epoch of SAM steps; returns the mean loss. FitError on a loss that is not finite."""
+    def train_epoch(self, epoch: int, watcher: Watcher) -> float:
+        """One epoch of SAM steps; returns the mean loss of all processes. FitError on a loss that is not finite."""
         optimizer = self.recipe.optimizer
-        torch.manual_seed(self.seed * 100_003 + epoch)  # dropout; an epoch is the same wherever a resume begins
-        self.model.train()
+        # dropout; an epoch is the same wherever a resume begins, and no process repeats another's masks
+        torch.manual_seed(self.seed * 100_003 + epoch + RANK_STEP * self.machine.rank)
+        self.wrapped.train()
         watcher.epoch_started(epoch, optimizer.epochs, self.steps_per_epoch)
         began, losses = time.monotonic(), []
-        for number, (windows, targets, moments) in enumerate(self.batches(epoch, workers)):
-            loss = self.micro_step(windows, targets, moments)
+        for number, (windows, targets, moments) in enumerate(self.batches(epoch)):
+            last = (number + 1) % optimizer.accumulation == 0
+            loss = self.micro_step(windows, targets, moments, last)
             if not np.isfinite(loss):
                 raise FitError(
-                    f"the loss is {loss} in epoch {epoch + 1}; lower the learning rate, the last checkpoint holds"
+                    f"the loss is {loss} in epoch {epoch + 1}, in a batch of {self.names_of(epoch, number)}; look at "
+                    "these recordings or lower the learning rate; the last finished epoch is kept"
                 )
             losses.append(loss)
-            if (number + 1) % optimizer.accumulation == 0:
+            if last:
                 step = number // optimizer.accumulation
                 self.step(epoch * self.steps_per_epoch + step)
-                samples = (number + 1) * optimizer.batch
+                samples = (number + 1) * optimizer.batch * self.machine.processes
                 watcher.stepped(step + 1, float(np.mean(losses[-50:])), samples / (time.monotonic() - began))
-        return float(np.mean(losses))
+        return self.machine.mean(float(np.mean(losses)))
 
-    def loss(self, windows: Tensor, targets: Tensor, moments: Tensor) -> Tensor:
-        """Cross-entropy of the crops, and by `frame_loss` that of the time columns that somebody annotated."""
-        states = self.model.tokens(windows)
-        loss = F.cross_entropy(self.model.classified(states), targets)
-        weight = self.recipe.optimizer.frame_loss
-        if weight:
-            logits = self.frame_head(self.model.dropout(self.model.columns(states)))
-            surprise = -(moments * logits.log_softmax(dim=-1)).sum()
-            loss = loss + weight * surprise / moments.sum().clamp(min=1.0)
-        return loss
+    def names_of(self, epoch: int, number: int) -> str:
+        """The recordings of this process's micro-batch `number`."""
+        batch = self.recipe.optimizer.batch
+        keys = self.drawn(epoch)[number * batch : (number + 1) * batch]
+        return ", ".join(sorted({self.crops.cycles[index].recording for _, _, index in keys}))
 
-    def micro_step(self, windows: Tensor, targets: Tensor, moments: Tensor) -> float:
-        """Gradients of one micro-batch; returns its loss at the weights themselves."""
-        loss = backward_twice(
-            self.learning,
-            self.sam,
-            lambda: self.loss(windows, targets, moments),
-            self.device,
-            1.0 / self.recipe.optimizer.accumulation,
-        )
+    def micro_step(self, windows: Tensor, targets: Tensor, moments: Tensor, last: bool = True) -> float:
+        """Gradients of one micro-batch, shared with the other processes in the `last` of a step; returns its loss."""
+        with self.machine.without_sharing(self.wrapped, enabled=not last):
+            loss = backward_twice(
+                self.learner,
+                self.sam,
+                lambda: self.wrapped(windows, targets, moments),
+                self.machine.device,
+                1.0 / self.recipe.optimizer.accumulation,
+                unshared=lambda: self.machine.without_sharing(self.wrapped),
+                backward=self.machine.fabric.backward,
+            )
         return float(loss)
 
     def step(self, number: int) -> None:
@@ -286,7 +332,7 @@ class Fit:
         for group in self.sam.base.param_groups:
             group["lr"] = learning_rate(optimizer, number, self.steps_per_epoch)
         if optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(self.learning.parameters(), optimizer.clip_norm)
+            nn.utils.clip_grad_norm_(self.learner.parameters(), optimizer.clip_norm)
         self.sam.step()
         self.sam.zero_grad()
         if optimizer.average_decay:
@@ -299,7 +345,8 @@ class Fit:
 
     def validate(self) -> dict[str, float]:
         """Validation readings of the serving weights at their own best threshold with Se >= Sp."""
-        logits = self.validation.logits(self.serving, self.device)
+        self.machine.same_buffers(self.model, self.average)
+        logits = self.validation.logits(self.serving, self.machine)
         abnormal, probability = self.validation.labels > 0, abnormal_probability(logits)
         _, rates = choose_threshold(abnormal, probability)
         return {
@@ -307,15 +354,17 @@ class Fit:
             "specificity": rates.specificity,
             "score": rates.score,
             "auroc": auroc(abnormal, probability),
+            "held_out_loss": surprise(logits, self.validation.labels),
         }
 
-    def run_epoch(self, workers: int, watcher: Watcher) -> None:
+    def run_epoch(self, watcher: Watcher) -> None:
         """Train, validate, remember the best."""
         epoch, began = self.progress.epochs_done, time.monotonic()
-        loss = self.train_epoch(epoch, workers, watcher)
+        loss = self.train_epoch(epoch, watcher)
+        step_seconds = (time.monotonic() - began) / self.steps_per_epoch
         readings = self.validate()
         seconds = time.monotonic() - began
-        row = {"epoch": epoch + 1, "loss": loss, **readings, "seconds": round(seconds, 1)}
+        row = {"epoch": epoch + 1, "loss": loss, **readings, "seconds": round(seconds, 1), "step_seconds": step_seconds}
         self.progress.history.append(row)
         self.progress.epochs_done = epoch + 1
         if (readings["score"], readings["auroc"]) > tuple(self.progress.best):
@@ -380,31 +429,45 @@ def train(
     *,
     resume: bool,
     minutes: float | None,
-    workers: int,
     watcher: Watcher,
 ) -> None:
     """Epochs until the schedule's end, or until the next one would not fit into `minutes`."""
     if resume and (folder / CHECKPOINT_FILE).is_file():
         fit.load(folder, identity)
+    elif fit.recipe.init:
+        load_initial(fit.recipe.init, fit.model)
     began, longest = time.monotonic(), 0.0
     try:
         while fit.progress.epochs_done < fit.recipe.optimizer.epochs:
-            if minutes is not None and longest and time.monotonic() - began + longest > 60 * minutes:
+            over = minutes is not None and longest > 0.0 and time.monotonic() - began + longest > 60 * minutes
+            if fit.machine.told(over):
                 break
             started = time.monotonic()
-            fit.run_epoch(workers, watcher)
-            fit.save(folder, identity)
+            fit.run_epoch(watcher)
+            if fit.machine.rank == 0:
+                fit.save(folder, identity)
             longest = max(longest, time.monotonic() - started)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            if fit.machine.processes > 1 and _is_of_another_process(error):
+                raise FitError(
+                    f"another process of this run has stopped (this is {fit.machine.rank} of {fit.machine.processes}); "
+                    "finished epochs are kept, go on with --resume"
+                ) from error
             raise
         batch, accumulation = fit.recipe.optimizer.batch, fit.recipe.optimizer.accumulation
         smaller = f"try --batch {batch // 2} --accumulation {accumulation * 2}, which learns from as many cycles a step"
         remedy = (
             smaller if batch >= 4 else "no smaller --batch with more --accumulation will help; take a smaller model"
         )
-        raise FitError(f"out of memory with --batch {batch} on {fit.device}; {remedy}") from error
+        raise FitError(f"out of memory with --batch {batch} on {fit.machine.device}; {remedy}") from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _is_of_another_process(error: RuntimeError) -> bool:
+    """Whether a collective failed: gloo and NCCL say it in words of their own."""
+    said = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or "gloo" in said or "connection" in said

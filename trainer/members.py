@@ -5,15 +5,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import Literal, Protocol
 
 from device.signal import FloatArray, FrontEnd
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
 from trainer.crops import TrainingCrops
 from trainer.fit import Fit, FitError, Validation, Watcher, identity, train
+from trainer.machine import Machine
 from trainer.metrics import IntArray
 from trainer.model import AST
 from trainer.recipe import Recipe
@@ -35,7 +34,7 @@ class Member:
     logits: FloatArray
     """Of the same stretches, (n, classes)."""
     epoch: int
-    """The best, counted from 1."""
+    """The kept one, counted from 1."""
     epochs_done: int
 
 
@@ -53,16 +52,17 @@ def train_members(
     front_end: FrontEnd,
     folder: Path,
     *,
-    device: torch.device,
+    machine: Machine,
     seed: int,
     resume: bool,
     minutes: float | None,
-    workers: int,
     watcher: MemberWatcher,
+    keep: Literal["best", "last"] = "best",
 ) -> list[Member]:
     """Train a model on each of `folds`, one after another; each has its checkpoint, and `resume` goes on in the last.
 
-    `minutes` are shared out evenly over the members that are left. Raises FitError when a member has no whole epoch.
+    `minutes` are shared out evenly over the members that are left. `keep` is the epoch whose weights a member gets: the
+    last where the held-out patients must not choose. Raises FitError when a member has no whole epoch.
     """
     known = identity(recipe, corpus)
     began = time.monotonic()
@@ -71,19 +71,18 @@ def train_members(
         watcher.member_started(number, len(folds), training, held_out)
         crops = TrainingCrops(training, cache, front_end, recipe.data, recipe.augmentation, seed + SEED_STEP * number)
         held = Validation(held_out, cache, front_end)
-        fit = Fit(recipe, crops, held, device, seed + SEED_STEP * number)
+        fit = Fit(recipe, crops, held, machine, seed + SEED_STEP * number)
         share = None if minutes is None else (minutes - (time.monotonic() - began) / 60) / (len(folds) - number)
         where = member_folder(folder, number)
         where.mkdir(parents=True, exist_ok=True)
-        train(fit, where, known, resume=resume, minutes=share, workers=workers, watcher=watcher)
+        train(fit, where, known, resume=resume, minutes=share, watcher=watcher)
         if not fit.best_weights:
             raise FitError(f"{folder}: member {number + 1} has no finished epoch; raise --epochs or --minutes")
-        model = AST(recipe.model).to(device).eval()
-        model.load_state_dict(fit.best_weights)
+        model = AST(recipe.model).to(machine.device).eval()
+        model.load_state_dict(fit.best_weights if keep == "best" else fit.serving.state_dict())
         progress = fit.progress
-        members.append(
-            Member(model, held_out, held.labels, held.logits(model, device), progress.best_epoch, progress.epochs_done)
-        )
+        epoch = progress.best_epoch if keep == "best" else progress.epochs_done
+        members.append(Member(model, held_out, held.labels, held.logits(model, machine), epoch, progress.epochs_done))
         # a fold's inputs are some hundred megabytes: gone before the next fold's are made
         del held, fit
         gc.collect()

@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from device.labels import LABELS
 from device.signal import FRAMES
@@ -106,10 +107,16 @@ class ConvolutionalStem(nn.Module):
         return self.layers(spectrogram)  # type: ignore[no-any-return]
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over (batch, tokens, dim), written as matmul-softmax-matmul.
+def recomputed(block: nn.Module, states: Tensor) -> Tensor:
+    """`block(states)` that keeps its input alone and runs again, with the same dropout, when the gradient is due."""
+    return checkpoint(block, states, use_reentrant=False)  # type: ignore[no-any-return]
 
-    Plain on purpose: scaled_dot_product_attention exports with IsNaN / Where chains that TensorRT reads badly.
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (batch, tokens, dim), written as matmul-softmax-matmul outside of training.
+
+    Plain on purpose: scaled_dot_product_attention exports with IsNaN / Where chains that TensorRT reads badly. In
+    training it takes two thirds of the time, and keeps no (tokens, tokens) weights for the backward pass.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -119,12 +126,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim)
         self.scale = (config.dim // config.heads) ** -0.5
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         batch, count, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv[0] * self.scale, qkv[1], qkv[2]
-        weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
-        return self.out((weights @ value).transpose(1, 2).reshape(batch, count, dim))  # type: ignore[no-any-return]
+        if self.training and kept is None:
+            heard = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        else:
+            weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
+            if kept is not None:
+                kept.append(weights)
+            heard = weights @ value
+        return self.out(heard.transpose(1, 2).reshape(batch, count, dim))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -140,8 +153,8 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(hidden, config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.dropout(self.attention(self.attention_norm(tokens)))
+    def forward(self, tokens: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        tokens = tokens + self.dropout(self.attention(self.attention_norm(tokens), kept))
         hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)))
         return tokens + self.dropout(self.mlp_out(hidden))  # type: ignore[no-any-return]
 
@@ -152,6 +165,7 @@ class AST(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # a block's activations are computed again in the backward pass instead of kept
         rows, columns = config.grid
         self.stem = PatchStem(config) if config.stem == "patch" else ConvolutionalStem(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
@@ -168,8 +182,11 @@ class AST(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def tokens(self, windows: Tensor) -> Tensor:
-        """Last hidden states (batch, 2 + rows * columns, dim) after the final norm: cls, distillation, the grid."""
+    def tokens(self, windows: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        """Last hidden states (batch, 2 + rows * columns, dim) after the final norm: cls, distillation, the grid.
+
+        Each block's attention weights (batch, heads, tokens, tokens) are appended to `kept`, unless recomputed.
+        """
         if windows.shape[1:] != (self.config.frames, self.config.mels):
             raise ValueError(
                 f"windows are {tuple(windows.shape)}, not (batch, {self.config.frames}, {self.config.mels})"
@@ -178,11 +195,16 @@ class AST(nn.Module):
         special = torch.cat([self.cls_token, self.distillation_token], dim=1).expand(grid.shape[0], -1, -1)
         states = self.dropout(torch.cat([special, grid], dim=1) + self.positions)
         for block in self.blocks:
-            states = block(states)
+            states = recomputed(block, states) if self.checkpointing and self.training else block(states, kept)
         return self.norm(states)  # type: ignore[no-any-return]
 
     def forward(self, windows: Tensor) -> Tensor:
         return self.classified(self.tokens(windows))
+
+    def attended(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (batch, classes), and the blocks' attention weights (batch, heads, tokens, tokens) behind them."""
+        kept: list[Tensor] = []
+        return self.classified(self.tokens(windows, kept)), kept
 
     def classified(self, states: Tensor) -> Tensor:
         """Logits (batch, classes) of what `tokens` returns."""

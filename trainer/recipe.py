@@ -10,8 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device.labels import LABELS
-from device.signal import FRAMES, FrontEnd
+from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
+from trainer.machine import Precision
 from trainer.model import ModelConfig
 from trainer.sampler import Balance
 from trainer.splits import HoldOut
@@ -35,6 +36,10 @@ class OptimizerRecipe(_Section):
 
     rho: float = Field(ge=0.0)
     """Radius of SAM's climb; 0 is plain AdamW."""
+    sharpness: Literal["sam", "asam"] = "sam"
+    """'asam' measures the climb relative to each weight (arXiv 2102.11600); its rho is about ten times SAM's."""
+    precision: Precision = "32"
+    """'bf16' runs forward and backward in bfloat16 autocast; weights and their optimizer stay in float32."""
     learning_rate: float = Field(gt=0.0)
     """Peak of the cosine schedule."""
     weight_decay: float = Field(ge=0.0)
@@ -104,6 +109,8 @@ class AugmentationRecipe(_Section):
     """Start the cyclic repetition at a random point of the crop."""
     mixup: float = Field(default=0.0, ge=0.0)
     """Beta(a, a) of mixup (Zhang et al. 2018)."""
+    gain_db: float = Field(default=0.0, ge=0.0)
+    """Largest change of the level up or down, after levelling, which would undo it before."""
     equalise_db: float = Field(default=0.0, ge=0.0)
     """Standard deviation of a smooth random frequency response: another stethoscope."""
     noise_snr_db: tuple[float, float] = (20.0, 40.0)
@@ -125,8 +132,10 @@ class AugmentationRecipe(_Section):
 
 
 class Recipe(_Section):
-    """One training recipe; mean and std of the front end are measured by `fit`."""
+    """One training recipe; mean and std of the front end are measured by `fit`, unless a mean is stated."""
 
+    init: str = ""
+    """Where the weights begin: hub:OWNER/NAME, a Hugging Face folder or an original .pth; empty begins at random."""
     model: ModelConfig
     front_end: FrontEnd
     optimizer: OptimizerRecipe
@@ -135,28 +144,27 @@ class Recipe(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_number_of_mels(cls, values: Any) -> Any:
-        # the front end states the bands once; the model's input follows
+    def _one_size_of_windows(cls, values: Any) -> Any:
+        # the front end states frames and bands once; the model's input follows
         if (
             isinstance(values, dict)
             and isinstance(values.get("model"), dict)
             and isinstance(values.get("front_end"), dict)
         ):
-            mels = values["front_end"].get("mels", FrontEnd().mels)
-            values = {**values, "model": {"mels": mels, **values["model"]}}
-            if values["model"]["mels"] != mels:
-                raise ValueError(f"model.mels {values['model']['mels']} is not front_end.mels {mels}")
+            for size in ("frames", "mels"):
+                stated = values["front_end"].get(size, getattr(FrontEnd(), size))
+                values = {**values, "model": {size: stated, **values["model"]}}
+                if values["model"][size] != stated:
+                    raise ValueError(f"model.{size} {values['model'][size]} is not front_end.{size} {stated}")
         return values
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
-        if (self.model.frames, self.model.classes) != (FRAMES, len(LABELS)):
-            raise ValueError(
-                f"model.frames must be {FRAMES} and model.classes {len(LABELS)}: the window and the labels"
-            )
-        masks = self.augmentation
-        if masks.time_mask_frames > FRAMES or masks.mel_mask_bands > self.front_end.mels:
-            raise ValueError(f"augmentation masks more than the window of {FRAMES} frames x {self.front_end.mels} mels")
+        if self.model.classes != len(LABELS):
+            raise ValueError(f"model.classes must be {len(LABELS)}, the labels")
+        masks, window = self.augmentation, self.front_end
+        if masks.time_mask_frames > window.frames or masks.mel_mask_bands > window.mels:
+            raise ValueError(f"augmentation masks more than the window of {window.frames} frames x {window.mels} mels")
         return self
 
 
@@ -186,12 +194,12 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
-    """The recipe with some `section.field` values replaced (None leaves it); RecipeError when a value does not fit."""
+    """The recipe with `init` or some `section.field` replaced (None leaves one); RecipeError when a value is wrong."""
     values = recipe.model_dump()
     for key, value in changes.items():
         if value is not None:
-            section, field = key.split(".")
-            values[section][field] = value
+            section, _, field = key.rpartition(".")
+            (values[section] if section else values)[field] = value
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -1,24 +1,27 @@
-"""Sharpness-Aware Minimization (Foret et al. 2021, arXiv 2010.01412) around any torch optimizer."""
+"""Sharpness-Aware Minimization (Foret et al. 2021, arXiv 2010.01412), and its adaptive form, around any optimizer."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+ADAPTIVE_FLOOR = 0.01  # eta of arXiv 2102.11600: a weight of zero can still be perturbed
 
 
 class SAM:
     """Two passes a step: climb by rho along the gradient, take the gradient there, step from where the climb began.
 
     `climb` and `restore` enclose the second forward and backward of one micro-batch (m-sharpness when gradients are
-    accumulated over several); `step` is the base optimizer's. rho = 0 makes every climb a no-op.
+    accumulated over several); `step` is the base optimizer's. rho = 0 makes every climb a no-op. `adaptive` measures
+    the climb relative to each weight's size (ASAM, Kwon et al. 2021, arXiv 2102.11600), which wants a larger rho.
     """
 
-    def __init__(self, base: torch.optim.Optimizer, rho: float) -> None:
+    def __init__(self, base: torch.optim.Optimizer, rho: float, *, adaptive: bool = False) -> None:
         if rho < 0.0:
             raise ValueError(f"rho must not be negative, got {rho}")
-        self.base, self.rho = base, rho
+        self.base, self.rho, self.adaptive = base, rho, adaptive
         self._origins: dict[Tensor, Tensor] = {}
 
     def _parameters(self) -> Iterator[Tensor]:
@@ -27,15 +30,23 @@ class SAM:
 
     @torch.no_grad()
     def climb(self) -> float:
-        """Move to w + rho * g / |g|; returns |g|. A zero or non-finite gradient does not move."""
+        """Move to w + rho * g / |g|, adaptive to w + rho * t^2 g / |t g| with t = |w| + eta; returns the norm.
+
+        A zero or non-finite gradient does not move.
+        """
         parameters = list(self._parameters())
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in parameters]))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        scales = [parameter.abs() + ADAPTIVE_FLOOR for parameter in parameters] if self.adaptive else []
+        if self.adaptive:
+            gradients = [scale * gradient for scale, gradient in zip(scales, gradients, strict=True)]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
         self._origins = {}
         if bool(torch.isfinite(norm)) and float(norm) > 0.0:
-            for parameter in parameters:
-                assert parameter.grad is not None
+            if self.adaptive:
+                gradients = [scale * gradient for scale, gradient in zip(scales, gradients, strict=True)]
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 self._origins[parameter] = parameter.detach().clone()
-                parameter.add_(parameter.grad, alpha=self.rho / float(norm))
+                parameter.add_(gradient, alpha=self.rho / float(norm))
         return float(norm)
 
     @torch.no_grad()
@@ -94,27 +105,38 @@ def frozen_batch_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def backward_twice(
-    model: nn.Module, sam: SAM, loss_of: Callable[[], Tensor], device: torch.device, scale: float = 1.0
+    model: nn.Module,
+    sam: SAM,
+    loss_of: Callable[[], Tensor],
+    device: torch.device,
+    scale: float = 1.0,
+    *,
+    unshared: Callable[[], AbstractContextManager[None]] = nullcontext,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> Tensor:
     """Gradient of `scale` * loss at the climbed point, added to what the parameters held; returns the first loss.
 
     `loss_of` runs one forward of one micro-batch. Both passes see the same dropout. With rho = 0 it is one plain pass.
+    Among several processes the first pass runs inside `unshared`: each climbs along its own gradient (m-sharpness per
+    process), and the gradients of the second pass are the ones that are averaged.
     """
     if sam.rho == 0.0:
         loss = loss_of()
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        backward(loss * scale)
         return loss.detach()
     held = {p: p.grad for p in model.parameters() if p.grad is not None}
     sam.zero_grad()
     with same_randomness(device) as rewind:
-        first = loss_of()
-        first.backward()  # type: ignore[no-untyped-call]
+        with unshared():
+            first = loss_of()
+            backward(first)
         sam.climb()
         sam.zero_grad()
+        # before the second pass: where it averages over processes, the gradients held so far must be in it
+        for parameter, gradient in held.items():
+            parameter.grad = gradient
         rewind()
         with frozen_batch_statistics(model):
-            (loss_of() * scale).backward()  # type: ignore[no-untyped-call]
+            backward(loss_of() * scale)
     sam.restore()
-    for parameter, gradient in held.items():
-        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return first.detach()

@@ -89,6 +89,37 @@ def test_log_mel_of_a_real_recording_equals_the_reference_extractor(shared_data:
         np.testing.assert_allclose(log_mel(prepared, FrontEnd()), expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+@pytest.mark.parametrize("length", [20_000, WINDOW_SAMPLES])
+def test_a_window_of_1024_frames_is_that_of_the_common_extractor(length: int) -> None:
+    """Zeros before normalisation, so that they land at +0.467 with AudioSet's statistics."""
+    from transformers import ASTFeatureExtractor
+
+    extractor = ASTFeatureExtractor(max_length=1024)  # type: ignore[no-untyped-call]
+    front_end = FrontEnd(frames=1024, seam="hard", level=0.0, mean=extractor.mean, std=extractor.std)
+    cycle = noise(length)
+    padded = np.resize(cycle - cycle.mean(dtype=np.float64).astype(np.float32), WINDOW_SAMPLES)
+    expected = extractor(padded, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_values"][0]
+    got = window(cycle, front_end)
+    assert got.shape == (1024, 128)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(got[FRAMES:], 0.467, rtol=0, atol=1e-3)
+
+
+def test_more_frames_change_nothing_of_the_others() -> None:
+    cycle = noise(20_000)
+    longer = windows(cycle, FrontEnd(frames=1024, mean=-9.0, std=3.0))
+    assert longer.shape == (1, 1024, 128)
+    np.testing.assert_array_equal(longer[:, :FRAMES], windows(cycle, FrontEnd(mean=-9.0, std=3.0)))
+    assert raw_window(cycle, FrontEnd(frames=1024)).shape == (FRAMES, 128), "statistics are of sound alone"
+
+
+def test_a_front_end_written_before_there_were_frames_has_798() -> None:
+    before = FrontEnd(mels=64).model_dump(exclude={"frames"})
+    assert FrontEnd.model_validate(before) == FrontEnd(mels=64)
+    assert FrontEnd(mels=64).frames == FRAMES
+
+
 def test_fewer_bands_put_a_tone_where_the_mel_scale_says() -> None:
     front_end = FrontEnd(mels=64, low_hz=20, high_hz=4000)
     edges = np.linspace(1127 * np.log1p(20 / 700), 1127 * np.log1p(4000 / 700), 66)
@@ -264,6 +295,7 @@ def test_normalisation_is_half_a_standard_score() -> None:
         {"mels": 0},
         {"sample_rate": 8000},
         {"hop": 128},
+        {"frames": 1023},
         {"padding": "repeat"},
         {"hop_samples": 160},
     ],

@@ -18,6 +18,7 @@ from trainer.evaluate import evaluate, run_subject
 from trainer.files import write_atomically
 from trainer.finish import population, versions
 from trainer.fit import Validation, predict
+from trainer.machine import start
 from trainer.model import AST, ModelConfig
 from trainer.recipe import Recipe, load_recipe
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, save_tensors
@@ -108,7 +109,7 @@ def make_run(
         if fitted:
             fit_head(one, held)
     model = assemble(made)
-    threshold = widest_gap(abnormal_probability(held.logits(model, torch.device("cpu")), 1.5))
+    threshold = widest_gap(abnormal_probability(held.logits(model, start("cpu")), 1.5))
     facts = RunFacts(
         recipe_name="compact",
         recipe=recipe,

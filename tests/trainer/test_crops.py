@@ -212,6 +212,7 @@ def breath(samples: int = 24_000) -> FloatArray:
     "augmentation",
     [
         AugmentationRecipe(cyclic_shift=True),
+        AugmentationRecipe(gain_db=6.0),
         AugmentationRecipe(equalise_db=4.0),
         AugmentationRecipe(noise_share=1.0),
         AugmentationRecipe(time_masks=2, time_mask_frames=60),
@@ -240,6 +241,41 @@ def test_masks_are_as_many_and_as_wide_as_the_recipe_says() -> None:
         widths.append((frames, bands))
     assert max(frames for frames, _ in widths) > 60
     assert max(bands for _, bands in widths) == 8
+
+
+@pytest.mark.parametrize("level", [0.1, 0.0])
+def test_gain_moves_every_band_alike_and_levelling_does_not_undo_it(level: float) -> None:
+    front_end, augmentation = FrontEnd(level=level), AugmentationRecipe(gain_db=6.0, noise_share=1.0)
+    calm = augmentation.model_copy(update={"gain_db": 0.0})
+    moved = []
+    for seed in range(30):
+        plain, loud = (
+            augmented_window(breath(), front_end, how, np.random.default_rng(seed))[0] for how in (calm, augmentation)
+        )
+        # natural logarithms of power; the lowest bands hold no FFT bin
+        difference = (loud - plain)[:, 20:] * 10 / np.log(10)
+        assert difference.std() < 0.01
+        moved.append(float(difference.mean()))
+    assert -6.0 <= min(moved) < -4.0
+    assert 4.0 < max(moved) <= 6.0
+
+
+def test_frames_of_zeros_are_added_before_normalisation_and_are_about_nothing(tmp_path: Path) -> None:
+    front_end = FrontEnd(frames=1024, mean=-9.0, std=3.0)
+    masks = AugmentationRecipe(equalise_db=4.0, time_masks=1, time_mask_frames=5)
+    longer, places = augmented_window(breath(), front_end, masks, np.random.default_rng(1))
+    assert (longer.shape, places.shape) == ((1024, 128), (1024,))
+    assert (places[:FRAMES] >= 0).all() and (places[FRAMES:] == -1).all()
+    added = longer[FRAMES:]
+    np.testing.assert_allclose(added[added.any(axis=1)], 9.0 / 6.0, rtol=1e-6)
+    plain, _ = augmented_window(breath(), front_end, NO_AUGMENTATION, np.random.default_rng(0))
+    np.testing.assert_array_equal(plain, window(breath(), front_end))
+    corpus, cache = one_recording([cycle(0.0, 1.5)], 1.5, "normal")
+    breath().tofile(tmp_path / "audio.f32")
+    cache = replace(cache, file=tmp_path / "audio.f32")
+    crops = TrainingCrops(corpus, cache, front_end, DataRecipe(crops="events"), NO_AUGMENTATION, 0)
+    _, _, heard = crops[(0, 0, 0)]
+    assert (heard[:FRAMES] == 0).all() and (heard[FRAMES:] == UNKNOWN).all()
 
 
 def test_noise_comes_at_the_asked_level() -> None:

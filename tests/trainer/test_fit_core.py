@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from trainer.fit import (
     soft_targets,
     train,
 )
+from trainer.machine import start
 from trainer.recipe import AugmentationRecipe, OptimizerRecipe
 from trainer.run import CHECKPOINT_FILE, METRICS_FILE, RunError, load_tensors, member_folder
 
@@ -72,10 +74,10 @@ def corpus(toy: Toy) -> Corpus:
 
 
 def checkpoint(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata, the measured seconds left out."""
+    """Tensors and metadata, the measured times left out."""
     tensors, metadata = load_tensors(out / CHECKPOINT_FILE)
     for row in metadata["progress"]["history"]:
-        del row["seconds"]
+        del row["seconds"], row["step_seconds"]
     return tensors, metadata
 
 
@@ -110,7 +112,7 @@ class Interrupting(Silent):
 def test_a_run_interrupted_in_an_epoch_ends_as_one_that_was_not(toy: Toy, tmp_path: Path, workers: int) -> None:
     fit, known = toy_fit(toy.corpus, toy.cache)
     with pytest.raises(KeyboardInterrupt):
-        train(fit, tmp_path, known, resume=False, minutes=None, workers=workers, watcher=Interrupting(1))
+        train(fit, tmp_path, known, resume=False, minutes=None, watcher=Interrupting(1))
     assert checkpoint(tmp_path)[1]["progress"]["epochs_done"] == 1
     resumed = run(toy.corpus, toy.cache, tmp_path, resume=True, workers=workers)
     assert resumed.progress.epochs_done == EPOCHS
@@ -120,7 +122,7 @@ def test_a_run_interrupted_in_an_epoch_ends_as_one_that_was_not(toy: Toy, tmp_pa
 def test_a_run_stopped_by_the_clock_ends_as_one_that_was_not(toy: Toy, tmp_path: Path) -> None:
     for done in range(1, EPOCHS + 1):
         fit, known = toy_fit(toy.corpus, toy.cache)
-        train(fit, tmp_path, known, resume=True, minutes=1e-9, workers=0, watcher=Silent())
+        train(fit, tmp_path, known, resume=True, minutes=1e-9, watcher=Silent())
         assert fit.progress.epochs_done == done, "one epoch is always done, the next one does not fit"
     same_result(tmp_path, toy.whole)
 
@@ -128,15 +130,11 @@ def test_a_run_stopped_by_the_clock_ends_as_one_that_was_not(toy: Toy, tmp_path:
 def test_a_killed_run_ends_as_one_that_was_not(toy: Toy, repository: Path, tmp_path: Path) -> None:
     """A real process, killed with SIGKILL in the middle of its second epoch."""
     out = tmp_path / "killed"
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.trainer.toy_fit", toy.corpus, toy.cache, out],
-        cwd=repository,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "here\n"
+    arguments = [sys.executable, "-m", "tests.trainer.toy_fit", *map(str, (toy.corpus, toy.cache, out)), "--halt"]
+    with subprocess.Popen(arguments, cwd=repository) as process:
+        while not (out / "halted-0").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
         process.kill()
         assert process.wait() == -signal.SIGKILL
     assert checkpoint(out)[1]["progress"]["epochs_done"] == 1
@@ -161,14 +159,14 @@ def test_another_seed_is_another_run(toy: Toy, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_recipe_or_seed_is_refused(toy: Toy, change: dict[str, Any]) -> None:
     fit, known = toy_fit(toy.corpus, toy.cache, **change)
     with pytest.raises(FitError, match="another recipe, corpus or seed"):
-        train(fit, toy.whole, known, resume=True, minutes=None, workers=0, watcher=Silent())
+        train(fit, toy.whole, known, resume=True, minutes=None, watcher=Silent())
 
 
 def test_a_checkpoint_of_another_corpus_is_refused(toy: Toy, tmp_path: Path) -> None:
     root = make_sprsound(tmp_path / "corpus", seed=1)
     fit, known = toy_fit(root, tmp_path / "cache")
     with pytest.raises(FitError, match="another recipe, corpus or seed"):
-        train(fit, toy.whole, known, resume=True, minutes=None, workers=0, watcher=Silent())
+        train(fit, toy.whole, known, resume=True, minutes=None, watcher=Silent())
 
 
 def test_a_damaged_checkpoint_is_named(toy: Toy, tmp_path: Path) -> None:
@@ -176,7 +174,7 @@ def test_a_damaged_checkpoint_is_named(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT_FILE).write_bytes(raw[: len(raw) // 2])
     fit, known = toy_fit(toy.corpus, toy.cache)
     with pytest.raises(RunError, match=CHECKPOINT_FILE):
-        train(fit, tmp_path, known, resume=True, minutes=None, workers=0, watcher=Silent())
+        train(fit, tmp_path, known, resume=True, minutes=None, watcher=Silent())
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(toy: Toy, tmp_path: Path) -> None:
@@ -206,7 +204,8 @@ def test_one_row_an_epoch_and_the_best_of_them_kept(toy: Toy) -> None:
 
     fit, _ = toy_fit(toy.corpus, toy.cache)
     fit.average.module.load_state_dict({name[5:]: t for name, t in tensors.items() if name.startswith("best.")})
-    assert fit.validate() == {name: best[name] for name in ("sensitivity", "specificity", "score", "auroc")}
+    readings = ("sensitivity", "specificity", "score", "auroc", "held_out_loss")
+    assert fit.validate() == {name: best[name] for name in readings}
 
 
 def test_a_longer_run_learns_the_toy(toy: Toy, tmp_path: Path) -> None:
@@ -227,13 +226,31 @@ def test_a_longer_run_learns_the_toy(toy: Toy, tmp_path: Path) -> None:
 # --- a run that cannot go on
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(toy: Toy, tmp_path: Path) -> None:
+class Poisoning(Silent):
+    """Weights that become NaN in the first step of an epoch."""
+
+    def __init__(self, fit: Fit, epoch: int) -> None:
+        self.fit, self.epoch, self.now = fit, epoch, -1
+
+    def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
+        self.now = epoch
+
+    def stepped(self, step: int, loss: float, samples_per_second: float) -> None:
+        if self.now == self.epoch:
+            with torch.no_grad():
+                self.fit.model.head.bias.fill_(float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(toy: Toy, tmp_path: Path) -> None:
+    """The second step of the second epoch: the first epoch's state stays, and goes on to where it would have come."""
     fit, known = toy_fit(toy.corpus, toy.cache)
-    with torch.no_grad():
-        fit.model.head.bias.fill_(float("nan"))
-    with pytest.raises(FitError, match=r"loss is nan in epoch 1; lower the learning rate"):
-        train(fit, tmp_path, known, resume=False, minutes=None, workers=0, watcher=Silent())
-    assert not (tmp_path / CHECKPOINT_FILE).exists()
+    with pytest.raises(FitError, match=r"loss is nan in epoch 2, in a batch of .*; look at these") as raised:
+        train(fit, tmp_path, known, resume=False, minutes=None, watcher=Poisoning(fit, 1))
+    drawn = fit.drawn(1)[8:12]  # the third micro-batch of four: two to a step
+    for _, _, index in drawn:
+        assert fit.crops.cycles[index].recording in str(raised.value)
+    run(toy.corpus, toy.cache, tmp_path, resume=True)
+    same_result(tmp_path, toy.whole)
 
 
 class Failing(nn.Module):
@@ -249,8 +266,8 @@ class Failing(nn.Module):
 
 def failing(toy: Toy, folder: Path, error: Exception, **changes: Any) -> None:
     fit, known = toy_fit(toy.corpus, toy.cache, **changes)
-    fit.model = Failing(error)  # type: ignore[assignment]
-    train(fit, folder, known, resume=False, minutes=None, workers=0, watcher=Silent())
+    fit.learner.model = Failing(error)  # type: ignore[assignment]
+    train(fit, folder, known, resume=False, minutes=None, watcher=Silent())
 
 
 @pytest.mark.parametrize(
@@ -272,6 +289,41 @@ def test_out_of_memory_names_the_batch_and_the_flag(toy: Toy, tmp_path: Path, er
 def test_another_failure_is_not_called_out_of_memory(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         failing(toy, tmp_path, RuntimeError("shapes cannot be multiplied"))
+
+
+# --- how it computes
+
+
+def losses(fit: Fit) -> list[float]:
+    return [row["loss"] for row in fit.progress.history]
+
+
+def test_recomputed_activations_change_nothing(toy: Toy, tmp_path: Path) -> None:
+    """Dropout is on: the second forward of a block must draw the same masks."""
+    fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", checkpointing=True))
+    train(fit, tmp_path, known, resume=False, minutes=None, watcher=Silent())
+    same_result(tmp_path, toy.whole)
+
+
+def test_bf16_learns_nearly_the_same_with_float32_weights(toy: Toy, tmp_path: Path) -> None:
+    fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", precision="bf16"), optimizer__precision="bf16")
+    train(fit, tmp_path, known, resume=False, minutes=None, watcher=Silent())
+    expected = [row["loss"] for row in load_tensors(toy.whole / CHECKPOINT_FILE)[1]["progress"]["history"]]
+    np.testing.assert_allclose(losses(fit), expected, rtol=0.02)
+    assert losses(fit) != expected
+    assert {parameter.dtype for parameter in fit.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_step_learns_the_same(toy: Toy, tmp_path: Path) -> None:
+    patches = {"stem": "patch", "stem_channels": [], "stem_strides": [], "stride": 16, "dropout": 0.0}
+    changes: dict[str, Any] = {"optimizer__epochs": 1, "data__draws": 8, "optimizer__rho": 0.0}
+    changes |= {f"model__{name}": value for name, value in patches.items()}
+    plain = run(toy.corpus, toy.cache, tmp_path / "plain", **changes)
+    (tmp_path / "compiled").mkdir()
+    fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", compiled=True), **changes)
+    train(fit, tmp_path / "compiled", known, resume=False, minutes=None, watcher=Silent())
+    assert losses(fit) == pytest.approx(losses(plain), rel=1e-3)
 
 
 # --- the parts
@@ -314,13 +366,14 @@ def test_smoothed_targets() -> None:
     np.testing.assert_allclose(targets.numpy(), [[0.925, 0.025, 0.025, 0.025], [0.025, 0.025, 0.025, 0.925]], atol=1e-7)
 
 
-def batches_of(fit: Fit, epoch: int, workers: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return list(fit.batches(epoch, workers))
+def batches_of(fit: Fit, epoch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return list(fit.batches(epoch))
 
 
 def test_an_epochs_batches_are_the_same_with_and_without_workers(toy: Toy) -> None:
     fit, _ = toy_fit(toy.corpus, toy.cache)
-    alone, helped, other = batches_of(fit, 1), batches_of(fit, 1, workers=1), batches_of(fit, 2)
+    with_worker, _ = toy_fit(toy.corpus, toy.cache, machine=start("cpu", workers=1))
+    alone, helped, other = batches_of(fit, 1), batches_of(with_worker, 1), batches_of(fit, 2)
     assert len(alone) == fit.steps_per_epoch * RECIPE.optimizer.accumulation == 6
     for one, other_one in zip(alone, helped, strict=True):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other_one, strict=True))
@@ -348,8 +401,8 @@ def test_the_frame_loss_counts_annotated_moments_alone(toy: Toy) -> None:
     known = moments.sum(dim=-1) > 0
     assert known.any() and not known.all()
     with torch.no_grad():
-        loss = float(fit.loss(windows, targets, moments))
-        alone = float(fit.loss(windows, targets, torch.zeros_like(moments)))
+        loss = float(fit.learner(windows, targets, moments))
+        alone = float(fit.learner(windows, targets, torch.zeros_like(moments)))
         states = fit.model.tokens(windows)[:, 2:].numpy()
     rows, columns = RECIPE.model.grid
     vectors = states.reshape(len(windows), rows, columns, -1).mean(axis=1)
@@ -375,7 +428,7 @@ def test_calibration_takes_the_temperature_before_the_threshold() -> None:
 def test_the_optimizer_does_not_decay_norms_biases_and_positions(toy: Toy) -> None:
     fit, _ = toy_fit(toy.corpus, toy.cache)
     decayed = {id(p) for group in fit.sam.base.param_groups if group["weight_decay"] for p in group["params"]}
-    names = {name[2:]: id(parameter) in decayed for name, parameter in fit.learning.named_parameters()}
+    names = {name.split(".", 1)[1]: id(parameter) in decayed for name, parameter in fit.learner.named_parameters()}
     assert sum(len(group["params"]) for group in fit.sam.base.param_groups) == len(names)
     assert all(names[name] for name in ("head.weight", "blocks.0.attention.qkv.weight", "stem.layers.0.weight"))
     assert not any(

@@ -168,6 +168,22 @@ def test_a_batch_is_its_windows_one_by_one() -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", SIZES)
+def test_training_computes_the_same_attention_and_gradients(config: ModelConfig) -> None:
+    """Fused in training, written out elsewhere; batch norm would differ between the two, patches have none."""
+    model = AST(config).eval()
+    gradients = []
+    for training in (True, False):
+        for block in model.blocks:
+            block.train(training)
+        model.zero_grad()
+        logits = model(windows_of(config))
+        logits.square().sum().backward()
+        gradients.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for fused, written in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, written, rtol=1e-3, atol=1e-5)
+
+
 def test_dropout_works_in_training_only() -> None:
     model = AST(ModelConfig.model_validate({**SMALL.model_dump(), "dropout": 0.5}))
     windows = windows_of(SMALL)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from device.signal import FRAMES
+from trainer.model import ModelConfig
 from trainer.recipe import Recipe, RecipeError, load_recipe, shipped_recipes, with_changes
 
 WHOLE = """
@@ -40,7 +40,7 @@ def written(folder: Path, text: str) -> str:
 def test_shipped_recipes_load_and_travel_through_json(name: str) -> None:
     recipe = load_recipe(name)
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
-    assert (recipe.model.frames, recipe.model.mels) == (FRAMES, recipe.front_end.mels)
+    assert (recipe.model.frames, recipe.model.mels) == (recipe.front_end.frames, recipe.front_end.mels)
 
 
 def test_compact_is_what_two_cpu_cores_can_train() -> None:
@@ -50,6 +50,41 @@ def test_compact_is_what_two_cpu_cores_can_train() -> None:
     assert 100 <= rows * columns <= 200
     assert recipe.front_end.high_hz <= 4000, "SPRSound is 8 kHz audio"
     assert recipe.data.crops == "random", "an event's own length betrays its label"
+
+
+def test_paper_is_the_method_of_the_paper_judged_by_held_out_patients() -> None:
+    recipe = load_recipe("paper")
+    optimizer, data, augmentation = recipe.optimizer, recipe.data, recipe.augmentation
+    assert recipe.init == "hub:MIT/ast-finetuned-audioset-10-10-0.4593"
+    sizes = {"frames": 798, "mels": 128, "dropout": 0.3}
+    assert recipe.model == ModelConfig.model_validate(sizes), "AST base is the default"
+    assert (recipe.model.pooling, recipe.model.classes, recipe.model.grid) == ("mean", 4, (12, 79))
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.rho) == (1e-5, 1e-4, 0.05)
+    assert (optimizer.batch, optimizer.accumulation, optimizer.epochs, optimizer.label_smoothing) == (8, 1, 20, 0.1)
+    assert (data.balance, data.patient_balance, data.draws, data.crops, data.members) == ("class", 0.0, 0, "events", 1)
+    assert (data.choose_on, recipe.front_end.mean) == ("held-out", 0.0)
+    assert augmentation.gain_db > 0.0
+    assert augmentation.noise_share > 0.0
+
+
+def test_as_published_differs_in_what_it_says_and_nothing_else() -> None:
+    paper, published = (load_recipe(name).model_dump() for name in ("paper", "paper-as-published"))
+    changed = {
+        f"{section}.{key}": published[section][key]
+        for section in ("model", "front_end", "optimizer", "data", "augmentation")
+        for key in paper[section]
+        if paper[section][key] != published[section][key]
+    }
+    assert changed == {
+        "model.frames": 1024,
+        "front_end.frames": 1024,
+        "front_end.seam": "hard",
+        "front_end.level": 0.0,
+        "front_end.mean": -4.2677393,
+        "front_end.std": 4.5689974,
+        "data.choose_on": "test",
+    }
+    assert paper["init"] == published["init"]
 
 
 def test_a_recipe_by_path_and_the_bands_said_once(tmp_path: Path) -> None:
@@ -67,9 +102,12 @@ def test_a_recipe_by_path_and_the_bands_said_once(tmp_path: Path) -> None:
         ("batch = 4", "batch = 4\nbtach = 8", r"unknown key optimizer\.btach; the nearest valid one is batch"),
         ("[augmentation]", "[augmentation]\n[modle]", "unknown key modle; the nearest valid one is model"),
         ("mels = 64", "mels = 64\nhop = 200", r"front_end\.hop"),
+        ("mels = 64", "mels = 64\nframes = 900", r"front_end\.frames"),
+        ("[augmentation]", "[augmentation]\ntime_mask_frames = 799", "augmentation masks more"),
+        ("[augmentation]", "[augmentation]\ngain_db = -1.0", r"augmentation\.gain_db"),
         ("dim = 16", "dim = 16\nmels = 80", r"model\.mels 80 is not front_end\.mels 64"),
-        ("dim = 16", "dim = 16\nframes = 400", r"model\.frames must be 798"),
-        ("dim = 16", "dim = 16\nclasses = 2", r"model\.classes 4"),
+        ("dim = 16", "dim = 16\nframes = 400", r"model\.frames 400 is not front_end\.frames 798"),
+        ("dim = 16", "dim = 16\nclasses = 2", r"model\.classes must be 4"),
         ("heads = 2", "heads = 3", "model: heads 3 does not divide dim 16"),
         ('crops = "random"', 'crops = "random"\ncrop_seconds = [4.0, 1.5]', "data: crop_seconds must rise"),
         ('crops = "random"', 'crops = "random"\ncrop_seconds = [1.5, 9.0]', "data: crop_seconds must rise"),
@@ -100,8 +138,9 @@ def test_an_absent_recipe_is_answered_with_those_there_are() -> None:
 
 def test_changes_replace_single_values(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, WHOLE))
-    changes: dict[str, Any] = {"optimizer.batch": 8, "optimizer.rho": None, "data.crops": "events"}
+    changes: dict[str, Any] = {"optimizer.batch": 8, "optimizer.rho": None, "data.crops": "events", "init": "a.pth"}
     changed = with_changes(recipe, changes)
+    assert (recipe.init, changed.init, with_changes(changed, {"init": None}).init) == ("", "a.pth", "a.pth")
     assert (changed.optimizer.batch, changed.optimizer.rho, changed.data.crops) == (8, 0.05, "events")
     assert recipe.optimizer.batch == 4
     with pytest.raises(RecipeError, match=r"optimizer\.batch"):

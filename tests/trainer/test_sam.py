@@ -27,6 +27,13 @@ def numpy_sam_gradient(weights: Float64Array, inputs: Float64Array, targets: Flo
     return numpy_gradient(weights + rho * gradient / np.linalg.norm(gradient), inputs, targets)
 
 
+def numpy_asam_gradient(weights: Float64Array, inputs: Float64Array, targets: Float64Array, rho: float) -> Float64Array:
+    """Kwon et al. 2021, equation 11, with T_w = diag(|w| + 0.01)."""
+    gradient, size = numpy_gradient(weights, inputs, targets), np.abs(weights) + 0.01
+    climbed = weights + rho * size**2 * gradient / np.linalg.norm(size * gradient)
+    return numpy_gradient(climbed, inputs, targets)
+
+
 class Logistic(nn.Module):
     """Two parameter tensors, so that a norm taken per tensor instead of over all would show."""
 
@@ -81,14 +88,16 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(left, right) for left, right in pairs)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("rho", [0.05, 0.5])
-def test_values_equal_the_numpy_version(rho: float) -> None:
+def test_values_equal_the_numpy_version(rho: float, adaptive: bool) -> None:
     inputs, targets = problem()
     model = Logistic(inputs.shape[1])
     expected = model.flat.detach().numpy().copy()
-    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.7), rho)
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.7), rho, adaptive=adaptive)
+    gradient = numpy_asam_gradient if adaptive else numpy_sam_gradient
     for _ in range(20):
-        expected -= 0.7 * numpy_sam_gradient(expected, inputs, targets, rho)
+        expected -= 0.7 * gradient(expected, inputs, targets, rho)
         backward_twice(model, sam, lambda: logistic_loss(model, inputs, targets), CPU)
         sam.step()
         sam.zero_grad()

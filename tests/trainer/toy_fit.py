@@ -1,15 +1,22 @@
 """A training run of seconds on a made corpus, put together as `trainer fit` does; also a process that can be killed."""
 
+import argparse
+import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from firmware_config.errors import RespSAMError
 from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
 from trainer.crops import TrainingCrops
+from trainer.files import write_atomically
 from trainer.fit import Fit, Validation, identity, measure_normalisation, train
+from trainer.machine import Machine, start
 from trainer.recipe import Recipe, with_changes
 from trainer.splits import patient_folds
 
@@ -68,21 +75,24 @@ class Silent:
 
 
 class Halting(Silent):
-    """Says "here" in the middle of an epoch and waits there for the kill."""
+    """Leaves its process number as `halted-RANK` in the middle of an epoch, and waits there for a kill or for `go`."""
 
-    def __init__(self, halt_epoch: int) -> None:
-        self.halt_epoch, self.epoch = halt_epoch, -1
+    def __init__(self, folder: Path, rank: int, halt_epoch: int) -> None:
+        self.folder, self.rank, self.halt_epoch, self.epoch = folder, rank, halt_epoch, -1
 
     def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
         self.epoch = epoch
 
     def stepped(self, step: int, loss: float, samples_per_second: float) -> None:
         if (self.epoch, step) == (self.halt_epoch, 2):
-            print("here", flush=True)
-            sys.stdin.readline()
+            write_atomically(self.folder / f"halted-{self.rank}", str(os.getpid()))
+            while not (self.folder / "go").exists():
+                time.sleep(0.02)
 
 
-def toy_fit(corpus: Path, cache: Path, seed: int = 0, **changes: object) -> tuple[Fit, dict[str, Any]]:
+def toy_fit(
+    corpus: Path, cache: Path, seed: int = 0, machine: Machine | None = None, **changes: object
+) -> tuple[Fit, dict[str, Any]]:
     """A run before its first epoch, and its identity; `changes` are `section__field` of the recipe."""
     recipe = with_changes(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
     read, held = with_audio(load_corpus("sprsound", corpus), cache)
@@ -90,21 +100,39 @@ def toy_fit(corpus: Path, cache: Path, seed: int = 0, **changes: object) -> tupl
     plain = TrainingCrops(training, held, recipe.front_end, recipe.data, recipe.augmentation, seed)
     front_end = measure_normalisation(plain, recipe.front_end, seed)
     crops = TrainingCrops(training, held, front_end, recipe.data, recipe.augmentation, seed)
-    fit = Fit(recipe, crops, Validation(validation, held, front_end), torch.device("cpu"), seed)
+    fit = Fit(recipe, crops, Validation(validation, held, front_end), machine or start("cpu"), seed)
     return fit, identity(recipe, read)
 
 
 def run(corpus: Path, cache: Path, out: Path, *, resume: bool = False, workers: int = 0, **changes: object) -> Fit:
     """A whole run into `out`."""
-    fit, known = toy_fit(corpus, cache, **changes)  # type: ignore[arg-type]
+    fit, known = toy_fit(corpus, cache, machine=start("cpu", workers=workers), **changes)  # type: ignore[arg-type]
     out.mkdir(parents=True, exist_ok=True)
-    train(fit, out, known, resume=resume, minutes=None, workers=workers, watcher=Silent())
+    train(fit, out, known, resume=resume, minutes=None, watcher=Silent())
     return fit
 
 
-if __name__ == "__main__":
-    corpus_folder, cache_folder, out_folder = map(Path, sys.argv[1:])
+def main() -> None:
+    """A run in processes of its own: corpus, cache, run folder, and changes of the recipe as SECTION.FIELD=JSON."""
+    parser = argparse.ArgumentParser()
+    for name in ("corpus", "cache", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("changes", nargs="*")
+    parser.add_argument("--processes", type=int, default=1)
+    for name in ("--halt", "--resume"):
+        parser.add_argument(name, action="store_true")
+    asked = parser.parse_args()
+    changes = {key.replace(".", "__"): json.loads(value) for key, _, value in (c.partition("=") for c in asked.changes)}
+    machine = start("cpu", processes=asked.processes)
     torch.set_num_threads(1)
-    state, run_identity = toy_fit(corpus_folder, cache_folder)
-    out_folder.mkdir()
-    train(state, out_folder, run_identity, resume=False, minutes=None, workers=0, watcher=Halting(1))
+    fit, known = toy_fit(asked.corpus, asked.cache, machine=machine, **changes)
+    asked.out.mkdir(exist_ok=True)
+    watcher = Halting(asked.out, machine.rank, 1) if asked.halt else Silent()
+    train(fit, asked.out, known, resume=asked.resume, minutes=None, watcher=watcher)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RespSAMError as problem:
+        sys.exit(str(problem))

@@ -1,0 +1,149 @@
+"""Two processes (gloo) train as one does that takes both their micro-batches a step; and one that dies is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.corpus_maker import make_sprsound
+from tests.trainer.toy_fit import RECIPE, toy_fit
+from trainer.machine import Machine, MachineError, start
+from trainer.run import CHECKPOINT_FILE, load_tensors
+from trainer.sampler import draw
+
+# one process's running averages of a batch norm are not two processes' ones; patches have none
+PATCHES = [
+    *('model.stem="patch"', "model.stem_channels=[]", "model.stem_strides=[]", "model.patch=16", "model.stride=16"),
+    *("model.dropout=0.0", "optimizer.epochs=2"),
+]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def command(corpus: Path, cache: Path, out: Path, processes: int, *changes: str) -> list[str]:
+    folders = map(str, (corpus, cache, out))
+    return [sys.executable, "-m", "tests.trainer.toy_fit", *folders, *PATCHES, *changes, f"--processes={processes}"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("machine")
+    return make_sprsound(root / "corpus"), root / "cache"
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_two_processes_learn_what_one_learns_from_the_same_micro_batches(
+    corpus: tuple[Path, Path], tmp_path: Path, rho: float
+) -> None:
+    """With accumulation, mixup and clipping; rho 0.05 climbs in each process along its own gradient."""
+    same = (f"optimizer.rho={rho}", "optimizer.clip_norm=0.1")
+    subprocess.run(
+        command(*corpus, tmp_path / "two", 2, "optimizer.accumulation=2", *same),
+        env=environment(),
+        check=True,
+        timeout=200,
+    )
+    subprocess.run(
+        command(*corpus, tmp_path / "one", 1, "optimizer.accumulation=4", *same),
+        env=environment(),
+        check=True,
+        timeout=200,
+    )
+    (two, about_two), (one, about_one) = (load_tensors(tmp_path / name / CHECKPOINT_FILE) for name in ("two", "one"))
+    assert two.keys() == one.keys()
+    for name, tensor in two.items():
+        torch.testing.assert_close(tensor, one[name], atol=2e-5, rtol=1e-3)
+    for mine, theirs in zip(about_two["progress"]["history"], about_one["progress"]["history"], strict=True):
+        for key in ("loss", "auroc", "held_out_loss", "sensitivity"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-4), key
+
+
+class Alone:
+    """What `Machine` asks of Fabric, for one process of several that nobody starts."""
+
+    def __init__(self, rank: int, processes: int) -> None:
+        self.global_rank, self.world_size, self.device = rank, processes, torch.device("cpu")
+
+    def setup_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module
+
+
+def test_every_draw_of_an_epoch_goes_to_exactly_one_process(corpus: tuple[Path, Path]) -> None:
+    keys = []
+    for rank in range(3):
+        machine = Machine(Alone(rank, 3))  # type: ignore[arg-type]
+        fit, _ = toy_fit(*corpus, machine=machine, data__draws=60)
+        mine = fit.drawn(1)
+        assert len(mine) == fit.steps_per_epoch * RECIPE.optimizer.accumulation * RECIPE.optimizer.batch == 16
+        keys += mine
+    assert sorted(position for _, position, _ in keys) == list(range(48))
+    assert [index for _, _, index in sorted(keys)] == draw(fit.probabilities, 48, 0, 1).tolist()
+
+
+TOGETHER = """
+import numpy as np
+from trainer.machine import start
+
+machine = start("cpu", processes=2)
+rows = np.arange(14, dtype=np.float32).reshape(7, 2)
+assert (machine.together(rows[machine.rank :: 2], 7) == rows).all()
+assert machine.mean(float(machine.rank)) == 0.5
+assert machine.told(machine.rank == 0) is True
+"""
+
+
+def test_rows_of_uneven_processes_come_back_in_order_to_both(repository: Path, tmp_path: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**environment(), "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_with_one_line_and_the_run_goes_on(
+    corpus: tuple[Path, Path], tmp_path: Path, victim: int
+) -> None:
+    arguments = command(*corpus, tmp_path / "run", 2, "optimizer.epochs=3", "optimizer.accumulation=1")
+    process = subprocess.Popen([*arguments, "--halt"], env=environment(), stderr=subprocess.PIPE, text=True)
+    marks = [tmp_path / "run" / f"halted-{rank}" for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while not all(mark.exists() for mark in marks):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(int(marks[victim].read_text()), signal.SIGKILL)
+    (tmp_path / "run" / "go").touch()
+    _, said = process.communicate(timeout=100)
+    other = 1 - victim
+    assert f"another process of this run has stopped (this is {other} of 2)" in said
+    assert "go on with --resume" in said
+    assert process.returncode != 0
+    assert load_tensors(tmp_path / "run" / CHECKPOINT_FILE)[1]["progress"]["epochs_done"] == 1
+    subprocess.run([*arguments, "--resume"], env=environment(), check=True, timeout=200)
+    if victim == 0:
+        return  # once is enough
+    undisturbed = command(*corpus, tmp_path / "whole", 2, "optimizer.epochs=3", "optimizer.accumulation=1")
+    subprocess.run(undisturbed, env=environment(), check=True, timeout=200)
+    expected, _ = load_tensors(tmp_path / "whole" / CHECKPOINT_FILE)
+    for name, tensor in load_tensors(tmp_path / "run" / CHECKPOINT_FILE)[0].items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said() -> None:
+    with pytest.raises(MachineError, match="--device cuda: torch sees no GPU here"):
+        start("cuda")

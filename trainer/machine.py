@@ -1,0 +1,150 @@
+"""Where a run trains: one device or several processes, in which precision; Lightning Fabric does the work."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from device.signal import FloatArray
+from firmware_config.errors import RespSAMError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Precision = Literal["32", "bf16"]
+LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: calibration on a slow disk, never a healthy step
+
+
+class MachineError(RespSAMError):
+    """A device, a number of processes or a process that is not there."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The process that this is, among those that train together."""
+
+    fabric: "Fabric"
+    workers: int = 0
+    """Further processes that prepare this one's batches."""
+    compiled: bool = False
+    """Whether the training step goes through torch.compile."""
+    checkpointing: bool = False
+    """Whether a block's activations are computed again in the backward pass instead of being kept."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self.fabric.device
+
+    @property
+    def rank(self) -> int:
+        """This process's number; 0 shows progress and writes files."""
+        return self.fabric.global_rank
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.fabric.world_size
+
+    @property
+    def in_words(self) -> str:
+        """One line of where and how."""
+        several = f", {self.processes} processes" if self.processes > 1 else ""
+        kept = ", activations recomputed" if self.checkpointing else ""
+        return f"training on {self.device.type}{several}{', compiled' if self.compiled else ''}{kept}"
+
+    def set_up(self, module: nn.Module) -> Any:
+        """The module as it is called in training: on its device, in its precision, its gradients shared."""
+        # Fabric compiles again what it wraps
+        wrapped: Any = torch.compile(module) if self.compiled else module
+        return self.fabric.setup_module(wrapped)
+
+    def without_sharing(self, module: Any, enabled: bool = True) -> AbstractContextManager[None]:
+        """Gradients of what runs inside stay in this process."""
+        return self.fabric.no_backward_sync(module, enabled=enabled and self.processes > 1)
+
+    def mean(self, value: float) -> float:
+        """Of all processes' values."""
+        if self.processes == 1:
+            return value
+        reduced = self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64, device=self.device), reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return float(reduced)
+
+    def told(self, value: bool) -> bool:
+        """What process 0 decided."""
+        return bool(self.fabric.broadcast(value)) if self.processes > 1 else value
+
+    def together(self, rows: FloatArray, count: int) -> FloatArray:
+        """All `count` rows (count, k), of which process r gave number r, r + processes, ... (float32)."""
+        if self.processes == 1:
+            return rows
+        padded = np.zeros((-(-count // self.processes), rows.shape[1]), np.float32)
+        padded[: len(rows)] = rows
+        gathered = self.fabric.all_gather(torch.from_numpy(padded).to(self.device))
+        assert isinstance(gathered, Tensor)
+        return np.asarray(gathered.transpose(0, 1).reshape(-1, rows.shape[1])[:count].cpu().numpy())
+
+    def same_buffers(self, *modules: nn.Module) -> None:
+        """Running averages as process 0 has them: each process saw other batches."""
+        if self.processes > 1:
+            for module in modules:
+                for buffer in module.buffers():
+                    torch.distributed.broadcast(buffer, 0)
+
+
+def start(
+    device: str = "auto",
+    *,
+    processes: int = 1,
+    nodes: int = 1,
+    precision: Precision = "32",
+    workers: int = 0,
+    compiled: bool = False,
+    checkpointing: bool = False,
+) -> Machine:
+    """Join or start the processes of a run; each goes on from here. `device` is auto, cpu or cuda.
+
+    Started by torchrun or SLURM, a process joins; otherwise further ones are started with the same command line.
+    MachineError when torch sees fewer GPUs than asked for.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    kind = resolved(device)
+    if kind == "cuda" and processes > torch.cuda.device_count():
+        raise MachineError(
+            f"--processes {processes}: torch sees {torch.cuda.device_count()} GPUs here; ask for as many"
+        )
+    several = processes * nodes > 1
+    backend = "nccl" if kind == "cuda" else "gloo"
+    fabric = Fabric(
+        accelerator=kind,
+        devices=processes,
+        num_nodes=nodes,
+        strategy=DDPStrategy(process_group_backend=backend, timeout=LONGEST_WAIT) if several else "auto",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return Machine(fabric, workers, compiled, checkpointing)
+
+
+def follows() -> bool:
+    """Whether this process was started beside another one that shows what happens; known before it joins."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def resolved(device: str) -> Literal["cpu", "cuda"]:
+    """'cpu' or 'cuda' for auto, cpu or cuda; MachineError for another word or a GPU that is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise MachineError(f"--device {device}: not auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MachineError(
+            "--device cuda: torch sees no GPU here; install its CUDA build and a driver, or use --device cpu"
+        )
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
