@@ -1,8 +1,11 @@
 """`trainer evaluate`: one reading of accuracy in both conventions, with intervals and what its confounders reach."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,32 +16,51 @@ from torch import nn
 
 from device.bundle import MANIFEST, BundleError, SiteRule, open_bundle
 from device.classifier import Classifier
-from device.decision import abnormal_probability, leading_class
+from device.decision import abnormal_probability, leading_class, softmax
 from device.labels import LABELS, NORMAL
 from device.live import Judge
 from device.quality import level_dbfs
 from device.signal import FloatArray, FrontEnd
+from firmware_config.command_line import one_line
+from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
+from trainer.corpora.cycle import TEST_PARTS
 from trainer.metrics import (
     NO_VERDICT,
+    BoolArray,
     Float64Array,
     IntArray,
     Interval,
-    Rates,
+    area,
     auroc,
+    average_precision,
     binary_rates,
+    calibration_error,
     confusion,
     exact_rates,
+    levels,
     patient_bootstrap,
+    sensitivity_at,
+    tally,
 )
 from trainer.protocols import Protocol, examples, inputs_of, labels_of, worst_window
 from trainer.recordings import Heard, RunModel, gradable, hear, predicted_class
 from trainer.run import READINGS_FILE, RUN_FILE, RunError, RunFacts, load_model, read_facts
+from trainer.splits import SplitError, refuse_shared_patients
 
 BATCH = 64
+ALONE = "alone."
+TEXTS = ("patients", "recordings", "devices", "sites")
 SEEN_PARTS = ("train", "intra")  # SPRSound's intra-patient test holds training patients only
+
+
+READING_KEYS = {"protocol", "corpus", "part", "n", "binary", "exact", "auroc", "confounders", "confusion"}
+
+
+class ReadingError(RespSAMError):
+    """A line of a run's readings that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,8 @@ class Subject:
     trained_corpus: str
     trained_patients: frozenset[str] | None
     """Known for a run; a bundle does not carry patients' names."""
+    seen_parts: tuple[str, ...] = SEEN_PARTS
+    """Parts of that corpus whose patients trained or tuned it."""
 
 
 def open_subject(path: Path, device: torch.device) -> Subject:
@@ -65,6 +89,7 @@ def open_subject(path: Path, device: torch.device) -> Subject:
     if path.is_file() or (path / MANIFEST).is_file():
         classifier = Classifier(open_bundle(path), threads=torch.get_num_threads())
         manifest = classifier.bundle.manifest
+        chosen: Any = manifest.recipe.get("data", {})
         return Subject(
             manifest.name,
             classifier.fingerprint,
@@ -75,6 +100,7 @@ def open_subject(path: Path, device: torch.device) -> Subject:
             classifier.file.threshold,
             manifest.corpus,
             None,
+            SEEN_PARTS + (TEST_PARTS if chosen.get("choose_on") == "test" else ()),
         )
     if not path.exists():
         raise BundleError(f"{path}: neither a run nor a bundle is here; check the path")
@@ -108,24 +134,39 @@ def run_subject(model: nn.Module, facts: RunFacts, name: str, device: torch.devi
         choice.temperature,
         choice.cycle_threshold,
         facts.corpus,
-        frozenset(facts.patients),
+        # those of a test part that chose, too
+        frozenset(facts.patients).union(*facts.held_out),
     )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Per example: what is true, what was predicted, and what else could have told; all (n,)."""
+    """Per example: what is true, what was predicted, what else could have told, and where it was heard; all (n,)."""
 
     true: IntArray
     predicted: IntArray
     probability: Float64Array
+    """Calibrated, of being abnormal."""
     patients: list[str]
     confounders: dict[str, Float64Array]
+    recordings: list[str] = field(default_factory=list)
+    start_seconds: Float64Array = field(default_factory=lambda: np.empty(0))
+    end_seconds: Float64Array = field(default_factory=lambda: np.empty(0))
+    devices: list[str] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
+    classes: Float64Array = field(default_factory=lambda: np.empty((0, len(LABELS))))
+    """Calibrated probabilities (n, 4) of all classes; NaN for whole recordings."""
+
+    def at(self, rows: IntArray) -> "Outcome":
+        """The same of some rows only."""
+        return _outcome({name: column[rows] for name, column in _columns(self).items()})
 
 
 def read_stretches(corpus: Corpus, cache: AudioCache, subject: Subject, protocol: Protocol) -> Outcome:
     """Outcome on `events` or `windows`."""
     chosen = examples(corpus, protocol, cache)
+    by_name = {recording.name: recording for recording in corpus.recordings}
+    heard = [by_name[example.recording] for example in chosen]
     logits, probability = [], []
     # in pieces: all windows of a corpus at once would not fit into a small machine
     for start in range(0, len(chosen), BATCH):
@@ -134,11 +175,11 @@ def read_stretches(corpus: Corpus, cache: AudioCache, subject: Subject, protocol
         one, likely = worst_window(raw, abnormal_probability(raw, subject.temperature), owner)
         logits.append(one)
         probability.append(likely)
-    likely = np.concatenate(probability) if probability else np.empty(0)
-    leading = leading_class(np.concatenate(logits)) if logits else np.empty(0, np.int64)
+    likely = np.concatenate([np.empty(0), *probability])
+    worst = np.concatenate([np.empty((0, len(LABELS)), np.float32), *logits])
     return Outcome(
         labels_of(chosen),
-        np.where(likely >= subject.threshold, leading, NORMAL),
+        np.where(likely >= subject.threshold, leading_class(worst), NORMAL),
         likely,
         [example.patient for example in chosen],
         {
@@ -146,6 +187,12 @@ def read_stretches(corpus: Corpus, cache: AudioCache, subject: Subject, protocol
             "age": _ages([example.age_years for example in chosen]),
             "level": np.array([level_dbfs(cache.cut(e.recording, e.start_seconds, e.end_seconds)) for e in chosen]),
         },
+        [recording.name for recording in heard],
+        np.array([example.start_seconds for example in chosen]),
+        np.array([example.end_seconds for example in chosen]),
+        [recording.device for recording in heard],
+        [recording.site for recording in heard],
+        softmax(worst, subject.temperature),
     )
 
 
@@ -158,79 +205,169 @@ def of_heard(heard: Sequence[Heard], cache: AudioCache, rule: SiteRule) -> Outco
         predicted.append(LABELS.index(predicted_class(decided)) if given else NO_VERDICT)
         probability.append(decided.probability or 0.0)
     recordings = [one.recording for one in heard]
+    seconds = np.array([cache.seconds(recording.name) for recording in recordings])
     return Outcome(
         np.array([LABELS.index(recording.label) for recording in recordings], dtype=np.int64),
         np.array(predicted, dtype=np.int64),
         np.array(probability),
         [recording.patient for recording in recordings],
         {
-            "duration": np.array([cache.seconds(recording.name) for recording in recordings]),
+            "duration": seconds,
             "age": _ages([recording.age_years for recording in recordings]),
             "level": np.array([level_dbfs(cache[recording.name]) for recording in recordings]),
         },
+        [recording.name for recording in recordings],
+        np.zeros(len(heard)),
+        seconds,
+        [recording.device for recording in recordings],
+        [recording.site for recording in recordings],
+        np.full((len(heard), len(LABELS)), np.nan),
     )
 
 
 def join(outcomes: Sequence[Outcome]) -> Outcome:
     """Outcomes of several models, each on patients of its own, as one."""
-    return Outcome(
-        np.concatenate([one.true for one in outcomes]),
-        np.concatenate([one.predicted for one in outcomes]),
-        np.concatenate([one.probability for one in outcomes]),
-        [patient for one in outcomes for patient in one.patients],
-        {name: np.concatenate([one.confounders[name] for one in outcomes]) for name in outcomes[0].confounders},
-    )
+    columns = [_columns(one) for one in outcomes]
+    return _outcome({name: np.concatenate([one[name] for one in columns]) for name in columns[0]})
+
+
+def save_outcome(path: Path, outcome: Outcome) -> None:
+    """All of an outcome in one .npz, replaced atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part.npz")
+    np.savez_compressed(partial, **_columns(outcome))
+    partial.replace(path)
+
+
+def load_outcome(path: Path) -> Outcome:
+    """Inverse of `save_outcome`; RunError names a file that is missing or damaged."""
+    try:
+        with np.load(path) as file:
+            columns = {name: file[name] for name in file.files}
+        if len({len(column) for column in columns.values()}) != 1:
+            raise ValueError("columns of different lengths")
+        return _outcome(columns)
+    except FileNotFoundError:
+        raise RunError(f"{path}: not there; this run kept no judgements of held-out patients, train again") from None
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RunError(f"{path}: damaged ({one_line(str(error))}); restore it from a backup or train again") from error
+
+
+def _columns(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as arrays by name; every confounder is one."""
+    columns = {name: np.asarray(value) for name, value in vars(outcome).items() if name != "confounders"}
+    return columns | {f"{ALONE}{name}": value for name, value in outcome.confounders.items()}
+
+
+def _outcome(columns: dict[str, Any]) -> Outcome:
+    """Inverse of `_columns`; TypeError where one is missing or unknown."""
+    plain = {
+        name: column.tolist() if name in TEXTS else column
+        for name, column in columns.items()
+        if not name.startswith(ALONE)
+    }
+    alone = {name[len(ALONE) :]: column for name, column in columns.items() if name.startswith(ALONE)}
+    return Outcome(**plain, confounders=alone)
 
 
 def _ages(ages: Sequence[float | None]) -> Float64Array:
     return np.array([np.nan if age is None else age for age in ages])
 
 
-def score(outcome: Outcome) -> dict[str, Any]:
-    """Both conventions, AUROC and the confounders' own AUROC, each `{value, low, high}`, and the confusion matrix."""
-    abnormal = outcome.true > 0
-    names = list(outcome.confounders)
-    # a confounder's better direction is read off once: the interval must not take the better of two in every draw
-    signs = [_direction(abnormal, outcome.confounders[name]) for name in names]
+SPECIFICITIES = (0.80, 0.90, 0.95)
+LEAST_PATIENTS = 10
+# what is taken of a class and of a device or site, and where `headline` has it
+OF_A_CLASS = {"any_abnormal": ("binary", "sensitivity"), "exact": ("exact", "sensitivity"), "auroc": ("auroc",)}
+OF_A_PLACE = {name: ("binary", name) for name in ("sensitivity", "specificity", "score")}
+Figures = dict[tuple[str, ...], float]
+"""Readings by their place in `trainer evaluate --json`."""
 
-    def statistic(rows: IntArray) -> Float64Array:
+
+def headline(outcome: Outcome) -> Callable[[IntArray], Figures]:
+    """Rates in both conventions and the AUROC of any rows of an outcome."""
+    abnormal, level = outcome.true > 0, levels(outcome.probability)
+
+    def of(rows: IntArray) -> Figures:
         matrix = confusion(outcome.true[rows], outcome.predicted[rows])
-        scores = [outcome.probability] + [s * outcome.confounders[n] for s, n in zip(signs, names, strict=True)]
-        rates = [value for part in (binary_rates(matrix), exact_rates(matrix)) for value in _triple(part)]
-        return np.array(rates + [_auroc_of_known(abnormal[rows], values[rows]) for values in scores])
+        rates = {"binary": binary_rates(matrix), "exact": exact_rates(matrix)}
+        figures: Figures = {("auroc",): area(tally(abnormal[rows], level[rows]))}
+        return figures | {(key, name): value for key, rate in rates.items() for name, value in rate.by_name().items()}
 
-    intervals = patient_bootstrap(outcome.patients, statistic)
-    return {
+    return of
+
+
+def _details(outcome: Outcome, groups: dict[tuple[str, str], BoolArray]) -> Callable[[IntArray], Figures]:
+    """All else that is read of any rows of an outcome; a class is read beside the normal rows."""
+    main, abnormal, level = headline(outcome), outcome.true > 0, levels(outcome.probability)
+    # a confounder's better direction is read off once: the interval must not take the better of two in every draw
+    alone = {name: levels(_direction(abnormal, values) * values) for name, values in outcome.confounders.items()}
+
+    def of(rows: IntArray) -> Figures:
+        counts = tally(abnormal[rows], level[rows])
+        figures: Figures = {("confounders", name): area(tally(abnormal[rows], it[rows])) for name, it in alone.items()}
+        figures["auprc",] = average_precision(counts)
+        figures["ece",] = calibration_error(abnormal[rows], outcome.probability[rows])
+        figures |= {("sensitivity_at", f"{at:.2f}"): sensitivity_at(counts, at) for at in SPECIFICITIES}
+        for (key, name), inside in groups.items():
+            by_class = key == "per_class"
+            part = main(rows[(inside | ~abnormal if by_class else inside)[rows]])
+            figures |= {(key, name, to): part[place] for to, place in (OF_A_CLASS if by_class else OF_A_PLACE).items()}
+        return figures
+
+    return of
+
+
+def _groups(outcome: Outcome) -> dict[tuple[str, str], BoolArray]:
+    """The rows (n,) of every abnormal class, device and site."""
+    classes = np.asarray(LABELS)[outcome.true]
+    columns = {"per_class": classes, "per_device": np.array(outcome.devices), "per_site": np.array(outcome.sites)}
+    groups = {(key, str(name)): column == name for key, column in columns.items() for name in np.unique(column)}
+    return {group: inside for group, inside in groups.items() if group != ("per_class", LABELS[NORMAL])}
+
+
+def score(outcome: Outcome) -> dict[str, Any]:
+    """What `trainer evaluate --json` prints of accuracy: every reading `{value, low, high}`, and the confusion matrix.
+
+    A class, device or site of fewer than LEAST_PATIENTS has no interval: it would look more certain than it is.
+    """
+    groups = _groups(outcome)
+    parts = headline(outcome), _details(outcome, groups)
+
+    def measured(rows: IntArray) -> Figures:
+        return {path: value for part in parts for path, value in part(rows).items()}
+
+    paths = list(measured(np.arange(len(outcome.true))))
+    intervals = patient_bootstrap(outcome.patients, lambda rows: np.array(list(measured(rows).values())))
+    counts = confusion(outcome.true, outcome.predicted).tolist()
+    read: dict[str, Any] = {
         "n": len(outcome.true),
-        "binary": _rates_json(intervals[0:3]),
-        "exact": _rates_json(intervals[3:6]),
-        "auroc": intervals[6].as_json(),
-        "confounders": {name: value.as_json() for name, value in zip(names, intervals[7:], strict=True)},
-        "confusion": {
-            "rows": list(LABELS),
-            "columns": [*LABELS, "no verdict"],
-            "counts": confusion(outcome.true, outcome.predicted).tolist(),
-        },
+        "binary": {},
+        "exact": {},
+        "auroc": {},
+        "confounders": {},
+        "confusion": {"rows": list(LABELS), "columns": [*LABELS, "no verdict"], "counts": counts},
+        "auprc": {},
+        "ece": {},
+        "sensitivity_at": {},
+        "per_class": {},
+        "per_device": {},
+        "per_site": {},
     }
-
-
-def _triple(rates: Rates) -> list[float]:
-    return [rates.sensitivity, rates.specificity, rates.score]
-
-
-def _rates_json(intervals: Sequence[Interval]) -> dict[str, Any]:
-    return {
-        name: value.as_json() for name, value in zip(("sensitivity", "specificity", "score"), intervals, strict=True)
-    }
-
-
-def _auroc_of_known(abnormal: Any, values: Float64Array) -> float:
-    known = ~np.isnan(values)
-    return auroc(abnormal[known], values[known])
+    for (key, name), inside in groups.items():
+        patients = {patient for patient, within in zip(outcome.patients, inside, strict=True) if within}
+        abnormal = int((outcome.true[inside] > 0).sum())
+        read[key][name] = {"n": int(inside.sum()), "abnormal": abnormal, "patients": len(patients)}
+    for path, interval in zip(paths, intervals, strict=True):
+        place = read
+        for name in path[:-1]:
+            place = place[name]
+        few = place.get("patients", LEAST_PATIENTS) < LEAST_PATIENTS
+        place[path[-1]] = (Interval(interval.value, np.nan, np.nan) if few else interval).as_json()
+    return read
 
 
 def _direction(abnormal: Any, values: Float64Array) -> float:
-    return -1.0 if _auroc_of_known(abnormal, values) < 0.5 else 1.0
+    return -1.0 if auroc(abnormal, values) < 0.5 else 1.0
 
 
 def evaluate(
@@ -242,12 +379,21 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """One reading, as `trainer evaluate --json` prints it."""
-    if protocol == "recordings":
-        heard = hear(gradable(corpus), cache, subject.model, quality, progress)
-        outcome = of_heard(heard, cache, subject.model.site_rule)
-    else:
-        outcome = read_stretches(corpus, cache, subject, protocol)
-    return reading(outcome, protocol, subject, corpus)
+    return reading(outcome_of(subject, corpus, cache, protocol, quality, progress), protocol, subject, corpus)
+
+
+def outcome_of(
+    subject: Subject,
+    corpus: Corpus,
+    cache: AudioCache,
+    protocol: Protocol,
+    quality: QualitySettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Outcome of a subject on a corpus."""
+    if protocol != "recordings":
+        return read_stretches(corpus, cache, subject, protocol)
+    return of_heard(hear(gradable(corpus), cache, subject.model, quality, progress), cache, subject.model.site_rule)
 
 
 def reading(outcome: Outcome, protocol: Protocol, subject: Subject, corpus: Corpus) -> dict[str, Any]:
@@ -268,12 +414,74 @@ def reading(outcome: Outcome, protocol: Protocol, subject: Subject, corpus: Corp
     }
 
 
-def log_reading(path: Path, reading: dict[str, Any]) -> None:
-    """Append a reading to its run's `readings.jsonl`, so that a test part read twice shows; a bundle keeps no log."""
-    if (path / RUN_FILE).is_file():
-        line = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **reading}
-        with (path / READINGS_FILE).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+def log_reading(path: Path, reading: dict[str, Any]) -> tuple[str, ...]:
+    """Append a reading to its run's `readings.jsonl`; a note when the run has read the same before.
+
+    A bundle keeps no log. ReadingError names a damaged line.
+    """
+    if not (path / RUN_FILE).is_file():
+        return ()
+    earlier = [one for one in read_readings(path) if _what(one) == _what(reading)]
+    now, times = datetime.now(timezone.utc).isoformat(timespec="seconds"), len(earlier) + 1
+    with (path / READINGS_FILE).open("a") as file:
+        file.write(json.dumps({"time": now, "times_read": times, **reading}) + "\n")
+    if not earlier:
+        return ()
+    what, before = " ".join(_what(reading)), str(earlier[-1].get("time", "a day unknown"))[:10]
+    return (
+        f"{what} of {path}: read for the {_ordinal(times)} time on {now[:10]}, before on {before}: no longer a test",
+    )
+
+
+def read_readings(run: Path) -> list[dict[str, Any]]:
+    """What `trainer evaluate` read of the run's accuracy, oldest first; ReadingError names a damaged line."""
+    file = run / READINGS_FILE
+    if not file.is_file():
+        return []
+    readings: list[dict[str, Any]] = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            reading = json.loads(line)
+            missing = READING_KEYS - set(reading)
+        except (ValueError, TypeError):
+            missing = {"JSON"}
+        if missing:
+            raise ReadingError(
+                f"{file}:{number}: not a reading (no {min(missing)}); remove the line and run 'trainer evaluate' again"
+            )
+        readings.append(reading)
+    return readings
+
+
+def latest(readings: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
+    """The last reading of every corpus, part and protocol, and how often that was read: a second look shows."""
+    keys = [_what(reading) for reading in readings]
+    return [(reading, keys.count(key)) for key, reading in dict(zip(keys, readings, strict=True)).items()]
+
+
+def _what(reading: Mapping[str, Any]) -> tuple[str, str, str]:
+    return reading["corpus"], reading["part"], reading["protocol"]
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def refuse_trained_patients(subject: Subject, corpus: Corpus, split: str) -> None:
+    """SplitError when a run would be read on its own patients, but where the reading is labelled so.
+
+    That is SPRSound's intra part, whose patients are in training by design, and anything under `as-published`.
+    """
+    if subject.trained_patients is None or subject.trained_corpus != corpus.name or split == "as-published":
+        return
+    read = [recording.patient for recording in corpus.recordings if recording.part != "intra"]
+    try:
+        refuse_shared_patients(sorted(subject.trained_patients), read, f"{subject.name} on {corpus.root}")
+    except SplitError as error:
+        raise SplitError(
+            f"{error}; read a --part of other patients (--split as-published reads on, labelled)"
+        ) from None
 
 
 def seen_in_training(subject: Subject, corpus: Corpus) -> bool | None:
@@ -283,4 +491,4 @@ def seen_in_training(subject: Subject, corpus: Corpus) -> bool | None:
     if subject.trained_patients is not None:
         return bool(subject.trained_patients & set(corpus.patients))
     parts = {recording.part for recording in corpus.recordings}
-    return True if parts & set(SEEN_PARTS) else None if "" in parts else False
+    return True if parts & set(subject.seen_parts) else None if "" in parts else False

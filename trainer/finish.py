@@ -15,15 +15,15 @@ from device.signal import FrontEnd
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
-from trainer.evaluate import join, of_heard, read_stretches, reading, run_subject
+from trainer.evaluate import Outcome, join, of_heard, read_stretches, reading, run_subject, save_outcome
 from trainer.experiment import Prepared, Request
 from trainer.files import write_atomically
 from trainer.fit import calibrate
 from trainer.members import Member
 from trainer.metrics import BoolArray, Float64Array, operating_curve
-from trainer.protocols import default_protocol
+from trainer.protocols import Protocol, default_protocol
 from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_score
-from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, save_tensors
+from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, outcome_file, save_tensors
 
 CURVE_ROWS = 101
 AS_GOOD = 0.01  # half the standard error of a Score on a thousand recordings
@@ -49,7 +49,7 @@ def finish(
     quality: QualitySettings,
     device: torch.device,
 ) -> RunFacts:
-    """Write the members' weights as one model and `run.json`.
+    """Write the members' weights as one model, what they said of held-out patients, and `run.json`.
 
     Temperature and cycle threshold come from the default protocol; segmentation and site rule from whole recordings.
     Each patient is judged by the member that never met it. These readings are a little too good all the same, because
@@ -100,13 +100,16 @@ def finish(
     judged = dataclasses.replace(
         corpus, recordings=tuple(one for member in members for one in member.held_out.recordings), notes=()
     )
-    outcomes = [
+    stretches = [
         read_stretches(member.held_out, cache, run_subject(member.model, run, name, device), protocol)
         for member in members
     ]
-    readings = {protocol: reading(join(outcomes), protocol, served, judged)}
+    outcomes: dict[Protocol, Outcome] = {protocol: join(stretches)}
     if heard:
-        readings["recordings"] = reading(of_heard(heard, cache, site_rule), "recordings", served, judged)
+        outcomes["recordings"] = of_heard(heard, cache, site_rule)
+    for read_on, outcome in outcomes.items():
+        save_outcome(outcome_file(folder, read_on), outcome)
+    readings = {read_on: reading(outcome, read_on, served, judged) for read_on, outcome in outcomes.items()}
     run = run.model_copy(update={"choice": choice.model_copy(update={"readings": readings})})
     save_tensors(folder / WEIGHTS_FILE, model.state_dict(), {"architecture": run.recipe.model.architecture})
     # last: a folder with run.json is a finished run

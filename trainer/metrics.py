@@ -1,11 +1,10 @@
-"""Sensitivity, specificity and Score in both conventions, AUROC, and patient-bootstrap intervals; written once."""
+"""Sensitivity, specificity and Score in both conventions, areas, calibration, and patient-bootstrap intervals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from device.decision import softmax
 from device.labels import LABELS
@@ -15,6 +14,7 @@ IntArray = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 BOOTSTRAP_ROUNDS = 1000
+CALIBRATION_BINS = 15
 NO_VERDICT = len(LABELS)
 """Predicted 'class' of a recording that was heard too little or too badly: wrong on both sides."""
 
@@ -47,6 +47,10 @@ class Rates:
         """(Se + Sp) / 2."""
         return (self.sensitivity + self.specificity) / 2
 
+    def by_name(self) -> dict[str, float]:
+        """`{sensitivity, specificity, score}`."""
+        return {"sensitivity": self.sensitivity, "specificity": self.specificity, "score": self.score}
+
 
 def confusion(true: IntArray, predicted: IntArray) -> IntArray:
     """Counts (4 true classes, 4 predicted classes and NO_VERDICT)."""
@@ -68,14 +72,55 @@ def _ratio(part: float, whole: float) -> float:
     return float(part) / float(whole) if whole else float("nan")
 
 
-def auroc(abnormal: BoolArray, score: npt.NDArray[np.floating]) -> float:
-    """Area under the ROC by ranks, ties counted half (Hanley & McNeil 1982); NaN when one class is absent."""
-    positives = int(abnormal.sum())
-    negatives = len(abnormal) - positives
-    if not positives or not negatives:
+def levels(score: npt.NDArray[np.floating]) -> IntArray:
+    """The place (n,) of every score among the distinct ones, ascending from 0; -1 where it is NaN."""
+    known = ~np.isnan(score)
+    places = np.full(len(score), -1, np.int64)
+    places[known] = np.unique(score[known], return_inverse=True)[1]
+    return places
+
+
+def tally(abnormal: BoolArray, level: IntArray) -> IntArray:
+    """Counts (2, distinct scores) of normal and abnormal at every level of `levels`; unknown ones do not count.
+
+    All that follows needs no more than this, and a bootstrap that has ranked once need not sort in every draw.
+    """
+    counts = np.bincount(2 * (level + 1) + abnormal, minlength=2 * (level.max(initial=0) + 2))
+    return counts.reshape(-1, 2)[1:].T
+
+
+def area(counts: IntArray) -> float:
+    """Area under the ROC, ties counted half (Hanley & McNeil 1982); NaN when one class is absent."""
+    normal, abnormal = counts
+    below = np.cumsum(normal) - normal / 2
+    return _ratio((abnormal * below).sum(), float(normal.sum() * abnormal.sum()))
+
+
+def average_precision(counts: IntArray) -> float:
+    """Area under precision over recall as steps, ties taken together, as scikit-learn has it; NaN without abnormal."""
+    found = np.cumsum(counts[1, ::-1])
+    called = np.cumsum(counts.sum(axis=0)[::-1])
+    return _ratio((counts[1, ::-1] * found / np.maximum(called, 1)).sum(), counts[1].sum())
+
+
+def sensitivity_at(counts: IntArray, specificity: float) -> float:
+    """The highest sensitivity at which specificity is at least as given; NaN when one class is absent."""
+    normal, abnormal = (np.concatenate([[0], np.cumsum(kind)]) for kind in counts)
+    if not normal[-1] or not abnormal[-1]:
         return float("nan")
-    ranks = rankdata(score)
-    return float((ranks[abnormal].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    first = np.searchsorted(normal / normal[-1], specificity)
+    return float((abnormal[-1] - abnormal[first]) / abnormal[-1])
+
+
+def calibration_error(abnormal: BoolArray, probability: Float64Array) -> float:
+    """Expected calibration error of the abnormal probability in 15 equal-width bins (Naeini et al. 2015)."""
+    bins = np.minimum((probability * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    return _ratio(np.abs(np.bincount(bins, weights=probability - abnormal)).sum(), len(abnormal))
+
+
+def auroc(abnormal: BoolArray, score: npt.NDArray[np.floating]) -> float:
+    """`area` of scores; those that are NaN do not count."""
+    return area(tally(abnormal, levels(score)))
 
 
 def patient_bootstrap(

@@ -69,7 +69,7 @@ def labels_of(chosen: Sequence[Example]) -> IntArray:
 
 
 def inputs_of(chosen: Sequence[Example], cache: AudioCache, front_end: FrontEnd) -> tuple[FloatArray, IntArray]:
-    """Model inputs (m >= n, FRAMES, mels) and, for each, the example it belongs to (a cycle over 8 s has several)."""
+    """Model inputs (m >= n, frames, mels) and, for each, the example it belongs to (a cycle over 8 s has several)."""
     stacks = []
     for example in chosen:
         with located(example.recording, example.start_seconds, example.end_seconds):

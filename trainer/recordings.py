@@ -47,7 +47,7 @@ class RunModel:
         self.temperature, self.threshold = temperature, threshold
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, 4) of model inputs (batch, FRAMES, mels)."""
+        """Logits (batch, 4) of model inputs (batch, frames, mels)."""
         with torch.inference_mode():
             return np.asarray(self.model(torch.from_numpy(inputs).to(self.device)).float().cpu().numpy())
 

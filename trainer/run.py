@@ -119,6 +119,11 @@ def member_folder(folder: Path, number: int) -> Path:
     return folder / f"member-{number + 1}"
 
 
+def outcome_file(folder: Path, protocol: str) -> Path:
+    """Where a run keeps what its members said of the patients that they never met, as `evaluate.load_outcome` reads."""
+    return folder / f"held_out-{protocol}.npz"
+
+
 def begun(folder: Path) -> bool:
     """Whether a run in this folder has a checkpoint."""
     return any(folder.glob(f"member-*/{CHECKPOINT_FILE}"))

@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_sprsound
+from trainer.evaluate import load_outcome
+from trainer.run import outcome_file
 
 TOY = """
 [model]
@@ -84,7 +86,10 @@ def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, cor
     assert [line["protocol"] for line in logged] == ["events", "windows", "recordings"]
     shown = run_cli("trainer", "evaluate", fitted, "--corpus", "sprsound", "--data", corpus)
     assert "patients seen in training" in shown.stdout
-    assert "alone would reach: duration" in shown.stdout
+    assert "duration alone would reach" in shown.stdout
+    assert "read for the 2nd time" in shown.stderr
+    for protocol in ("windows", "recordings"):
+        assert len(load_outcome(outcome_file(fitted, protocol)).true) > 0
 
 
 def _check_reading(reading: dict[str, Any], protocol: str) -> None:

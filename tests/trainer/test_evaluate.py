@@ -1,17 +1,43 @@
 """A reading of accuracy against scikit-learn, and what it says of itself."""
 
+import dataclasses
 import json
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import recall_score, roc_auc_score
+from rich.console import Console
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import average_precision_score, recall_score, roc_auc_score, roc_curve
 
 from device.bundle import BundleError
-from trainer.evaluate import Outcome, Subject, log_reading, open_subject, score, seen_in_training
+from tests.trainer.corpus_maker import make_sprsound
+from tests.trainer.toy_fit import RECIPE
+from trainer.corpora import Corpus, Recording, load_corpus
+from trainer.evaluate import (
+    Outcome,
+    Subject,
+    join,
+    latest,
+    load_outcome,
+    log_reading,
+    open_subject,
+    read_readings,
+    refuse_trained_patients,
+    save_outcome,
+    score,
+    seen_in_training,
+)
+from trainer.experiment import Request, prepare
 from trainer.metrics import NO_VERDICT
-from trainer.run import READINGS_FILE, RUN_FILE, RunError
+from trainer.recipe import with_changes
+from trainer.run import RUN_FILE, RunError
+from trainer.splits import SplitError
+from trainer.view import show_reading
 
 
 def outcome(n: int = 400, patients: int = 40, seed: int = 0) -> Outcome:
@@ -19,12 +45,20 @@ def outcome(n: int = 400, patients: int = 40, seed: int = 0) -> Outcome:
     random = np.random.default_rng(seed)
     true = random.integers(0, 4, n)
     predicted = np.where(random.random(n) < 0.66, true, random.integers(0, 4, n))
+    owners = random.integers(0, patients, n)
+    classes = random.dirichlet(np.ones(4), n)
     return Outcome(
         true,
         predicted,
-        (true > 0) * 0.3 + random.random(n),
-        [f"p{owner}" for owner in random.integers(0, patients, n)],
+        np.round(0.3 * (true > 0) + 0.69 * random.random(n), 2) + 0.001,  # with ties, none on a bin's edge
+        [f"p{owner}" for owner in owners],
         {"duration": random.random(n) * 2 - (true > 0), "age": np.full(n, np.nan)},
+        [f"p{owner}_r" for owner in owners],
+        np.arange(n, dtype=np.float64),
+        np.arange(n, dtype=np.float64) + 2.5,
+        ["rare" if owner == 0 else "usual" for owner in owners],
+        ["back" if label else "front" for label in true],
+        classes,
     )
 
 
@@ -64,13 +98,96 @@ def test_reading_is_plain_json() -> None:
     assert json.loads(json.dumps(score(outcome())))["confusion"]["columns"][-1] == "no verdict"
 
 
-def test_every_reading_of_a_run_is_logged(tmp_path: Path) -> None:
+def test_areas_sensitivities_and_calibration_against_scikit_learn() -> None:
+    made = outcome()
+    reading = score(made)
+    abnormal = made.true > 0
+    expected = average_precision_score(abnormal, made.probability)
+    assert reading["auprc"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert reading["auprc"]["low"] < expected < reading["auprc"]["high"]
+    false_alarms, found, _ = roc_curve(abnormal, made.probability, drop_intermediate=False)
+    for name, at in reading["sensitivity_at"].items():
+        assert at["value"] == pytest.approx(found[1 - false_alarms >= float(name) - 1e-12].max(), abs=1e-4)
+    assert list(reading["sensitivity_at"]) == ["0.80", "0.90", "0.95"]
+    shares, means = calibration_curve(abnormal, made.probability, n_bins=15)
+    counts = np.histogram(made.probability, np.linspace(0, 1, 16))[0]
+    expected = np.average(np.abs(shares - means), weights=counts[counts > 0])
+    assert reading["ece"]["value"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_class_is_read_beside_normal() -> None:
+    made = outcome()
+    classes = score(made)["per_class"]
+    assert set(classes) == {"crackle", "wheeze", "both"}
+    for index, label in enumerate(("crackle", "wheeze", "both"), 1):
+        of_class, beside = made.true == index, np.isin(made.true, (0, index))
+        read = classes[label]
+        assert read["n"] == read["abnormal"] == of_class.sum()
+        assert read["any_abnormal"]["value"] == pytest.approx((made.predicted[of_class] > 0).mean(), abs=1e-4)
+        assert read["exact"]["value"] == pytest.approx((made.predicted[of_class] == index).mean(), abs=1e-4)
+        expected = roc_auc_score(of_class[beside], made.probability[beside])
+        assert read["auroc"]["value"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_devices_and_sites_and_what_they_cannot_say() -> None:
+    made = outcome()
+    reading = score(made)
+    rare, usual = reading["per_device"]["rare"], reading["per_device"]["usual"]
+    assert rare["n"] + usual["n"] == reading["n"] and rare["patients"] == 1 and usual["patients"] == 39
+    inside = np.array(made.devices) == "usual"
+    expected = recall_score(made.true[inside] > 0, made.predicted[inside] > 0)
+    assert usual["sensitivity"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert usual["score"]["low"] < usual["score"]["value"] < usual["score"]["high"]
+    # one patient: an interval would be a point
+    assert rare["score"]["value"] is not None and rare["score"]["low"] is None
+    assert reading["per_site"]["front"]["score"]["value"] is None and reading["per_site"]["front"]["abnormal"] == 0
+    console = Console(width=80, record=True, file=StringIO())
+    about = {"corpus": "c", "part": "inter", "protocol": "windows", "patients": 40, "patients_seen_in_training": False}
+    show_reading({**reading, **about}, console)
+    shown = console.export_text()
+    assert "normal only" in shown and "abnormal only" in shown and "…" not in shown
+    for word in ("AUPRC", "ECE", "Se at Sp 0.95", "called abnormal", "rare", "front"):
+        assert word in shown
+
+
+def test_an_outcome_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    made = outcome()
+    save_outcome(tmp_path / "new" / "it.npz", made)
+    back = load_outcome(tmp_path / "new" / "it.npz")
+    for name, value in vars(made).items():
+        if name != "confounders":
+            np.testing.assert_array_equal(getattr(back, name), value)
+    np.testing.assert_array_equal(back.confounders["duration"], made.confounders["duration"])
+    assert type(back.patients) is list and back.patients == made.patients
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["it.npz"]
+    twice = join([made, back])
+    assert len(twice.true) == len(twice.sites) == len(twice.classes) == 800
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"no archive", lambda raw: b""])
+def test_a_damaged_outcome_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "held_out-windows.npz"
+    with pytest.raises(RunError, match=r"held_out-windows\.npz: not there"):
+        load_outcome(file)
+    save_outcome(file, outcome())
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(RunError, match=r"held_out-windows\.npz: damaged"):
+        load_outcome(file)
+
+
+def test_every_reading_of_a_run_is_logged_and_a_second_look_shows(tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).write_text("{}")
-    for number in range(2):
-        log_reading(tmp_path, {"protocol": "events", "n": number})
-    lines = [json.loads(line) for line in (tmp_path / READINGS_FILE).read_text().splitlines()]
-    assert [line["n"] for line in lines] == [0, 1]
+    reading = {**score(outcome(40)), "corpus": "icbhi", "part": "test", "protocol": "events"}
+    assert log_reading(tmp_path, reading) == ()
+    assert log_reading(tmp_path, {**reading, "protocol": "windows"}) == ()
+    (note,) = log_reading(tmp_path, reading)
+    assert "icbhi test events" in note and "read for the 2nd time" in note and note.endswith("no longer a test")
+    (note,) = log_reading(tmp_path, reading)
+    assert "3rd time" in note
+    lines = read_readings(tmp_path)
+    assert [line["times_read"] for line in lines] == [1, 1, 2, 3]
     assert all("time" in line for line in lines)
+    assert [(one["protocol"], times) for one, times in latest(lines)] == [("events", 3), ("windows", 1)]
 
 
 def test_neither_run_nor_bundle(tmp_path: Path) -> None:
@@ -94,10 +211,61 @@ def test_neither_run_nor_bundle(tmp_path: Path) -> None:
 def test_patients_seen_in_training(
     corpus_name: str, parts: list[str], patients: frozenset[str] | None, expected: bool | None
 ) -> None:
-    from trainer.corpora import Corpus, Recording
-
     recordings = tuple(
         Recording(f"r{n}", None, f"p{n}", "d", "s", None, part, "normal", ()) for n, part in enumerate(parts)
     )
     subject = Subject("m", "f", None, None, None, 1.0, 0.5, "sprsound", patients)  # type: ignore[arg-type]
     assert seen_in_training(subject, Corpus(corpus_name, Path(), recordings)) is expected
+
+
+def people(corpus_name: str, *parts_and_patients: tuple[str, str]) -> Corpus:
+    recordings = (Recording(p, None, p, "d", "s", None, part, "normal", ()) for part, p in parts_and_patients)
+    return Corpus(corpus_name, Path("data"), tuple(recordings))
+
+
+def trained_on(corpus_name: str, *patients: str) -> Subject:
+    return Subject("m", "f", None, None, None, 1.0, 0.5, corpus_name, frozenset(patients))  # type: ignore[arg-type]
+
+
+def test_a_run_is_not_read_on_its_own_patients_unless_labelled() -> None:
+    run, leaky = trained_on("icbhi", "101", "156"), people("icbhi", ("test", "156"), ("test", "200"))
+    with pytest.raises(SplitError, match=r"m on data: 1 patients are in training and in what is read \(156\); read"):
+        refuse_trained_patients(run, leaky, "official")
+    refuse_trained_patients(run, leaky, "as-published")
+    assert seen_in_training(run, leaky) is True
+    refuse_trained_patients(run, people("icbhi", ("test", "200")), "official")
+    refuse_trained_patients(run, people("sprsound", ("inter", "156")), "official")  # another corpus's 156
+    bundle = dataclasses.replace(run, trained_patients=None)
+    refuse_trained_patients(bundle, leaky, "official")
+
+
+def test_only_sprsounds_intra_part_is_excused() -> None:
+    run = trained_on("sprsound", "1", "2")
+    refuse_trained_patients(run, people("sprsound", ("intra", "1"), ("inter", "3")), "official")
+    with pytest.raises(SplitError):
+        refuse_trained_patients(run, people("sprsound", ("intra", "1"), ("inter", "2")), "official")
+    with pytest.raises(SplitError):
+        refuse_trained_patients(run, people("sprsound", ("train", "1")), "official")
+
+
+def test_icbhis_official_split_shares_nobody_and_the_published_one_two(shared_data: Path) -> None:
+    def side(split: str, purpose: Literal["fit", "evaluate"]) -> Corpus:
+        return load_corpus("icbhi", shared_data / "icbhi", split=split, audio=False, purpose=purpose)
+
+    training, test = side("official", "fit"), side("official", "evaluate")
+    refuse_trained_patients(trained_on("icbhi", *training.patients), test, "official")
+    assert not set(training.patients) & set(test.patients)
+    leaking = trained_on("icbhi", *side("as-published", "fit").patients)
+    with pytest.raises(SplitError, match=r"2 patients .*\(156, 218\)"):
+        refuse_trained_patients(leaking, side("as-published", "evaluate"), "official")
+    refuse_trained_patients(leaking, side("as-published", "evaluate"), "as-published")
+
+
+def test_a_test_part_that_shares_a_patient_chooses_no_epoch(tmp_path: Path) -> None:
+    make_sprsound(tmp_path / "corpus")
+    root = make_sprsound(tmp_path / "corpus", part="inter", patients=2)
+    for path in root.rglob("50000000_*"):
+        path.rename(path.with_name(path.name.replace("50000000", "40000000")))
+    recipe = with_changes(RECIPE, {"data.choose_on": "test"})
+    with pytest.raises(SplitError, match=r"1 patients are in training and in what is read \(40000000\)"):
+        prepare(Request(recipe, "toy", "sprsound", root), tmp_path / "cache")

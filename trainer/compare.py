@@ -1,0 +1,164 @@
+"""`trainer compare`: does one model read better than another on the same sound of the same patients?
+
+Both readings are resampled together, so that a hard patient is hard for both: the interval of the difference is much
+narrower than two intervals side by side suggest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from firmware_config.errors import RespSAMError
+from firmware_config.settings import QualitySettings
+from trainer.audio_cache import AudioCache
+from trainer.corpora import Corpus
+from trainer.evaluate import Outcome, Subject, headline, load_outcome, outcome_of, reading
+from trainer.metrics import Float64Array, IntArray, Interval, binary_rates, confusion, patient_bootstrap
+from trainer.protocols import Protocol
+from trainer.run import RUN_FILE, outcome_file, read_facts
+
+NAMES = {
+    ("binary", "sensitivity"): "sensitivity",
+    ("binary", "specificity"): "specificity",
+    ("binary", "score"): "Score, binary",
+    ("exact", "score"): "Score, exact",
+    ("auroc",): "AUROC",
+}
+"""What is compared, and its name."""
+HELD_OUT = "held-out patients"
+Statistic = Callable[[IntArray], Float64Array]
+
+
+class CompareError(RespSAMError):
+    """Two models that judged nothing in common."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Binary rates of one reading minus those of another, with 95 % paired patient-bootstrap intervals."""
+
+    sensitivity: Interval
+    specificity: Interval
+    score: Interval
+
+    def as_json(self) -> dict[str, Any]:
+        """`{sensitivity, specificity, score}`, each `{value, low, high}`."""
+        return {name: interval.as_json() for name, interval in vars(self).items()}
+
+
+def paired(patients: list[str], first: Statistic, second: Statistic) -> list[Interval]:
+    """95 % intervals of every entry of `second(rows)` minus `first(rows)`, both on the same resampled patients."""
+    return patient_bootstrap(patients, lambda rows: second(rows) - first(rows))
+
+
+def rates_shift(patients: list[str], true: IntArray, first: IntArray, second: IntArray) -> Shift:
+    """Binary rates of the predicted classes (n,) of `second` minus those of `first`."""
+
+    def rates(predicted: IntArray) -> Statistic:
+        return lambda rows: np.array([*binary_rates(confusion(true[rows], predicted[rows])).by_name().values()])
+
+    return Shift(*paired(patients, rates(first), rates(second)))
+
+
+def compare(first: Outcome, second: Outcome) -> dict[str, Any]:
+    """What `trainer compare --json` prints of two outcomes: B - A on the examples that both judged.
+
+    An example is the same recording from the same start to the same end. Raises CompareError when there is none.
+    """
+    both, alone = in_common(first, second)
+    if not len(both):
+        raise CompareError("the two judged nothing in common: other corpora, other patients, or other protocols")
+    values = [_values(outcome.at(rows)) for outcome, rows in ((first, both[:, 0]), (second, both[:, 1]))]
+    patients = [first.patients[row] for row in both[:, 0]]
+    read = [value(np.arange(len(both))) for value in values]
+    rows = zip(NAMES.values(), *read, paired(patients, *values), strict=True)
+    return {
+        "n": len(both),
+        "patients": len(set(patients)),
+        "judged_by_one_only": alone,
+        "readings": {
+            name: {"a": _rounded(a), "b": _rounded(b), "difference": shift.as_json(), "says": in_words(shift)}
+            for name, a, b, shift in rows
+        },
+    }
+
+
+def _values(outcome: Outcome) -> Statistic:
+    """The entries of NAMES."""
+    figures = headline(outcome)
+
+    def values(rows: IntArray) -> Float64Array:
+        found = figures(rows)
+        return np.array([found[place] for place in NAMES])
+
+    return values
+
+
+def in_common(first: Outcome, second: Outcome) -> tuple[IntArray, int]:
+    """Rows (n, 2) of both outcomes that are the same example, and how many examples only one of them has."""
+    ours, theirs = ({key: row for row, key in enumerate(_keys(outcome))} for outcome in (first, second))
+    rows = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
+    return np.array(rows, dtype=np.int64).reshape(-1, 2), len(ours) + len(theirs) - 2 * len(rows)
+
+
+def _keys(outcome: Outcome) -> list[tuple[str, float, float, int]]:
+    """One key an example; its truth is in it, because two events may share a span."""
+    spans = zip(outcome.recordings, outcome.start_seconds, outcome.end_seconds, outcome.true, strict=True)
+    return [(name, round(float(start), 3), round(float(end), 3), int(true)) for name, start, end, true in spans]
+
+
+def in_words(shift: Interval) -> str:
+    """What a difference and its interval say."""
+    if np.isnan(shift.low) or np.isnan(shift.high):
+        return "cannot be told: one class only, or too few patients"
+    if shift.low > 0:
+        return "B is better: the interval is above 0"
+    if shift.high < 0:
+        return "A is better: the interval is below 0"
+    return "not told apart: the interval holds 0"
+
+
+def corpus_of_runs(first: Path, second: Path) -> str | None:
+    """The corpus of two runs; None when one of them is no run, CompareError when they have another each."""
+    if not all((path / RUN_FILE).is_file() for path in (first, second)):
+        return None
+    one, other = read_facts(first).corpus, read_facts(second).corpus
+    if one != other:
+        raise CompareError(
+            f"{first} held out patients of {one}, {second} of {other}; give --corpus, --data and --part to read both"
+        )
+    return one
+
+
+def on_held_out(first: Path, second: Path, protocol: Protocol) -> dict[str, Any]:
+    """Two runs by what their members said of patients that they never met; needs neither corpus nor audio.
+
+    RunError names a run that kept nothing or damaged things.
+    """
+    outcomes = [load_outcome(outcome_file(path, protocol)) for path in (first, second)]
+    about = {"corpus": read_facts(first).corpus, "part": HELD_OUT, "protocol": protocol}
+    return {"a": first.resolve().name, "b": second.resolve().name, **about, **compare(*outcomes)}
+
+
+def on_corpus(
+    first: Subject,
+    second: Subject,
+    corpus: Corpus,
+    cache: AudioCache,
+    protocol: Protocol,
+    quality: QualitySettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Two models read on the same examples, and the two readings themselves."""
+    subjects = first, second
+    outcomes = [outcome_of(subject, corpus, cache, protocol, quality, progress) for subject in subjects]
+    readings = [reading(outcome, protocol, of, corpus) for outcome, of in zip(outcomes, subjects, strict=True)]
+    about = {key: readings[0][key] for key in ("corpus", "part", "protocol")}
+    return {"a": first.name, "b": second.name, **about, **compare(*outcomes)}, readings
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
