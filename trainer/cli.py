@@ -1,4 +1,4 @@
-"""`trainer`: data describe, fit, evaluate, compare, study, segmentation, grading.
+"""`trainer`: data describe, fit, evaluate, compare, explain, report, study, segmentation, grading.
 
 Parses and prints; the work is in functions that a notebook could call.
 """
@@ -128,6 +128,7 @@ def fit(
     from trainer.machine import follows, resolved, start
     from trainer.members import train_members
     from trainer.recipe import load_recipe, with_changes
+    from trainer.report import write_report
     from trainer.view import EpochView
 
     settings = load_settings(config)
@@ -189,7 +190,12 @@ def fit(
     if machine.rank == 0:
         with console.status("calibrating on the held-out patients' recordings"):
             facts = finish(trained, out, request, prepared, settings.quality, machine.device)
-        _show_fit(facts, out)
+        _show_fit(facts)
+        with console.status("writing the report"):
+            written = write_report(out, prepared.corpus, prepared.cache, machine.device)
+        typer.echo(
+            f"report in {written} (it holds patients' sound); next: respsam-export build {out} --int8 --out BUNDLE"
+        )
 
 
 def _said_first(recipe: "Recipe", out: Path) -> list[str]:
@@ -203,7 +209,7 @@ def _said_first(recipe: "Recipe", out: Path) -> list[str]:
     return said if begun(out) or not recipe.init else [*said, str(initial_weights(recipe.init, recipe.model)[1])]
 
 
-def _show_fit(facts: Any, out: Path) -> None:
+def _show_fit(facts: Any) -> None:
     from rich.console import Console
 
     from trainer.view import FLATTERED, readings_table
@@ -219,7 +225,6 @@ def _show_fit(facts: Any, out: Path) -> None:
     if facts.recipe.data.choose_on == "test":
         whose = f"THE TEST PART: {FLATTERED}"
     console.print(readings_table(list(choice.readings.values()), whose))
-    console.print(f"run in {out}; next: respsam-export build {out} --int8 --out BUNDLE", soft_wrap=True)
 
 
 @app.command()

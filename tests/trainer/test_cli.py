@@ -72,7 +72,7 @@ def test_describe_counts_and_names_the_confounder(run_cli: RunCli, corpus: Path)
 
 
 def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
-    assert {"run.json", "model.safetensors"} <= {item.name for item in fitted.iterdir()}
+    assert {"run.json", "model.safetensors", "report.html"} <= {item.name for item in fitted.iterdir()}
     for member in (fitted / "member-1", fitted / "member-2"):
         assert (member / "checkpoint.safetensors").is_file()
         assert len((member / "metrics.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,72 @@
+"""Loss around a minimum: relative radii, the gradient's direction the worst, and the weights as they were."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.trainer.toy_fit import RECIPE
+from trainer.model import AST
+from trainer.sharpness import RADII, moved, normalised, sharpness
+
+
+def linear(scale: float = 1.0) -> nn.Linear:
+    """Logits of two features; bias zero, so that a scale of the weights is a scale of the logits."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    with torch.no_grad():
+        model.weight.mul_(scale)
+        model.bias.zero_()
+    return model
+
+
+def data(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 8, generator=generator), torch.randint(0, 4, (count,), generator=generator)
+
+
+def test_every_filter_moves_by_its_own_norm() -> None:
+    weights = {"a": torch.randn(3, 5), "b": torch.randn(2, 1, 3, 3)}
+    direction = normalised({name: torch.randn_like(one) for name, one in weights.items()}, weights)
+    for name, one in weights.items():
+        expected = torch.linalg.vector_norm(one.flatten(1), dim=1)
+        assert torch.allclose(torch.linalg.vector_norm(direction[name].flatten(1), dim=1), expected)
+
+
+def test_a_filter_without_gradient_stays() -> None:
+    direction = normalised({"a": torch.zeros(2, 3)}, {"a": torch.ones(2, 3)})
+    assert torch.equal(direction["a"], torch.zeros(2, 3))
+
+
+def test_adversarial_loss_against_a_step_by_hand() -> None:
+    model, (features, labels) = linear(), data()
+    read = sharpness(model, features, labels)
+    moving = model.weight.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(features @ moving.T, labels), moving)
+    weight = moving.detach()
+    unit = gradient / gradient.norm(dim=1, keepdim=True) * weight.norm(dim=1, keepdim=True)
+    for radius, loss in zip(read.radii, read.adversarial, strict=True):
+        assert loss == pytest.approx(float(F.cross_entropy(features @ (weight + radius * unit).T, labels)), abs=1e-6)
+
+
+def test_the_gradient_is_worse_than_chance_and_grows_with_the_radius() -> None:
+    model = AST(RECIPE.model).eval()
+    generator = torch.Generator().manual_seed(2)
+    windows = torch.randn(6, RECIPE.model.frames, RECIPE.model.mels, generator=generator)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    read = sharpness(model, windows, torch.tensor([0, 1, 2, 3, 0, 1]))
+    assert read.radii == (0.0, *RADII)
+    assert read.random[0] == read.adversarial[0]
+    assert list(read.adversarial) == sorted(read.adversarial)
+    assert read.adversarial[-1] > read.random[-1]
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert sharpness(model, windows, torch.tensor([0, 1, 2, 3, 0, 1])) == read
+
+
+def test_weights_come_back_after_an_error() -> None:
+    model = linear()
+    before = model.weight.detach().clone()
+    with pytest.raises(RuntimeError), moved(model, {"weight": torch.randn(4, 8)}, 0.3):
+        assert not torch.equal(model.weight, before)
+        raise RuntimeError
+    assert torch.equal(model.weight, before)
