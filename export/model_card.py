@@ -66,6 +66,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         judged=JUDGED[recipe["data"]["choose_on"]],
         validation=_table(SCORES, map(_scores, validation)),
         failures=_failures(known),
+        groups=_groups(validation[-1]),
         epochs=", ".join(
             f"{best} of {done}" for best, done in zip(recipe["best_epochs"], recipe["epochs_done"], strict=True)
         ),
@@ -126,6 +127,16 @@ def _failures(readings: Sequence[Reading]) -> str:
             shares = (f"{part / max(sum(counts), 1):.0%}" for part in (flagged, counts[index], no_verdict))
             rows.append((_where(reading), label, str(sum(counts)), *shares))
     return _table(("read on", "truly", "n", "called abnormal", "named exactly", "no verdict"), rows)
+
+
+def _groups(reading: Reading) -> str:
+    """Of every stethoscope, site and stage of life: how it was read."""
+    rows = []
+    for what, key in (("stethoscope", "per_device"), ("site", "per_site"), ("age", "per_age")):
+        for name, read in reading.get(key, {}).items():
+            rates = (interval(read[rate]) for rate in ("sensitivity", "specificity", "score"))
+            rows.append((f"{what} {name or 'unknown'}", str(read["n"]), str(read["patients"]), *rates))
+    return _table((_where(reading), "n", "patients", "Se", "Sp", "Score"), rows)
 
 
 def _section(name: str, values: Mapping[str, object]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from device.audio import AudioError, read_audio
 from device.signal import SAMPLE_RATE, FloatArray, resample
 from trainer.corpora.cycle import Corpus, CorpusError, Recording
-from trainer.files import write_atomically
+from trainer.files import replacing, write_atomically
 
 LAYOUT = 1  # raise when the bytes below would mean something else
 
@@ -27,6 +27,8 @@ class AudioCache:
     file: Path
     spans: dict[str, tuple[int, int]]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a command says of the cache itself."""
 
     @cached_property
     def samples(self) -> FloatArray:
@@ -88,16 +90,20 @@ def open_cache(
     lenient: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> AudioCache:
-    """The cache of these recordings below `folder`, made first where it is absent or does not fit its index.
+    """The cache of these recordings below `folder`, made first where it is absent; again, and noted, where damaged.
 
-    `progress(done, total)` is called as recordings are decoded. Raises AudioError or CorpusError naming the file; with
-    `lenient` a recording that cannot be decoded is missing from the cache and named in its `problems`.
+    `progress(done, total)` is called as recordings are decoded. Raises AudioError, CorpusError or FileError naming the
+    file; with `lenient` a recording that cannot be decoded is missing from the cache and named in its `problems`.
     """
     key = _fingerprint(recordings)
     audio, index = folder / f"{key}.f32", folder / f"{key}.json"
     cache = _existing(audio, index)
     if cache is None:
+        damaged = audio.exists() or index.exists()
         cache = _make(recordings, audio, index, lenient, progress)
+        if damaged:
+            note = f"{audio}: the audio cache was damaged or incomplete and has been made again"
+            cache = dataclasses.replace(cache, notes=(note,))
     if cache.problems and not lenient:
         raise AudioError(cache.problems[0])
     return cache
@@ -123,30 +129,24 @@ def _make(
     lenient: bool,
     progress: Callable[[int, int], None] | None,
 ) -> AudioCache:
-    audio.parent.mkdir(parents=True, exist_ok=True)
-    partial = audio.with_suffix(f".{os.getpid()}.part")
     spans: dict[str, tuple[int, int]] = {}
     problems: list[str] = []
     position = 0
-    try:
-        # threads: libsndfile and soxr work outside the interpreter lock, and nothing has to be started or sent back
-        with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(_decode, [_audio_of(recording) for recording in recordings])
-            for done, (recording, samples) in enumerate(zip(recordings, decoded, strict=True), 1):
-                if isinstance(samples, str):
-                    if not lenient:
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise AudioError(samples)
-                    problems.append(samples)
-                else:
-                    samples.tofile(file)
-                    spans[recording.name] = (position, position + samples.size)
-                    position += samples.size
-                if progress is not None:
-                    progress(done, len(recordings))
-        os.replace(partial, audio)
-    finally:
-        partial.unlink(missing_ok=True)
+    # threads: libsndfile and soxr work outside the interpreter lock, and nothing has to be started or sent back
+    with replacing(audio) as partial, partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = pool.map(_decode, [_audio_of(recording) for recording in recordings])
+        for done, (recording, samples) in enumerate(zip(recordings, decoded, strict=True), 1):
+            if isinstance(samples, str):
+                if not lenient:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise AudioError(samples)
+                problems.append(samples)
+            else:
+                file.write(samples.tobytes())
+                spans[recording.name] = (position, position + samples.size)
+                position += samples.size
+            if progress is not None:
+                progress(done, len(recordings))
     held = {"spans": [[name, *span] for name, span in spans.items()], "problems": problems}
     write_atomically(index, json.dumps(held))
     return AudioCache(audio, spans, tuple(problems))
@@ -159,4 +159,4 @@ def with_audio(
     cache = open_cache(corpus.recordings, folder, lenient=lenient, progress=progress)
     heard = tuple(recording for recording in corpus.recordings if recording.name in cache.spans)
     notes = tuple(f"left out ({n} of {len(cache.problems)}): {text}" for n, text in enumerate(cache.problems, 1))
-    return dataclasses.replace(corpus, recordings=heard, notes=(*corpus.notes, *notes)), cache
+    return dataclasses.replace(corpus, recordings=heard, notes=(*corpus.notes, *cache.notes, *notes)), cache

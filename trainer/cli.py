@@ -556,7 +556,9 @@ def _progress(console: "Console", what: str) -> Any:
     """A bar on stderr that appears with the first call of what it yields."""
     from rich.progress import MofNCompleteColumn, Progress
 
-    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    # off a terminal a bar that goes leaves an empty line
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task: list[Any] = []
 
     def advance(done: int, total: int) -> None:

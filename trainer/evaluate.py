@@ -1,7 +1,6 @@
 """`trainer evaluate`: one reading of accuracy in both conventions, with intervals and what its confounders reach."""
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.corpora.cycle import TEST_PARTS
+from trainer.files import replacing, write_atomically
 from trainer.metrics import (
     NO_VERDICT,
     BoolArray,
@@ -232,11 +232,9 @@ def join(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def save_outcome(path: Path, outcome: Outcome) -> None:
-    """All of an outcome in one .npz, replaced atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part.npz")
-    np.savez_compressed(partial, **_columns(outcome))
-    partial.replace(path)
+    """All of an outcome in one .npz, replaced atomically; FileError when it cannot be written."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **_columns(outcome))
 
 
 def load_outcome(path: Path) -> Outcome:
@@ -276,9 +274,18 @@ def _ages(ages: Sequence[float | None]) -> Float64Array:
 
 SPECIFICITIES = (0.80, 0.90, 0.95)
 LEAST_PATIENTS = 10
-# what is taken of a class and of a device or site, and where `headline` has it
+# what is taken of a class and of a device, site or age, and where `headline` has it
 OF_A_CLASS = {"any_abnormal": ("binary", "sensitivity"), "exact": ("exact", "sensitivity"), "auroc": ("auroc",)}
 OF_A_PLACE = {name: ("binary", name) for name in ("sensitivity", "specificity", "score")}
+AGES = {
+    "0-1 years": 0.0,
+    "2-5 years": 2.0,
+    "6-11 years": 6.0,
+    "12-17 years": 12.0,
+    "18-64 years": 18.0,
+    "65+ years": 65.0,
+}
+"""Stages of life (NICHD 2012, Pediatric Terminology; the adults in two), and the age at which each begins."""
 Figures = dict[tuple[str, ...], float]
 """Readings by their place in `trainer evaluate --json`."""
 
@@ -318,17 +325,27 @@ def _details(outcome: Outcome, groups: dict[tuple[str, str], BoolArray]) -> Call
 
 
 def _groups(outcome: Outcome) -> dict[tuple[str, str], BoolArray]:
-    """The rows (n,) of every abnormal class, device and site."""
-    classes = np.asarray(LABELS)[outcome.true]
-    columns = {"per_class": classes, "per_device": np.array(outcome.devices), "per_site": np.array(outcome.sites)}
-    groups = {(key, str(name)): column == name for key, column in columns.items() for name in np.unique(column)}
+    """The rows (n,) of every abnormal class, device, site and stage of life; '' where it is unknown."""
+    years = outcome.confounders.get("age", np.full(len(outcome.true), np.nan))
+    stages = np.array(["", *AGES])[np.searchsorted(list(AGES.values()), years, side="right") * ~np.isnan(years)]
+    columns = {
+        "per_class": np.asarray(LABELS)[outcome.true],
+        "per_device": np.array(outcome.devices),
+        "per_site": np.array(outcome.sites),
+        "per_age": stages,
+    }
+    groups = {
+        (key, str(name)): column == name
+        for key, column in columns.items()
+        for name in sorted(set(column.tolist()), key=lambda one: (AGES.get(one, -1.0), one))
+    }
     return {group: inside for group, inside in groups.items() if group != ("per_class", LABELS[NORMAL])}
 
 
 def score(outcome: Outcome) -> dict[str, Any]:
     """What `trainer evaluate --json` prints of accuracy: every reading `{value, low, high}`, and the confusion matrix.
 
-    A class, device or site of fewer than LEAST_PATIENTS has no interval: it would look more certain than it is.
+    A class, device, site or age of fewer than LEAST_PATIENTS has no interval: it would look more certain than it is.
     """
     groups = _groups(outcome)
     parts = headline(outcome), _details(outcome, groups)
@@ -352,6 +369,7 @@ def score(outcome: Outcome) -> dict[str, Any]:
         "per_class": {},
         "per_device": {},
         "per_site": {},
+        "per_age": {},
     }
     for (key, name), inside in groups.items():
         patients = {patient for patient, within in zip(outcome.patients, inside, strict=True) if within}
@@ -423,8 +441,9 @@ def log_reading(path: Path, reading: dict[str, Any]) -> tuple[str, ...]:
         return ()
     earlier = [one for one in read_readings(path) if _what(one) == _what(reading)]
     now, times = datetime.now(timezone.utc).isoformat(timespec="seconds"), len(earlier) + 1
-    with (path / READINGS_FILE).open("a") as file:
-        file.write(json.dumps({"time": now, "times_read": times, **reading}) + "\n")
+    held = (path / READINGS_FILE).read_text() if (path / READINGS_FILE).exists() else ""
+    line = json.dumps({"time": now, "times_read": times, **reading})
+    write_atomically(path / READINGS_FILE, f"{held}{line}\n")
     if not earlier:
         return ()
     what, before = " ".join(_what(reading)), str(earlier[-1].get("time", "a day unknown"))[:10]

@@ -11,7 +11,7 @@ from trainer.corpora import Corpus, load_corpus
 from trainer.crops import TrainingCrops
 from trainer.fit import measure_normalisation
 from trainer.recipe import Recipe
-from trainer.splits import Fold, folds_of, refuse_shared_patients
+from trainer.splits import Fold, folds_of, refuse_one_kind, refuse_shared_patients
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int],
         lenient=request.lenient,
         purpose="fit",
     )
+    refuse_one_kind(read)
     tested = None
     if recipe.data.choose_on == "test":
         tested = load_corpus(

@@ -26,7 +26,7 @@ from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.checkpoints import load_initial
 from trainer.corpora.cycle import Corpus
-from trainer.crops import UNKNOWN, TrainingCrops
+from trainer.crops import UNKNOWN, TrainingCrops, located
 from trainer.files import write_atomically
 from trainer.machine import Machine
 from trainer.metrics import IntArray, auroc, choose_threshold, fit_temperature
@@ -84,15 +84,15 @@ def prepare_folder(folder: Path, resume: bool) -> None:
         raise FitError(f"{folder}: already holds a run; go on with it by --resume, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / LOG_FILE, (folder / LOG_FILE).read_text() if (folder / LOG_FILE).exists() else "")
+        write_log(folder, [])
     except OSError as error:
         raise FitError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def write_log(folder: Path, notes: Sequence[str]) -> None:
     """Append the corpus's notes, every left-out recording among them, to the run's log."""
-    with (folder / LOG_FILE).open("a") as log:
-        log.writelines(f"{note}\n" for note in notes)
+    before = (folder / LOG_FILE).read_text() if (folder / LOG_FILE).exists() else ""
+    write_atomically(folder / LOG_FILE, before + "".join(f"{note}\n" for note in notes))
 
 
 def identity(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
@@ -111,7 +111,9 @@ def measure_normalisation(crops: TrainingCrops, front_end: FrontEnd, seed: int) 
     for index in chosen:
         cycle = crops.cycles[int(index)]
         start, end, _ = crops.crop(cycle, random)
-        log_mels = raw_window(split(crops.cache.cut(cycle.recording, start, end))[0], front_end).astype(np.float64)
+        with located(cycle.recording, start, end):
+            samples = split(crops.cache.cut(cycle.recording, start, end))[0]
+            log_mels = raw_window(samples, front_end).astype(np.float64)
         total, squares, count = total + log_mels.sum(), squares + np.square(log_mels).sum(), count + log_mels.size
     mean = total / count
     return front_end.model_copy(
@@ -361,6 +363,12 @@ class Fit:
         """Train, validate, remember the best."""
         epoch, began = self.progress.epochs_done, time.monotonic()
         loss = self.train_epoch(epoch, watcher)
+        # the last step of an epoch has no loss after it that would tell
+        if not all(bool(parameter.isfinite().all()) for parameter in self.learner.parameters()):
+            raise FitError(
+                f"the weights are no numbers any more at the end of epoch {epoch + 1}; lower the learning rate or set "
+                "clip_norm; the last finished epoch is kept"
+            )
         step_seconds = (time.monotonic() - began) / self.steps_per_epoch
         readings = self.validate()
         seconds = time.monotonic() - began

@@ -207,7 +207,8 @@ def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
 
 
 def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+    # a misspelt key is also a missing one
+    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return ": ".join(filter(None, [key, problem["msg"].removeprefix("Value error, ")]))

@@ -67,7 +67,7 @@ STYLE: dict[Any, Any] = {
 
 
 class ReportError(RespSAMError):
-    """A report that cannot be made: its run's judgements or recordings are not here, or it cannot be written."""
+    """A report that cannot be made: its run's judgements or recordings are not here."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
         "description": describe(corpus),
         "recipe": {**facts.recipe.model_dump(mode="json"), "front_end": facts.front_end.model_dump()},
     }
-    try:
-        write_atomically(folder / REPORT_FILE, render(context))
-    except OSError as error:
-        raise ReportError(f"{folder / REPORT_FILE}: cannot be written ({error.strerror}); make room there") from error
+    write_atomically(folder / REPORT_FILE, render(context))
     return folder / REPORT_FILE
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
+from trainer.files import replacing
 from trainer.model import AST, Ensemble
 from trainer.recipe import Recipe
 
@@ -82,13 +83,13 @@ class RunFacts(BaseModel):
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Safetensors with JSON metadata, replaced atomically."""
+    """Safetensors with JSON metadata, replaced atomically; FileError when they cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(f".{path.name}.part")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, {"json": json.dumps(metadata)})
-    partial.replace(path)
+    with replacing(path, SafetensorError) as partial:
+        save_file(contiguous, partial, {"json": json.dumps(metadata)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

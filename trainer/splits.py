@@ -90,6 +90,16 @@ def refuse_shared_patients(training: Sequence[str], read: Sequence[str], where: 
         raise SplitError(f"{where}: {len(both)} patients are in training and in what is read ({shown})")
 
 
+def refuse_one_kind(corpus: Corpus) -> None:
+    """SplitError unless the corpus has normal and abnormal cycles."""
+    kinds = " or ".join(sorted({cycle.label for cycle in corpus.cycles}))
+    if not _both_kinds(corpus):
+        holds = f"every cycle is {kinds}" if kinds else "no cycle is annotated"
+        raise SplitError(
+            f"{corpus.root}: {holds}; learning takes normal and abnormal ones, choose another --data or --part"
+        )
+
+
 def only_patients(corpus: Corpus, patients: set[str]) -> Corpus:
     """The recordings of some patients."""
     return _only(corpus, [recording for recording in corpus.recordings if recording.patient in patients])

@@ -137,7 +137,7 @@ def show_reading(reading: dict[str, Any], console: Console) -> None:
         matrix.add_row(name, *map(str, counts))
     console.print(matrix, "")
     console.print(_classes(reading["per_class"]), "")
-    for key in ("per_device", "per_site"):
+    for key in ("per_device", "per_site", "per_age"):
         console.print(_places(reading[key], key.removeprefix("per_")), "")
 
 
@@ -164,7 +164,7 @@ def _classes(classes: dict[str, Any]) -> Table:
 
 
 def _places(places: dict[str, Any], what: str) -> Table:
-    """Binary rates by device or site; a row of one kind only says so."""
+    """Binary rates by device, site or age; a row of one kind only says so."""
     table = _rows(what, "n", "patients", "Se", "Sp", "Score [95 %]")
     for name, read in places.items():
         kind = {0: "normal only", read["n"]: "abnormal only"}.get(read["abnormal"], interval(read["score"]))

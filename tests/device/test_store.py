@@ -32,6 +32,7 @@ from firmware_config.settings import Settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
 from tests.device.storing import beginning, endless, heard
+from tests.full_disk import mounted
 
 KILLS = 100 if os.environ.get("RESPSAM_SOAK") else 8
 Heard = tuple[list[CycleResult], list[Entry], Summary]
@@ -318,12 +319,8 @@ def test_a_disk_that_comes_later_has_the_session_from_its_real_start(file: Path,
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
     folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no file system may be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with mounted(folder, 2 << 20):
+        yield folder
 
 
 def test_a_full_disk_is_one_warning_and_storing_resumes_when_there_is_room(small_disk: Path, demo: Heard) -> None:

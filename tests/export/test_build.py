@@ -3,13 +3,11 @@
 import hashlib
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from firmware_config.errors import GateRefused, RespSAMError
 from tests.conftest import REPOSITORY, RunCli
 from tests.export.conftest import Made, Workshop
 from tests.export.run_maker import PATCH, make_model, make_run
+from tests.full_disk import largest_file
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
@@ -214,6 +213,14 @@ class TestModelCard:
         crackles = sum(reading["confusion"]["counts"][1])
         assert f"| sprsound intra, `windows` | crackle | {crackles} |" in card
         assert "--part intra --protocol windows" in card
+
+    def test_where_it_fails_by_stethoscope_site_and_age(self, patch_made: Made) -> None:
+        card = contents(patch_made.built.bundle.path)["MODEL_CARD.md"].decode()
+        *_, held_out = patch_made.facts.choice.readings.values()
+        for what, key in (("stethoscope", "per_device"), ("site", "per_site"), ("age", "per_age")):
+            assert held_out[key]
+            for name, read in held_out[key].items():
+                assert f"| {what} {name or 'unknown'} | {read['n']} | {read['patients']} |" in card
 
     def test_without_a_test_reading_it_says_so(self, convolutional_made: Made) -> None:
         card = contents(convolutional_made.built.bundle.path)["MODEL_CARD.md"].decode()
@@ -504,17 +511,6 @@ class TestBadInput:
 
     def test_calibration_data_without_int8(self, refuses: Callable[..., None], run: Path, tmp_path: Path) -> None:
         refuses([run, "--out", tmp_path / "b", "--calibration-data", tmp_path], "add --int8")
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("int8", [True, False], ids=["a temporary file", "the bundle"])

@@ -150,6 +150,15 @@ def test_devices_and_sites_and_what_they_cannot_say() -> None:
         assert word in shown
 
 
+def test_ages_are_read_by_stage_of_life_in_their_order() -> None:
+    made = outcome()
+    years = np.resize([0.2, 1.9, 2.0, 11.9, 17.9, 18.0, 70.0, np.nan], len(made.true))
+    stages = score(dataclasses.replace(made, confounders={"age": years}))["per_age"]
+    counts = {name: read["n"] for name, read in stages.items()}
+    expected = ["", "0-1 years", "2-5 years", "6-11 years", "12-17 years", "18-64 years", "65+ years"]
+    assert list(counts.items()) == [(name, 100 if name == "0-1 years" else 50) for name in expected]
+
+
 def test_an_outcome_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     made = outcome()
     save_outcome(tmp_path / "new" / "it.npz", made)

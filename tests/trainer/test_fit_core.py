@@ -227,16 +227,16 @@ def test_a_longer_run_learns_the_toy(toy: Toy, tmp_path: Path) -> None:
 
 
 class Poisoning(Silent):
-    """Weights that become NaN in the first step of an epoch."""
+    """Weights that become NaN in a step of an epoch."""
 
-    def __init__(self, fit: Fit, epoch: int) -> None:
-        self.fit, self.epoch, self.now = fit, epoch, -1
+    def __init__(self, fit: Fit, epoch: int, step: int = 1) -> None:
+        self.fit, self.epoch, self.step, self.now = fit, epoch, step, -1
 
     def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
         self.now = epoch
 
     def stepped(self, step: int, loss: float, samples_per_second: float) -> None:
-        if self.now == self.epoch:
+        if (self.now, step) == (self.epoch, self.step):
             with torch.no_grad():
                 self.fit.model.head.bias.fill_(float("nan"))
 
@@ -249,6 +249,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(toy: Toy, t
     drawn = fit.drawn(1)[8:12]  # the third micro-batch of four: two to a step
     for _, _, index in drawn:
         assert fit.crops.cycles[index].recording in str(raised.value)
+    run(toy.corpus, toy.cache, tmp_path, resume=True)
+    same_result(tmp_path, toy.whole)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(toy: Toy, tmp_path: Path) -> None:
+    """After the last step of an epoch no loss would tell; the checkpoint is that of the epoch before."""
+    fit, known = toy_fit(toy.corpus, toy.cache)
+    with pytest.raises(FitError, match="no numbers any more at the end of epoch 2"):
+        train(fit, tmp_path, known, resume=False, minutes=None, watcher=Poisoning(fit, 1, fit.steps_per_epoch))
     run(toy.corpus, toy.cache, tmp_path, resume=True)
     same_result(tmp_path, toy.whole)
 
