@@ -1,0 +1,304 @@
+"""The cells of a study: one setting with one seed each, trained with one fold held out and read on its patients.
+
+A cell's folder is named after all that decides its result, so studies share cells and nothing is trained twice.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+
+from device.bundle import Segmentation, SiteRule
+from firmware_config.command_line import one_line
+from firmware_config.errors import RespSAMError
+from firmware_config.settings import QualitySettings
+from trainer.audio_cache import AudioCache, with_audio
+from trainer.corpora import Corpus, load_corpus
+from trainer.evaluate import Outcome, Subject, of_heard, read_stretches, save_outcome
+from trainer.experiment import Prepared, Request, prepare
+from trainer.files import write_atomically
+from trainer.fit import identity
+from trainer.machine import Machine, start
+from trainer.members import train_members
+from trainer.model import AST
+from trainer.protocols import Protocol, default_protocol
+from trainer.recipe import Recipe
+from trainer.recordings import RunModel, gradable, hear
+from trainer.run import METRICS_FILE, WEIGHTS_FILE, load_tensors, member_folder, save_tensors
+from trainer.study import Study, StudyError
+from trainer.view import EpochView
+
+CELL_FILE = "cell.json"
+START_RAY = "start one with 'ray start --head', or leave --ray out"
+LAYOUT = 1  # raise when the same recipe, seed and corpus would give another result
+# Nothing is fitted for a cell: recordings go through the live path in fixed windows and by a fixed rule.
+SEGMENTATION = Segmentation(method="windows", window_seconds=3.5)
+SITE_RULE = SiteRule(pooling="mean", k=3, least_cycles=3, threshold=0.0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a cell is read on; `key` is the name of the reading's file."""
+
+    key: str
+    protocol: Protocol
+    elsewhere: str = ""
+    """Another corpus, all of it; else the cell's held-out patients."""
+
+    @property
+    def words(self) -> str:
+        """`windows of held-out patients`."""
+        return f"{self.protocol} of {self.elsewhere or 'held-out patients'}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells of a study share."""
+
+    corpus: str
+    data: Path
+    audio_cache: Path
+    quality: QualitySettings
+    part: str | None = None
+    split: str = "official"
+    lenient: bool = False
+    to_corpus: str = ""
+    to_data: Path = Path()
+    device: str = "cpu"
+    minutes: float | None = None
+    targets: tuple[Target, ...] = ()
+
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """The training corpus as `trainer fit` would take it; seed 0 divides the patients for every cell."""
+        request = Request(recipe, "study", self.corpus, self.data, self.part, self.split, self.lenient)
+        return _prepared(request, self.audio_cache)
+
+    def other(self) -> tuple[Corpus, AudioCache]:
+        """The corpus that is read but never trained on."""
+        read = load_corpus(self.to_corpus, self.to_data, lenient=self.lenient, part="all")
+        return with_audio(read, self.audio_cache, lenient=self.lenient)
+
+
+@lru_cache(maxsize=8)
+def _prepared(request: Request, audio_cache: Path) -> Prepared:
+    """What the seeds of one setting share, in one process."""
+    return prepare(request, audio_cache)
+
+
+class CellFacts(BaseModel):
+    """What is known of a trained cell beside its weights and readings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    recipe: Recipe
+    seed: int
+    held_out: list[str]
+    """Patients that the model never met."""
+    epochs_done: int
+    minutes: float | None
+    """The budget it was trained under."""
+    seconds: float
+    """Of training and validation."""
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting with one seed."""
+
+    setting: str
+    seed: int
+    recipe: Recipe
+    folder: Path
+
+    def facts(self) -> CellFacts | None:
+        """None before the cell has been trained."""
+        path = self.folder / CELL_FILE
+        try:
+            return CellFacts.model_validate_json(path.read_text()) if path.is_file() else None
+        except ValidationError as error:
+            raise StudyError(f"{path}: damaged or of another version; delete {self.folder}") from error
+
+    def trained(self, minutes: float | None) -> bool:
+        """Whether its schedule is over, or a budget as large as this one is spent."""
+        facts = self.facts()
+        if facts is None or facts.epochs_done == self.recipe.optimizer.epochs:
+            return facts is not None
+        return minutes is not None and facts.minutes is not None and minutes <= facts.minutes
+
+    def reading(self, target: Target) -> Path:
+        """Where its outcome on a target is kept."""
+        return self.folder / f"{target.key}.npz"
+
+    def done(self, plan: Plan) -> bool:
+        """Whether it is trained and everything is read."""
+        return self.trained(plan.minutes) and all(self.reading(target).is_file() for target in plan.targets)
+
+
+def plan_cells(
+    study: Study, plan: Plan, recipes: Mapping[str, Recipe], seeds: int, folder: Path
+) -> tuple[Plan, list[Cell], tuple[str, ...]]:
+    """The plan with its targets, all cells below `folder` seed by seed, and the corpora's notes.
+
+    Whatever is wrong with the corpora or the folder is said here, before anything is trained; audio is decoded.
+    """
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "cells" / ".writable", "")
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    corpus = plan.prepared(recipes[study.reference]).corpus
+    notes = corpus.notes
+    targets = [Target(one, one) for one in study.protocols or [default_protocol(corpus.name)]]
+    if plan.to_corpus:
+        other, protocol = plan.other()[0], default_protocol(plan.to_corpus)
+        key = f"{protocol}-{other.name}-{_digest(sorted(one.name for one in other.recordings))[:8]}"
+        targets.append(Target(key, protocol, elsewhere=other.name))
+        notes += other.notes
+    cells = [
+        Cell(name, seed, recipe, folder.resolve() / "cells" / _digest([LAYOUT, seed, identity(recipe, corpus)])[:20])
+        for seed in range(seeds)
+        for name, recipe in recipes.items()
+    ]
+    return replace(plan, targets=tuple(targets)), cells, notes
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def finish_cell(cell: Cell, plan: Plan) -> None:
+    """Train what is left of a cell and read what has not been read.
+
+    One thread, wherever it runs: the result must not depend on how many cells run at once.
+    """
+    torch.set_num_threads(1)
+    prepared = plan.prepared(cell.recipe)
+    machine = start(plan.device, precision=cell.recipe.optimizer.precision)
+    training, held_out = prepared.folds[cell.seed % len(prepared.folds)]
+    if not cell.trained(plan.minutes):
+        train_cell(cell, plan, prepared, (training, held_out), machine)
+    model = AST(cell.recipe.model).to(machine.device)
+    model.load_state_dict(load_tensors(cell.folder / WEIGHTS_FILE)[0])
+    served = RunModel(model, machine.device, prepared.front_end, SEGMENTATION, SITE_RULE, 1.0, 0.0)
+    for target in plan.targets:
+        if not cell.reading(target).is_file():
+            corpus, cache = plan.other() if target.elsewhere else (held_out, prepared.cache)
+            save_outcome(cell.reading(target), _read(served, plan, target, corpus, cache))
+
+
+def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, Corpus], machine: Machine) -> None:
+    """Weights and facts of one model; the last epoch is kept, not the best, so held-out patients choose nothing."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    for stale in cell.folder.glob("*.npz"):  # of fewer epochs
+        stale.unlink()
+    (member,) = train_members(
+        cell.recipe,
+        prepared.corpus,
+        [fold],
+        prepared.cache,
+        prepared.front_end,
+        cell.folder,
+        machine=machine,
+        seed=cell.seed,
+        resume=True,
+        minutes=plan.minutes,
+        watcher=EpochView(Console(quiet=True)),
+        keep="last",
+    )
+    rows = [json.loads(row) for row in (member_folder(cell.folder, 0) / METRICS_FILE).read_text().splitlines()]
+    facts = CellFacts(
+        recipe=cell.recipe,
+        seed=cell.seed,
+        held_out=list(member.held_out.patients),
+        epochs_done=member.epochs_done,
+        minutes=plan.minutes,
+        seconds=sum(row["seconds"] for row in rows),
+        step_seconds=float(np.mean([row["step_seconds"] for row in rows])),
+    )
+    save_tensors(cell.folder / WEIGHTS_FILE, member.model.state_dict(), {})
+    write_atomically(cell.folder / CELL_FILE, facts.model_dump_json(indent=1))
+
+
+def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: AudioCache) -> Outcome:
+    """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
+    if target.protocol == "recordings":
+        return of_heard(hear(gradable(corpus), cache, served, plan.quality), cache, SITE_RULE)
+    subject = Subject("cell", "", served, served.logits, served.front_end, 1.0, 0.0, plan.corpus, frozenset())
+    return read_stretches(corpus, cache, subject, target.protocol)
+
+
+def attempt(cell: Cell, plan: Plan) -> str | None:
+    """`finish_cell`; one line of what went wrong where the input is to blame."""
+    try:
+        finish_cell(cell, plan)
+    except RespSAMError as error:
+        return one_line(str(error))
+    return None
+
+
+def run_cells(
+    cells: Sequence[Cell], plan: Plan, told: Callable[[Cell, str | None], None], jobs: int = 1, cluster: str = ""
+) -> int:
+    """Finish every cell that is not done; `told` hears of each, with its problem. Returns how many have one.
+
+    One after another in this process, or as tasks of Ray: `jobs` at a time here, or as many as fit into `cluster`, at
+    whose address all see the same folders. A worker that dies is replaced, and its cell goes on from its checkpoint.
+    """
+    left = {cell.folder: cell for cell in cells if not cell.done(plan)}.values()  # two settings may share one
+    here = ((cell, attempt(cell, plan)) for cell in left)
+    problems = 0
+    for cell, problem in here if jobs == 1 and not cluster else _on_ray(left, plan, jobs, cluster):
+        told(cell, problem)
+        problems += problem is not None
+    return problems
+
+
+def _reach(cluster: str) -> None:
+    """StudyError where nothing listens at HOST:PORT; Ray itself would try for minutes and then end the process."""
+    host, _, port = cluster.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StudyError(f"--ray {cluster}: nothing answers there ({reason}); {START_RAY}") from error
+
+
+def _on_ray(cells: Collection[Cell], plan: Plan, jobs: int, cluster: str) -> Iterator[tuple[Cell, str | None]]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # at the priority of the command: Ray's own 15 starves beside anything else that computes
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise StudyError("several cells at once need Ray; pip install 'respsam[cluster]', or --jobs 1") from error
+    _reach(cluster)
+    try:
+        local: dict[str, Any] = {} if cluster else {"num_cpus": jobs, "include_dashboard": False}
+        ray.init(address=cluster or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise StudyError(f"--ray {cluster}: no cluster answers there ({one_line(str(error))}); {START_RAY}") from error
+    try:
+        task = ray.remote(attempt).options(num_cpus=1, num_gpus=int(plan.device == "cuda"), max_retries=3)
+        running = {task.remote(cell, plan): cell for cell in cells}
+        while running:
+            (finished,), _ = ray.wait(list(running))
+            try:
+                problem = ray.get(finished)
+            except ray.exceptions.WorkerCrashedError:
+                problem = "its worker died again and again; finished epochs are kept"
+            yield running.pop(finished), problem
+    finally:
+        ray.shutdown()
