@@ -35,6 +35,7 @@ from trainer.protocols import default_protocol, examples, inputs_of, labels_of, 
 from trainer.recipe import OptimizerRecipe, Recipe
 from trainer.run import (
     CHECKPOINT_FILE,
+    EVENTS_FOLDER,
     LOG_FILE,
     METRICS_FILE,
     RUN_FILE,
@@ -423,6 +424,22 @@ def _json(row: dict[str, Any]) -> str:
     return json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()})
 
 
+class Events:
+    """What metrics.jsonl holds, for `tensorboard --logdir RUN`; resuming hides what came after the checkpoint."""
+
+    def __init__(self, folder: Path, epochs_done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder / EVENTS_FOLDER, purge_step=epochs_done + 1)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One epoch."""
+        for name, value in row.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+
 def calibrate(logits: FloatArray, labels: IntArray) -> tuple[float, float]:
     """Temperature, then the threshold on the calibrated probability, both from validation logits."""
     temperature = fit_temperature(logits, labels)
@@ -445,6 +462,7 @@ def train(
     elif fit.recipe.init:
         load_initial(fit.recipe.init, fit.model)
     began, longest = time.monotonic(), 0.0
+    events = Events(folder, fit.progress.epochs_done) if fit.machine.rank == 0 else None
     try:
         while fit.progress.epochs_done < fit.recipe.optimizer.epochs:
             over = minutes is not None and longest > 0.0 and time.monotonic() - began + longest > 60 * minutes
@@ -452,8 +470,9 @@ def train(
                 break
             started = time.monotonic()
             fit.run_epoch(watcher)
-            if fit.machine.rank == 0:
+            if events is not None:
                 fit.save(folder, identity)
+                events.add(fit.progress.history[-1])
             longest = max(longest, time.monotonic() - started)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
@@ -469,6 +488,9 @@ def train(
             smaller if batch >= 4 else "no smaller --batch with more --accumulation will help; take a smaller model"
         )
         raise FitError(f"out of memory with --batch {batch} on {fit.machine.device}; {remedy}") from error
+    finally:
+        if events is not None:
+            events.writer.close()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -22,6 +22,7 @@ RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
 LOG_FILE = "log.txt"
 READINGS_FILE = (
     "readings.jsonl"  # every reading of this run's accuracy, one a line, so that a test part read twice shows

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_sprsound
@@ -76,6 +77,9 @@ def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, cor
     for member in (fitted / "member-1", fitted / "member-2"):
         assert (member / "checkpoint.safetensors").is_file()
         assert len((member / "metrics.jsonl").read_text().splitlines()) == 2
+        # the first epoch is of the run that --minutes ended, the second of the one that went on
+        events = EventAccumulator(str(member / "tensorboard")).Reload()
+        assert [scalar.step for scalar in events.Scalars("auroc")] == [1, 2]
     for protocol in ("events", "windows", "recordings"):
         result = run_cli(
             "trainer", "evaluate", fitted, "--corpus", "sprsound", "--data", corpus, "--protocol", protocol, "--json"
