@@ -241,6 +241,7 @@ def draw(study: Study, lines: Sequence[Line], path: Path) -> None:
     """AUROC of every setting with its interval, each seed's model as a dot; one panel a target."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     targets = list(dict.fromkeys(line.target for line in lines))
     settings = list(dict.fromkeys(line.setting for line in lines))
@@ -256,6 +257,7 @@ def draw(study: Study, lines: Sequence[Line], path: Path) -> None:
         if line.setting == study.reference:
             panel.axvline(line.auroc.value, color=colour, linewidth=0.7, linestyle=":")
         panel.set_title(title_of(line.target, lines), fontsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.set_xlabel("AUROC, 95 % over patients; dots: single seeds", fontsize=8)
     panels[targets[0]].set_yticks(range(len(settings)), settings)
     panels[targets[0]].invert_yaxis()
