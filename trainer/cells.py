@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from device.bundle import Segmentation, SiteRule
 from firmware_config.command_line import one_line
@@ -93,7 +94,8 @@ class Plan:
 @lru_cache(maxsize=8)
 def _prepared(request: Request, audio_cache: Path) -> Prepared:
     """What the seeds of one setting share, in one process."""
-    return prepare(request, audio_cache)
+    with threadpool_limits(1):
+        return prepare(request, audio_cache)
 
 
 class CellFacts(BaseModel):
@@ -181,9 +183,15 @@ def _digest(value: Any) -> str:
 def finish_cell(cell: Cell, plan: Plan) -> None:
     """Train what is left of a cell and read what has not been read.
 
-    One thread, wherever it runs: the result must not depend on how many cells run at once.
+    One thread, wherever it runs: the result must not depend on how many cells run at once, nor on the threads by which
+    numpy's BLAS divides a log-mel.
     """
     torch.set_num_threads(1)
+    with threadpool_limits(1):
+        _finish_cell(cell, plan)
+
+
+def _finish_cell(cell: Cell, plan: Plan) -> None:
     prepared = plan.prepared(cell.recipe)
     machine = start(plan.device, precision=cell.recipe.optimizer.precision)
     training, held_out = prepared.folds[cell.seed % len(prepared.folds)]
