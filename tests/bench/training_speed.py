@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
