@@ -37,6 +37,8 @@ SplitOption = Annotated[str, typer.Option("--split", help="ICBHI: official or as
 LenientOption = Annotated[
     bool, typer.Option("--lenient", help="Leave bad recordings out, counted, instead of stopping.")
 ]
+ProtocolOption = Annotated[str | None, typer.Option("--protocol", help="events, windows or recordings.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 
@@ -233,11 +235,11 @@ def evaluate(
     corpus: CorpusOption,
     data: DataOption,
     part: PartOption = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", help="events, windows or recordings.")] = None,
+    protocol: ProtocolOption = None,
     split: SplitOption = "official",
     lenient: LenientOption = False,
     device: DeviceOption = "auto",
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Read accuracy in both conventions with patient-bootstrap intervals, and what the confounders reach alone."""
@@ -346,11 +348,11 @@ def compare(
     corpus: Annotated[str | None, typer.Option("--corpus", help="icbhi, sprsound or manifest.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Corpus root, or any folder of pairs.")] = None,
     part: PartOption = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", help="events, windows or recordings.")] = None,
+    protocol: ProtocolOption = None,
     split: SplitOption = "official",
     lenient: LenientOption = False,
     device: DeviceOption = "auto",
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Is B better than A? B - A with paired intervals: of two runs on what both held out, or on a --part read now."""
@@ -452,7 +454,7 @@ def explain(
     at: Annotated[float | None, typer.Option("--at", help="Second to explain; else the most suspicious.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Draw it here: .png or .svg.")] = None,
     device: DeviceOption = "auto",
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Show where a run's attention lies in a recording, and how much of it on seams and on silence."""

@@ -113,10 +113,10 @@ def _run_subject(path: Path, device: torch.device) -> Subject:
     return run_subject(load_model(path, facts).to(device), facts, path.resolve().name, device)
 
 
-def run_subject(model: nn.Module, facts: RunFacts, name: str, device: torch.device) -> Subject:
-    """A run's model with all that its validation patients chose."""
+def as_served(model: nn.Module, facts: RunFacts, device: torch.device) -> RunModel:
+    """A run's model with all that its validation patients chose, as the live path takes it."""
     choice = facts.choice
-    served = RunModel(
+    return RunModel(
         model,
         device,
         facts.front_end,
@@ -125,6 +125,11 @@ def run_subject(model: nn.Module, facts: RunFacts, name: str, device: torch.devi
         choice.temperature,
         choice.cycle_threshold,
     )
+
+
+def run_subject(model: nn.Module, facts: RunFacts, name: str, device: torch.device) -> Subject:
+    """`as_served`, with whom it met."""
+    choice, served = facts.choice, as_served(model, facts, device)
     return Subject(
         name,
         facts.fingerprint,

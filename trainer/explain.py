@@ -34,9 +34,10 @@ from device.signal import (
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.crops import repetition
+from trainer.evaluate import as_served
 from trainer.metrics import BoolArray, Float64Array, IntArray
 from trainer.model import AST, Ensemble, ModelConfig
-from trainer.recordings import CachedSource, RunModel
+from trainer.recordings import CachedSource
 from trainer.run import load_model, read_facts
 
 SILENCE_DB = -20.0  # below a window's mean power; on SPRSound one frame in twenty, a pause and not a quiet breath
@@ -262,15 +263,7 @@ def explain(
     """
     facts = read_facts(run)
     model, choice = load_model(run, facts).to(device), facts.choice
-    served = RunModel(
-        model,
-        device,
-        facts.front_end,
-        choice.segmentation,
-        choice.site_rule,
-        choice.temperature,
-        choice.cycle_threshold,
-    )
+    served = as_served(model, facts, device)
     samples = resample(*read_audio(file))
     session = Auscultation(CachedSource(file.name, samples), served, quality)
     results = [one for one in session.run() if isinstance(one, CycleResult)]
