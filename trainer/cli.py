@@ -364,7 +364,7 @@ def compare(
     from trainer.view import show_comparison
 
     settings = load_settings(config)
-    shared = comparing.corpus_of_runs(first, second) if part is None else None
+    shared = comparing.corpus_of_runs(first, second) if part is None and corpus is None and data is None else None
     if shared is not None:
         compared = comparing.on_held_out(first, second, protocol_named(protocol, shared))
     elif corpus is None or data is None:

@@ -11,7 +11,7 @@ from trainer.corpora import Corpus, load_corpus
 from trainer.crops import TrainingCrops
 from trainer.fit import measure_normalisation
 from trainer.recipe import Recipe
-from trainer.splits import Fold, folds_of, refuse_one_kind, refuse_shared_patients
+from trainer.splits import Fold, SplitError, folds_of, refuse_one_kind, refuse_shared_patients
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int],
     training = heard
     if tested is None:
         folds = folds_of(training, recipe.data.hold_out, recipe.data.folds, request.seed)
+        if len(folds) < recipe.data.members:
+            raise SplitError(
+                f"{read.root}: {recipe.data.members} members cannot each hold out another of {len(folds)} folds "
+                f"(hold_out = {recipe.data.hold_out}); give --members {len(folds)}"
+            )
     else:
         names = {one.name for one in tested.recordings}
         training, held_out = (

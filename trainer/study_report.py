@@ -54,6 +54,8 @@ class Line:
         """What the difference is worth."""
         if self.difference is None:
             return ""
+        if np.isnan([self.difference.low, self.difference.high]).any():
+            return "cannot be told"
         if not self.difference.low * self.difference.high > 0:
             return "no difference seen"
         return "higher" if self.difference.low > 0 else "lower"
