@@ -36,7 +36,7 @@ from trainer.model import AST
 from trainer.protocols import Protocol, default_protocol
 from trainer.recipe import Recipe
 from trainer.recordings import RunModel, gradable, hear
-from trainer.run import METRICS_FILE, WEIGHTS_FILE, load_tensors, member_folder, save_tensors
+from trainer.run import WEIGHTS_FILE, load_tensors, read_metrics, save_tensors
 from trainer.study import Study, StudyError
 from trainer.view import EpochView
 
@@ -225,7 +225,7 @@ def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, C
         watcher=EpochView(Console(quiet=True)),
         keep="last",
     )
-    rows = [json.loads(row) for row in (member_folder(cell.folder, 0) / METRICS_FILE).read_text().splitlines()]
+    rows = read_metrics(cell.folder, 0)
     facts = CellFacts(
         recipe=cell.recipe,
         seed=cell.seed,

@@ -110,15 +110,26 @@ def _keys(outcome: Outcome) -> list[tuple[str, float, float, int]]:
     return [(name, round(float(start), 3), round(float(end), 3), int(true)) for name, start, end, true in spans]
 
 
+SAYS = {
+    "unknown": "cannot be told: one class only, or too few patients",
+    "higher": "B is better: the interval is above 0",
+    "lower": "A is better: the interval is below 0",
+    "neither": "not told apart: the interval holds 0",
+}
+
+
+def direction(shift: Interval) -> str:
+    """What the interval of a difference shows, a key of SAYS."""
+    if np.isnan(shift.low) or np.isnan(shift.high):
+        return "unknown"
+    if shift.low > 0:
+        return "higher"
+    return "lower" if shift.high < 0 else "neither"
+
+
 def in_words(shift: Interval) -> str:
     """What a difference and its interval say."""
-    if np.isnan(shift.low) or np.isnan(shift.high):
-        return "cannot be told: one class only, or too few patients"
-    if shift.low > 0:
-        return "B is better: the interval is above 0"
-    if shift.high < 0:
-        return "A is better: the interval is below 0"
-    return "not told apart: the interval holds 0"
+    return SAYS[direction(shift)]
 
 
 def corpus_of_runs(first: Path, second: Path) -> str | None:

@@ -195,15 +195,16 @@ def attention_shares(
     model: AST | Ensemble, stretches: Sequence[FloatArray], front_end: FrontEnd, device: torch.device
 ) -> Shares:
     """The mean over many windows, as the failure signatures read it."""
-    every = [asdict(one.shares) for one in attend(model, stretches, front_end, device)]
-    return Shares(
-        *(
-            Share(
-                **{way: float(np.mean([one[place][way] for one in every])) for way in ("even", "rollout", "gradient")}
-            )
-            for place in ("seams", "silence")
-        )
-    )
+    return mean_shares([one.shares for one in attend(model, stretches, front_end, device)])
+
+
+def mean_shares(every: Sequence[Shares]) -> Shares:
+    """Entry by entry."""
+
+    def mean(shares: Sequence[Share]) -> Share:
+        return Share(*np.mean([[one.even, one.rollout, one.gradient] for one in shares], axis=0).tolist())
+
+    return Shares(mean([one.seams for one in every]), mean([one.silence for one in every]))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """`report.html` of a run: one file that needs no network, with pictures, patients' sound, and what to mend."""
 
 import base64
-import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -19,9 +17,9 @@ from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.describe import describe
-from trainer.evaluate import Outcome, load_outcome
+from trainer.evaluate import Outcome, latest, load_outcome, read_readings
 from trainer.experiment import Request
-from trainer.explain import Share, Shares, attention_shares
+from trainer.explain import Shares, attention_shares, mean_shares
 from trainer.files import write_atomically
 from trainer.metrics import (
     CALIBRATION_BINS,
@@ -33,7 +31,7 @@ from trainer.metrics import (
     operating_curve,
 )
 from trainer.model import AST
-from trainer.run import METRICS_FILE, READINGS_FILE, RunFacts, load_model, member_folder, outcome_file, read_facts
+from trainer.run import RunFacts, load_model, outcome_file, read_facts, read_metrics
 from trainer.sharpness import Sharpness, sharpness
 from trainer.signatures import Signature, attention_on, deaf, oscillating, sharp_minimum
 from trainer.view import FLATTERED, LIES, interval
@@ -119,10 +117,10 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
     absent = sorted(set(outcome.recordings) - set(cache.spans))
     if absent:
         raise ReportError(f"{corpus.root}: {absent[0]} of the run is not here; give --data the run's own corpus")
-    histories = [_rows(member_folder(folder, number) / METRICS_FILE) for number in range(len(members))]
-    readings = _rows(folder / READINGS_FILE)
+    histories = [read_metrics(folder, number) for number in range(len(members))]
+    readings = read_readings(folder)
     chosen = subsets(outcome, facts.held_out)
-    shares = _mean_shares(
+    shares = mean_shares(
         [
             attention_shares(member, [split(one)[0] for one in _cuts(outcome, rows, cache)], facts.front_end, device)
             for member, rows in zip(members, chosen, strict=True)
@@ -143,7 +141,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
         "lies": LIES,
         "held_out": list(facts.choice.readings.values()),
         "readings": readings,
-        "times_read": max(Counter((one["part"], one["protocol"]) for one in readings).values(), default=0),
+        "times_read": max((times for _, times in latest(readings)), default=0),
         "interval": interval,
         "signatures": list(signatures(outcome, histories, readings, shares)),
         "shares": asdict(shares),
@@ -171,10 +169,6 @@ def render(context: dict[str, Any]) -> str:
     return pages.from_string(source).render(context)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def subsets(outcome: Outcome, held_out: Sequence[Sequence[str]]) -> list[IntArray]:
     """By member, up to SUBSET rows of the patients it never met, half of them abnormal; the same ones every time."""
     random = np.random.default_rng(0)
@@ -197,13 +191,6 @@ def _sharpness(
 ) -> Sharpness:
     inputs = np.stack([windows(samples, front_end)[0] for samples in _cuts(outcome, rows, cache)])
     return sharpness(member, torch.from_numpy(inputs).to(device), torch.from_numpy(outcome.true[rows]).to(device))
-
-
-def _mean_shares(every: Sequence[Shares]) -> Shares:
-    def mean(shares: Sequence[Share]) -> Share:
-        return Share(*np.mean([[one.even, one.rollout, one.gradient] for one in shares], axis=0).tolist())
-
-    return Shares(mean([one.seams for one in every]), mean([one.silence for one in every]))
 
 
 def signatures(

@@ -83,6 +83,12 @@ class RunFacts(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
+def read_metrics(folder: Path, number: int) -> list[dict[str, Any]]:
+    """One row an epoch of a run's member, counted from 0; none where it kept none."""
+    path = member_folder(folder, number) / METRICS_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Safetensors with JSON metadata, replaced atomically; FileError when they cannot be written."""
     from safetensors import SafetensorError

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from device.labels import NORMAL
 from trainer.cells import Cell, CellFacts, Target
-from trainer.compare import paired
+from trainer.compare import direction, paired
 from trainer.evaluate import Outcome, headline, join, load_outcome
 from trainer.files import replacing, write_atomically
 from trainer.metrics import (
@@ -27,6 +27,7 @@ from trainer.metrics import (
 from trainer.study import Study
 
 FEW_PATIENTS = 50  # an interval over fewer is wider than anything that a setting changes
+SEEN = {"unknown": "cannot be told", "higher": "higher", "lower": "lower", "neither": "no difference seen"}
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,7 @@ class Line:
     @property
     def in_words(self) -> str:
         """What the difference is worth."""
-        if self.difference is None:
-            return ""
-        if np.isnan([self.difference.low, self.difference.high]).any():
-            return "cannot be told"
-        if not self.difference.low * self.difference.high > 0:
-            return "no difference seen"
-        return "higher" if self.difference.low > 0 else "lower"
+        return "" if self.difference is None else SEEN[direction(self.difference)]
 
     @property
     def short(self) -> bool:
