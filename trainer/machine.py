@@ -90,12 +90,21 @@ class Machine:
         assert isinstance(gathered, Tensor)
         return np.asarray(gathered.transpose(0, 1).reshape(-1, rows.shape[1])[:count].cpu().numpy())
 
+    def agree(self, value: int) -> bool:
+        """Whether all processes gave the same."""
+        mine = np.array([[value]], np.float32)
+        return len(np.unique(self.together(mine, self.processes))) == 1
+
     def same_buffers(self, *modules: nn.Module) -> None:
-        """Running averages as process 0 has them: each process saw other batches."""
+        """The mean of the processes' running averages, for each saw other batches; counts as process 0 has them."""
         if self.processes > 1:
             for module in modules:
                 for buffer in module.buffers():
-                    torch.distributed.broadcast(buffer, 0)
+                    if buffer.is_floating_point():
+                        torch.distributed.all_reduce(buffer)
+                        buffer /= self.processes
+                    else:
+                        torch.distributed.broadcast(buffer, 0)
 
 
 def start(
@@ -132,6 +141,20 @@ def start(
     )
     fabric.launch()
     return Machine(fabric, workers, compiled, checkpointing)
+
+
+def check_started(processes: int, nodes: int) -> None:
+    """MachineError when torchrun or SLURM has started another number of processes than is asked for.
+
+    Each would train alone and write into the same folder.
+    """
+    for launcher, count, one in (("torchrun", "WORLD_SIZE", "RANK"), ("SLURM", "SLURM_NTASKS", "SLURM_PROCID")):
+        started = int(os.environ.get(count) or 0) if one in os.environ else 0
+        if started and started != processes * nodes:
+            raise MachineError(
+                f"{launcher} has started {started} processes, and --processes {processes} on --nodes {nodes} makes "
+                f"{processes * nodes}; give the numbers that {launcher} was given"
+            )
 
 
 def follows() -> bool:

@@ -66,15 +66,6 @@ class SAM:
         """Drop all gradients."""
         self.base.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state and rho."""
-        return {"base": self.base.state_dict(), "rho": self.rho}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Strict inverse of `state_dict`."""
-        self.base.load_state_dict(state["base"])
-        self.rho = float(state["rho"])
-
 
 @contextmanager
 def same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
@@ -114,7 +105,9 @@ def backward_twice(
     unshared: Callable[[], AbstractContextManager[None]] = nullcontext,
     backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> Tensor:
-    """Gradient of `scale` * loss at the climbed point, added to what the parameters held; returns the first loss.
+    """Gradient of `scale` * loss at the climbed point, added to what the parameters held.
+
+    Returns the first pass's loss, or the second's where that one is no number.
 
     `loss_of` runs one forward of one micro-batch. Both passes see the same dropout. With rho = 0 it is one plain pass.
     Among several processes the first pass runs inside `unshared`: each climbs along its own gradient (m-sharpness per
@@ -137,6 +130,7 @@ def backward_twice(
             parameter.grad = gradient
         rewind()
         with frozen_batch_statistics(model):
-            backward(loss_of() * scale)
+            second = loss_of()
+            backward(second * scale)
     sam.restore()
-    return first.detach()
+    return first.detach() if bool(second.isfinite()) else second.detach()

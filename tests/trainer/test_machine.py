@@ -12,11 +12,11 @@ import torch
 
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE, toy_fit
-from trainer.machine import Machine, MachineError, start
+from trainer.machine import Machine, MachineError, check_started, start
 from trainer.run import CHECKPOINT_FILE, load_tensors
 from trainer.sampler import draw
 
-# one process's running averages of a batch norm are not two processes' ones; patches have none
+# one process takes its batches in turn, two have the mean of their running averages: nearly the same; patches have none
 PATCHES = [
     *('model.stem="patch"', "model.stem_channels=[]", "model.stem_strides=[]", "model.patch=16", "model.stride=16"),
     *("model.dropout=0.0", "optimizer.epochs=2"),
@@ -89,6 +89,7 @@ def test_every_draw_of_an_epoch_goes_to_exactly_one_process(corpus: tuple[Path, 
 
 TOGETHER = """
 import numpy as np
+import torch
 from trainer.machine import start
 
 machine = start("cpu", processes=2)
@@ -96,6 +97,12 @@ rows = np.arange(14, dtype=np.float32).reshape(7, 2)
 assert (machine.together(rows[machine.rank :: 2], 7) == rows).all()
 assert machine.mean(float(machine.rank)) == 0.5
 assert machine.told(machine.rank == 0) is True
+assert machine.agree(7) and not machine.agree(machine.rank)
+norm = torch.nn.BatchNorm2d(2)
+norm.running_mean.fill_(float(machine.rank))
+norm.num_batches_tracked.fill_(3 + machine.rank)
+machine.same_buffers(norm)
+assert (norm.running_mean == 0.5).all() and norm.num_batches_tracked == 3
 """
 
 
@@ -112,6 +119,33 @@ def test_rows_of_uneven_processes_come_back_in_order_to_both(repository: Path, t
     )
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "torchrun"),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "SLURM"),
+    ],
+)
+def test_processes_that_somebody_started_and_nobody_asked_for_are_refused(
+    variables: dict[str, str], launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would train alone into one folder."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    count = int(next(iter(variables.values())))
+    with pytest.raises(MachineError, match=f"{launcher} has started {count} processes, .* makes 1; give the numbers"):
+        check_started(1, 1)
+    check_started(count // 2, 2)
+
+
+def test_nobody_started_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocation's variables alone are no launch."""
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    check_started(1, 1)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
