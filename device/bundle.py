@@ -174,6 +174,8 @@ class Manifest(_Part):
     """Training corpus."""
     split: str
     """How its patients were divided, in words."""
+    seen_parts: tuple[str, ...] = ("train", "intra")
+    """Parts of the corpus whose patients trained or tuned it."""
     metrics: dict[str, JsonValue]
     """Readings of accuracy with 95 % patient-bootstrap intervals, by name."""
     recipe: dict[str, JsonValue]

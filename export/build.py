@@ -27,7 +27,7 @@ from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, load_corpus
-from trainer.evaluate import read_readings
+from trainer.evaluate import readings_of
 from trainer.fit import Validation
 from trainer.metrics import Float64Array, Rates
 from trainer.model import AST, Ensemble
@@ -168,7 +168,7 @@ def build(
     check_place(out, force)
     facts = read_facts(run_folder)
     model = load_model(run_folder, facts)
-    readings = read_readings(run_folder)
+    readings = readings_of(run_folder, facts)
     reporter.busy("reading the corpus")
     training, validation, cache = read_corpus(facts, data, cache_folder, reporter)
     held = Validation(validation, cache, facts.front_end)

@@ -9,6 +9,7 @@ from typing import Any
 from device.bundle import Manifest, ModelFile, SelfTest
 from device.labels import LABELS
 from trainer.checkpoints import HUB
+from trainer.corpora.cycle import PARTS
 from trainer.run import READINGS_FILE, RunFacts
 
 
@@ -33,7 +34,7 @@ def make_manifest(
         name=name or f"{recipe_name}-{facts.corpus}",
         architecture={
             **facts.recipe.model.model_dump(mode="json"),
-            "members": facts.recipe.data.members,
+            "members": facts.recipe.data.refit or facts.recipe.data.members,
             "parameters": parameters,
         },
         labels=LABELS,
@@ -49,6 +50,7 @@ def make_manifest(
             f"by patient within part '{facts.part or 'train'}' ({facts.split} split): {_split(facts)} chose epoch, "
             "temperature, threshold and site rule"
         ),
+        seen_parts=_seen(facts),
         metrics={
             "validation": {protocol: _without_paths(reading) for protocol, reading in choice.readings.items()},
             "readings": [_without_paths(reading) for reading in readings],
@@ -59,6 +61,7 @@ def make_manifest(
             "seed": facts.seed,
             "best_epochs": choice.epochs,
             "epochs_done": facts.epochs_done,
+            **({"refit_epochs": facts.refit_epochs} if facts.refit_epochs else {}),
             "run": facts.fingerprint,
             **facts.recipe.model_dump(mode="json", exclude={"model", "front_end", "init"}),
             **({"init": _without_folder(facts.recipe.init)} if facts.recipe.init else {}),
@@ -77,9 +80,25 @@ def _split(facts: RunFacts) -> str:
     held = " / ".join(str(len(patients)) for patients in facts.held_out)
     if facts.recipe.data.choose_on == "test":
         return f"{len(facts.patients)} patients trained, and {held} of THE TEST PART, whose readings it flatters,"
+    models = len(facts.refit_epochs)
+    served = (
+        f"{models} further model{'s' * (models > 1)} of all patients serve{'s' * (models == 1)}; " if models else ""
+    )
     if len(facts.held_out) == 1:
-        return f"of {len(facts.patients)} patients {held} were held out and"
-    return f"of {len(facts.patients)} patients each of {len(facts.held_out)} models held out others ({held}), who"
+        return f"{served}of {len(facts.patients)} patients {held} were held out and"
+    return (
+        f"{served}of {len(facts.patients)} patients each of {len(facts.held_out)} models held out others ({held}), who"
+    )
+
+
+def _seen(facts: RunFacts) -> tuple[str, ...]:
+    """Parts whose patients trained or tuned the model, more of them than were read where parts share patients."""
+    seen = set(facts.parts)
+    if facts.split == "as-published":
+        seen.update(PARTS)
+    if seen & {"train", "intra"}:  # SPRSound's intra-patient test holds training patients only
+        seen.update({"train", "intra"})
+    return tuple(sorted(seen))
 
 
 def _without_folder(init: str) -> str:

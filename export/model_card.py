@@ -29,8 +29,7 @@ SCORES: Final = ("read on", "n", "Se", "Sp", "Score", "AUROC", "exact Score")
 NEARNESS: Final = ("top1_agreement", "relative_logit_error", "kl_nats")
 JUDGED: Final = {
     "held-out": "Patients of the training part, each judged by the one model that never met them. They chose epochs, "
-    "temperature, threshold and site rule and so look a little too good; the mean of several models is not in these "
-    "numbers:",
+    "temperature, threshold and site rule and so look a little too good; {served} not in these numbers:",
     "test": f"THE TEST PART: {FLATTERED}:",
 }
 SEEN: Final = {True: "patients seen in training", False: "patients never seen in training"}
@@ -63,13 +62,18 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         else "No test part has been read; see the validation patients below.",
         protocols=_lines(f"- `{protocol}`: {text}." for protocol, text in LIES.items()),
         confounders=_confounders(known),
-        judged=JUDGED[recipe["data"]["choose_on"]],
+        judged=JUDGED[recipe["data"]["choose_on"]].format(
+            served="what serves has learnt from all patients, so nobody is left to judge it, and is"
+            if "refit_epochs" in recipe
+            else "the mean of several models is"
+        ),
         validation=_table(SCORES, map(_scores, validation)),
         failures=_failures(known),
         groups=_groups(validation[-1]),
         epochs=", ".join(
             f"{best} of {done}" for best, done in zip(recipe["best_epochs"], recipe["epochs_done"], strict=True)
-        ),
+        )
+        + "".join(f", all patients {done}" for done in recipe.get("refit_epochs", ())),
         sections=_lines(
             ([f"- init: weights begin at {recipe['init']}."] if "init" in recipe else [])
             + [_section(name, recipe[name]) for name in ("optimizer", "data", "augmentation")]

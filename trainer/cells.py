@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import socket
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +43,7 @@ from trainer.study import Study, StudyError
 from trainer.view import EpochView
 
 CELL_FILE = "cell.json"
+ERROR_FILE = "error.txt"
 START_RAY = "start one with 'ray start --head', or leave --ray out"
 LAYOUT = 1  # raise when the same recipe, seed and corpus would give another result
 # Nothing is fitted for a cell: recordings go through the live path in fixed windows and by a fixed rule.
@@ -67,13 +70,10 @@ class Target:
 class Plan:
     """What all cells of a study share."""
 
-    corpus: str
-    data: Path
+    request: Request
+    """What a cell is made of, but for its setting's recipe; its seed divides the patients, for every cell alike."""
     audio_cache: Path
     quality: QualitySettings
-    part: str | None = None
-    split: str = "official"
-    lenient: bool = False
     to_corpus: str = ""
     to_data: Path = Path()
     device: str = "cpu"
@@ -81,14 +81,16 @@ class Plan:
     targets: tuple[Target, ...] = ()
 
     def prepared(self, recipe: Recipe) -> Prepared:
-        """The training corpus as `trainer fit` would take it; seed 0 divides the patients for every cell."""
-        request = Request(recipe, "study", self.corpus, self.data, self.part, self.split, self.lenient)
-        return _prepared(request, self.audio_cache)
+        """The training corpus as `trainer fit` would take it.
+
+        Mean and deviation of the front end are measured on the first fold's training side, for every fold: two numbers.
+        """
+        return _prepared(replace(self.request, recipe=recipe), self.audio_cache)
 
     def other(self) -> tuple[Corpus, AudioCache]:
         """The corpus that is read but never trained on."""
-        read = load_corpus(self.to_corpus, self.to_data, lenient=self.lenient, part="all")
-        return with_audio(read, self.audio_cache, lenient=self.lenient)
+        read = load_corpus(self.to_corpus, self.to_data, lenient=self.request.lenient, part="all")
+        return with_audio(read, self.audio_cache, lenient=self.request.lenient)
 
 
 @lru_cache(maxsize=8)
@@ -160,16 +162,27 @@ def plan_cells(
         write_atomically(folder / "cells" / ".writable", "")
     except OSError as error:
         raise StudyError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
-    corpus = plan.prepared(recipes[study.reference]).corpus
-    notes = corpus.notes
-    targets = [Target(one, one) for one in study.protocols or [default_protocol(corpus.name)]]
+    prepared = plan.prepared(recipes[study.reference])
+    corpus, folds, notes = prepared.corpus, prepared.folds, prepared.corpus.notes
+    # what is gradable decides what a recording reads
+    heard = f"recordings-{_digest(plan.quality.model_dump(mode='json'))[:8]}"
+    targets = [
+        Target(heard if one == "recordings" else one, one) for one in study.protocols or [default_protocol(corpus.name)]
+    ]
     if plan.to_corpus:
         other, protocol = plan.other()[0], default_protocol(plan.to_corpus)
         key = f"{protocol}-{other.name}-{_digest(sorted(one.name for one in other.recordings))[:8]}"
         targets.append(Target(key, protocol, elsewhere=other.name))
         notes += other.notes
     cells = [
-        Cell(name, seed, recipe, folder.resolve() / "cells" / _digest([LAYOUT, seed, identity(recipe, corpus)])[:20])
+        Cell(
+            name,
+            seed,
+            recipe,
+            folder.resolve()
+            / "cells"
+            / _digest([LAYOUT, seed, identity(recipe, corpus, folds[seed % len(folds)][1])])[:20],
+        )
         for seed in range(seeds)
         for name, recipe in recipes.items()
     ]
@@ -221,7 +234,7 @@ def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, C
         machine=machine,
         seed=cell.seed,
         resume=True,
-        minutes=plan.minutes,
+        minutes=minutes_left(cell, plan.minutes),
         watcher=EpochView(Console(quiet=True)),
         keep="last",
     )
@@ -239,20 +252,34 @@ def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, C
     write_atomically(cell.folder / CELL_FILE, facts.model_dump_json(indent=1))
 
 
+def minutes_left(cell: Cell, minutes: float | None) -> float | None:
+    """Of a cell's budget, after what earlier calls trained; 0 where no further epoch would fit."""
+    seconds = [row["seconds"] for row in read_metrics(cell.folder, 0)]
+    if minutes is None or not seconds:
+        return minutes
+    left = minutes - sum(seconds) / 60
+    return left if left >= max(seconds) / 60 else 0.0
+
+
 def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: AudioCache) -> Outcome:
     """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
     if target.protocol == "recordings":
         return of_heard(hear(gradable(corpus), cache, served, plan.quality), cache, SITE_RULE)
-    subject = Subject("cell", "", served, served.logits, served.front_end, 1.0, 0.0, plan.corpus, frozenset())
+    subject = Subject("cell", "", served, served.logits, served.front_end, 1.0, 0.0, plan.request.corpus, frozenset())
     return read_stretches(corpus, cache, subject, target.protocol)
 
 
 def attempt(cell: Cell, plan: Plan) -> str | None:
-    """`finish_cell`; one line of what went wrong where the input is to blame."""
+    """`finish_cell`; one line of what went wrong, for the other cells go on whatever it was."""
     try:
         finish_cell(cell, plan)
     except RespSAMError as error:
         return one_line(str(error))
+    except Exception as error:
+        path = cell.folder / ERROR_FILE
+        with suppress(RespSAMError):  # the disk may be what is wrong
+            write_atomically(path, traceback.format_exc())
+        return f"{type(error).__name__}: {one_line(str(error))}; in full in {path}"
     return None
 
 
@@ -305,8 +332,8 @@ def _on_ray(cells: Collection[Cell], plan: Plan, jobs: int, cluster: str) -> Ite
             (finished,), _ = ray.wait(list(running))
             try:
                 problem = ray.get(finished)
-            except ray.exceptions.WorkerCrashedError:
-                problem = "its worker died again and again; finished epochs are kept"
+            except ray.exceptions.RayError as error:
+                problem = f"its worker died ({type(error).__name__}), again and again; finished epochs are kept"
             yield running.pop(finished), problem
     finally:
         ray.shutdown()

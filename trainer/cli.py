@@ -4,6 +4,7 @@ Parses and prints; the work is in functions that a notebook could call.
 """
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,9 @@ def fit(
     members: Annotated[
         int | None, typer.Option("--members", min=1, help="Models, each with its own held-out fold; over the recipe's.")
     ] = None,
+    refit: Annotated[
+        int | None, typer.Option("--refit", min=0, help="Models of all patients, served then; over the recipe's.")
+    ] = None,
     hold_out: Annotated[
         str | None, typer.Option("--hold-out", help="patients (folds of them) or device (one a fold).")
     ] = None,
@@ -127,8 +131,8 @@ def fit(
     from trainer.experiment import Request, prepare
     from trainer.finish import finish
     from trainer.fit import prepare_folder, write_log
-    from trainer.machine import follows, resolved, start
-    from trainer.members import train_members
+    from trainer.machine import check_started, follows, resolved, start
+    from trainer.members import train_members, train_on_all
     from trainer.recipe import load_recipe, with_changes
     from trainer.report import write_report
     from trainer.view import EpochView
@@ -139,6 +143,7 @@ def fit(
         "data.crops": crops,
         "data.hold_out": hold_out,
         "data.members": members,
+        "data.refit": refit,
         "optimizer.rho": rho,
         "optimizer.sharpness": sharpness,
         "optimizer.precision": precision,
@@ -149,6 +154,7 @@ def fit(
     chosen = with_changes(load_recipe(recipe), changes)
     console = Console(stderr=True, quiet=follows())
     kind = resolved(device)
+    check_started(processes, nodes)
     prepare_folder(out, resume)
     said = _said_first(chosen, out)
     for line in said:
@@ -171,6 +177,7 @@ def fit(
         _show_notes(prepared.corpus.notes)
         write_log(out, [*prepared.corpus.notes, *said])
     console.print(machine.in_words)
+    began = time.monotonic()
     with EpochView(console) as view:
         try:
             trained = train_members(
@@ -186,12 +193,24 @@ def fit(
                 minutes=minutes,
                 watcher=view,
             )
+            refitted = train_on_all(
+                chosen,
+                prepared.corpus,
+                prepared.cache,
+                prepared.front_end,
+                out,
+                machine=machine,
+                seed=seed,
+                resume=resume,
+                minutes=None if minutes is None else minutes - (time.monotonic() - began) / 60,
+                watcher=view,
+            )
         except KeyboardInterrupt:
             console.print("interrupted; finished epochs are saved, go on with --resume")
             raise
     if machine.rank == 0:
         with console.status("calibrating on the held-out patients' recordings"):
-            facts = finish(trained, out, request, prepared, settings.quality, machine.device)
+            facts = finish(trained, refitted, out, request, prepared, settings.quality, machine.device)
         _show_fit(facts)
         with console.status("writing the report"):
             written = write_report(out, prepared.corpus, prepared.cache, machine.device)
@@ -270,7 +289,9 @@ def study(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of tables, pictures and cells; studies share it.")],
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Models a setting, each holds out another fold.")] = 3,
-    minutes: Annotated[float | None, typer.Option("--minutes", min=0.0, help="Of training a cell, at most.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.0, help="Of training a cell in all; at least one epoch.")
+    ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "compact",
     draws: Annotated[int | None, typer.Option("--draws", min=1, help="An epoch; over the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
@@ -292,6 +313,7 @@ def study(
 
     from firmware_config.settings import load_settings
     from trainer.cells import Cell, Plan, plan_cells, run_cells
+    from trainer.experiment import Request
     from trainer.machine import resolved
     from trainer.recipe import load_recipe
     from trainer.study import StudyError, load_study
@@ -301,15 +323,12 @@ def study(
     asked = load_study(name).only(only or [])
     if (name == "transfer" or to_corpus) and not (to_corpus and to_data):
         raise typer.BadParameter("another corpus is read with --to-corpus C --to-data DIR", param_hint="--to-corpus")
-    recipes = asked.recipes(load_recipe(recipe), {"data.draws": draws, "optimizer.epochs": epochs})
+    base = load_recipe(recipe)
+    recipes = asked.recipes(base, {"data.draws": draws, "optimizer.epochs": epochs})
     plan = Plan(
-        corpus,
-        data.resolve(),
+        Request(base, "study", corpus, data.resolve(), part, split, lenient),
         settings.training.folder.resolve(),
         settings.quality,
-        part,
-        split,
-        lenient,
         to_corpus,
         (to_data or Path()).resolve(),
         resolved(device),

@@ -25,7 +25,6 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
-from trainer.corpora.cycle import TEST_PARTS
 from trainer.files import replacing, write_atomically
 from trainer.metrics import (
     NO_VERDICT,
@@ -53,10 +52,9 @@ from trainer.splits import SplitError, refuse_shared_patients
 BATCH = 64
 ALONE = "alone."
 TEXTS = ("patients", "recordings", "devices", "sites")
-SEEN_PARTS = ("train", "intra")  # SPRSound's intra-patient test holds training patients only
 
 
-READING_KEYS = {"protocol", "corpus", "part", "n", "binary", "exact", "auroc", "confounders", "confusion"}
+READING_KEYS = {"protocol", "corpus", "part", "n", "binary", "exact", "auroc", "confounders", "confusion", "bundle"}
 
 
 class ReadingError(RespSAMError):
@@ -78,8 +76,8 @@ class Subject:
     trained_corpus: str
     trained_patients: frozenset[str] | None
     """Known for a run; a bundle does not carry patients' names."""
-    seen_parts: tuple[str, ...] = SEEN_PARTS
-    """Parts of that corpus whose patients trained or tuned it."""
+    seen_parts: tuple[str, ...] = ()
+    """Parts of that corpus whose patients trained or tuned it, where the patients are not known."""
 
 
 def open_subject(path: Path, device: torch.device) -> Subject:
@@ -89,7 +87,6 @@ def open_subject(path: Path, device: torch.device) -> Subject:
     if path.is_file() or (path / MANIFEST).is_file():
         classifier = Classifier(open_bundle(path), threads=torch.get_num_threads())
         manifest = classifier.bundle.manifest
-        chosen: Any = manifest.recipe.get("data", {})
         return Subject(
             manifest.name,
             classifier.fingerprint,
@@ -100,7 +97,7 @@ def open_subject(path: Path, device: torch.device) -> Subject:
             classifier.file.threshold,
             manifest.corpus,
             None,
-            SEEN_PARTS + (TEST_PARTS if chosen.get("choose_on") == "test" else ()),
+            manifest.seen_parts,
         )
     if not path.exists():
         raise BundleError(f"{path}: neither a run nor a bundle is here; check the path")
@@ -477,10 +474,15 @@ def read_readings(run: Path) -> list[dict[str, Any]]:
     return readings
 
 
+def readings_of(run: Path, facts: RunFacts) -> list[dict[str, Any]]:
+    """Of the readings in a run's folder, those of the model that it holds now; earlier weights' tell nothing of it."""
+    return [reading for reading in read_readings(run) if reading["bundle"] == facts.fingerprint]
+
+
 def latest(readings: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
     """The last reading of every corpus, part and protocol, and how often that was read: a second look shows."""
-    keys = [_what(reading) for reading in readings]
-    return [(reading, keys.count(key)) for key, reading in dict(zip(keys, readings, strict=True)).items()]
+    last = {_what(reading): reading for reading in readings}
+    return [(reading, reading.get("times_read", 1)) for reading in last.values()]
 
 
 def _what(reading: Mapping[str, Any]) -> tuple[str, str, str]:

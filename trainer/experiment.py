@@ -67,6 +67,13 @@ def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int],
                 f"{read.root}: {recipe.data.members} members cannot each hold out another of {len(folds)} folds "
                 f"(hold_out = {recipe.data.hold_out}); give --members {len(folds)}"
             )
+        if recipe.data.hold_out == "device" and recipe.data.members < len(folds):
+            named = (", ".join(sorted({one.device for one in held.recordings})) for _, held in folds)
+            told = [
+                f"{name}: {'held out' if n < recipe.data.members else 'not held out'}" for n, name in enumerate(named)
+            ]
+            note = f"of {len(folds)} stethoscopes {'; '.join(told)}; --members {len(folds)} holds out each in turn"
+            training = dataclasses.replace(training, notes=(*training.notes, note))
     else:
         names = {one.name for one in tested.recordings}
         training, held_out = (

@@ -1,4 +1,4 @@
-"""The end of `trainer fit`: the members' weights as one model, and what held-out patients choose about it."""
+"""The end of `trainer fit`: the run's weights as one model, and what held-out patients choose about it."""
 
 import dataclasses
 import platform
@@ -14,16 +14,16 @@ from device.decision import abnormal_probability
 from device.signal import FrontEnd
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
-from trainer.corpora import Corpus
+from trainer.corpora import Corpus, parts_of
 from trainer.evaluate import Outcome, join, of_heard, read_stretches, reading, run_subject, save_outcome
 from trainer.experiment import Prepared, Request
 from trainer.files import write_atomically
 from trainer.fit import calibrate
-from trainer.members import Member
+from trainer.members import Member, Refitted
 from trainer.metrics import BoolArray, Float64Array, operating_curve
 from trainer.protocols import Protocol, default_protocol
 from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_score
-from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, outcome_file, save_tensors
+from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, outcome_file, save_tensors
 
 CURVE_ROWS = 101
 AS_GOOD = 0.01  # half the standard error of a Score on a thousand recordings
@@ -43,17 +43,19 @@ def rule_in_words(request: Request) -> str:
 
 def finish(
     members: Sequence[Member],
+    refitted: Sequence[Refitted],
     folder: Path,
     request: Request,
     prepared: Prepared,
     quality: QualitySettings,
     device: torch.device,
 ) -> RunFacts:
-    """Write the members' weights as one model, what they said of held-out patients, and `run.json`.
+    """Write the weights to serve as one model, what members said of held-out patients, and `run.json`.
 
+    The model is the mean of the `refitted`, or of the members where there are none.
     Temperature and cycle threshold come from the default protocol; segmentation and site rule from whole recordings.
     Each patient is judged by the member that never met it. These readings are a little too good all the same, because
-    they chose the epochs, the thresholds and the rule, and are labelled so; the mean of the members is not in them.
+    they chose the epochs, the thresholds and the rule, and are labelled so; the mean of several models is not in them.
     """
     corpus, cache, front_end = prepared.corpus, prepared.cache, prepared.front_end
     labels = np.concatenate([member.labels for member in members])
@@ -63,6 +65,10 @@ def finish(
         members, device, cache, front_end, (temperature, threshold), quality
     )
     protocol = default_protocol(corpus.name)
+    # what is written from here on belongs together: without run.json the run counts as unfinished
+    (folder / RUN_FILE).unlink(missing_ok=True)
+    model = assemble([one.model for one in refitted or members])
+    save_tensors(folder / WEIGHTS_FILE, model.state_dict(), {"architecture": request.recipe.model.architecture})
     choice = Choice(
         epochs=[member.epoch for member in members],
         temperature=temperature,
@@ -86,16 +92,18 @@ def finish(
         data=str(request.data.resolve()),
         part=request.part,
         split=request.split,
+        parts=sorted(set(parts_of(corpus)).union(*(parts_of(member.held_out) for member in members))),
         lenient=request.lenient,
         patients=list(corpus.patients),
         held_out=[list(member.held_out.patients) for member in members],
         population=population(corpus),
         choice=choice,
         epochs_done=[member.epochs_done for member in members],
+        refit_epochs=[one.epochs_done for one in refitted],
+        weights=file_digest(folder / WEIGHTS_FILE),
         versions=versions(),
     )
     name = folder.resolve().name
-    model = assemble([member.model for member in members])
     served = run_subject(model, run, name, device)
     judged = dataclasses.replace(
         corpus, recordings=tuple(one for member in members for one in member.held_out.recordings), notes=()
@@ -111,7 +119,6 @@ def finish(
         save_outcome(outcome_file(folder, read_on), outcome)
     readings = {read_on: reading(outcome, read_on, served, judged) for read_on, outcome in outcomes.items()}
     run = run.model_copy(update={"choice": choice.model_copy(update={"readings": readings})})
-    save_tensors(folder / WEIGHTS_FILE, model.state_dict(), {"architecture": run.recipe.model.architecture})
     # last: a folder with run.json is a finished run
     write_atomically(folder / RUN_FILE, run.model_dump_json(indent=1))
     return run

@@ -96,12 +96,24 @@ def write_log(folder: Path, notes: Sequence[str]) -> None:
     write_atomically(folder / LOG_FILE, before + "".join(f"{note}\n" for note in notes))
 
 
-def identity(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
-    """What a checkpoint must share with the run that resumes it: the recipe, and every annotated cycle."""
+def identity(recipe: Recipe, corpus: Corpus, held_out: Corpus | None, processes: int = 1) -> dict[str, Any]:
+    """What a checkpoint must share with the run that resumes it.
+
+    The recipe, every recording with its annotation (one without cycles moves patients between the folds, too), the
+    patients held out, and how many processes share a step.
+    """
     digest = hashlib.sha256()
-    for cycle in corpus.cycles:
-        digest.update(f"{cycle.recording} {cycle.start_seconds:.3f} {cycle.end_seconds:.3f} {cycle.label}\n".encode())
-    return {"recipe": recipe.model_dump(mode="json"), "corpus": corpus.name, "cycles": digest.hexdigest()}
+    for one in corpus.recordings:
+        digest.update(f"{one.name} {one.patient} {one.device} {one.label}\n".encode())
+        for cycle in one.cycles:
+            digest.update(f"{cycle.start_seconds:.3f} {cycle.end_seconds:.3f} {cycle.label}\n".encode())
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "corpus": corpus.name,
+        "recordings": digest.hexdigest(),
+        "held_out": [] if held_out is None else list(held_out.patients),
+        "processes": processes,
+    }
 
 
 def measure_normalisation(crops: TrainingCrops, front_end: FrontEnd, seed: int) -> FrontEnd:
@@ -215,8 +227,9 @@ class Fit:
     """One training run's moving state: model, average, optimizer, progress."""
 
     def __init__(
-        self, recipe: Recipe, crops: TrainingCrops, validation: Validation, machine: Machine, seed: int
+        self, recipe: Recipe, crops: TrainingCrops, validation: Validation | None, machine: Machine, seed: int
     ) -> None:
+        """Without `validation` all patients train, and the weights of the last epoch are the ones to keep."""
         torch.manual_seed(seed)
         self.recipe, self.crops, self.validation, self.machine, self.seed = recipe, crops, validation, machine, seed
         self.model = AST(recipe.model).to(machine.device)
@@ -297,17 +310,23 @@ class Fit:
             last = (number + 1) % optimizer.accumulation == 0
             loss = self.micro_step(windows, targets, moments, last)
             if not np.isfinite(loss):
-                raise FitError(
-                    f"the loss is {loss} in epoch {epoch + 1}, in a batch of {self.names_of(epoch, number)}; look at "
-                    "these recordings or lower the learning rate; the last finished epoch is kept"
-                )
+                raise self.lost(f"the loss is {loss}", epoch, number)
             losses.append(loss)
             if last:
                 step = number // optimizer.accumulation
-                self.step(epoch * self.steps_per_epoch + step)
+                norm = self.step(epoch * self.steps_per_epoch + step)
+                if not np.isfinite(norm):
+                    raise self.lost(f"the gradient's norm is {norm}", epoch, number)
                 samples = (number + 1) * optimizer.batch * self.machine.processes
                 watcher.stepped(step + 1, float(np.mean(losses[-50:])), samples / (time.monotonic() - began))
         return self.machine.mean(float(np.mean(losses)))
+
+    def lost(self, what: str, epoch: int, number: int) -> FitError:
+        """What ends a run whose numbers are none any more; nothing of its step is kept."""
+        return FitError(
+            f"{what} in epoch {epoch + 1}, in a batch of {self.names_of(epoch, number)}; look at these recordings or "
+            "lower the learning rate; the last finished epoch is kept"
+        )
 
     def names_of(self, epoch: int, number: int) -> str:
         """The recordings of this process's micro-batch `number`."""
@@ -329,39 +348,39 @@ class Fit:
             )
         return float(loss)
 
-    def step(self, number: int) -> None:
-        """One optimizer step and one step of the average."""
+    def step(self, number: int) -> float:
+        """One optimizer step and one step of the average, unless the gradient's norm, returned, is not finite."""
         optimizer = self.recipe.optimizer
         for group in self.sam.base.param_groups:
             group["lr"] = learning_rate(optimizer, number, self.steps_per_epoch)
-        if optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(self.learner.parameters(), optimizer.clip_norm)
-        self.sam.step()
-        self.sam.zero_grad()
-        if optimizer.average_decay:
-            self.average.update_parameters(self.model)
+        norm = float(nn.utils.clip_grad_norm_(self.learner.parameters(), optimizer.clip_norm or float("inf")))
+        if np.isfinite(norm):
+            self.sam.step()
+            self.sam.zero_grad()
+            if optimizer.average_decay:
+                self.average.update_parameters(self.model)
+        return norm
 
     @property
     def serving(self) -> nn.Module:
         """The weights that are validated and kept."""
         return self.average.module if self.recipe.optimizer.average_decay else self.model
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, validation: Validation) -> dict[str, float]:
         """Validation readings of the serving weights at their own best threshold with Se >= Sp."""
-        self.machine.same_buffers(self.model, self.average)
-        logits = self.validation.logits(self.serving, self.machine)
-        abnormal, probability = self.validation.labels > 0, abnormal_probability(logits)
+        logits = validation.logits(self.serving, self.machine)
+        abnormal, probability = validation.labels > 0, abnormal_probability(logits)
         _, rates = choose_threshold(abnormal, probability)
         return {
             "sensitivity": rates.sensitivity,
             "specificity": rates.specificity,
             "score": rates.score,
             "auroc": auroc(abnormal, probability),
-            "held_out_loss": surprise(logits, self.validation.labels),
+            "held_out_loss": surprise(logits, validation.labels),
         }
 
     def run_epoch(self, watcher: Watcher) -> None:
-        """Train, validate, remember the best."""
+        """Train, validate where somebody is held out, remember the best."""
         epoch, began = self.progress.epochs_done, time.monotonic()
         loss = self.train_epoch(epoch, watcher)
         # the last step of an epoch has no loss after it that would tell
@@ -371,12 +390,13 @@ class Fit:
                 "clip_norm; the last finished epoch is kept"
             )
         step_seconds = (time.monotonic() - began) / self.steps_per_epoch
-        readings = self.validate()
+        self.machine.same_buffers(self.model, self.average)
+        readings = {} if self.validation is None else self.validate(self.validation)
         seconds = time.monotonic() - began
         row = {"epoch": epoch + 1, "loss": loss, **readings, "seconds": round(seconds, 1), "step_seconds": step_seconds}
         self.progress.history.append(row)
         self.progress.epochs_done = epoch + 1
-        if (readings["score"], readings["auroc"]) > tuple(self.progress.best):
+        if readings and (readings["score"], readings["auroc"]) > tuple(self.progress.best):
             self.progress.best, self.progress.best_epoch = (readings["score"], readings["auroc"]), epoch + 1
             self.best_weights = {name: t.detach().clone() for name, t in self.serving.state_dict().items()}
         watcher.epoch_ended(row)
@@ -401,8 +421,12 @@ class Fit:
         """Inverse of `save`; FitError when the checkpoint belongs to another recipe or seed."""
         tensors, metadata = load_tensors(folder / CHECKPOINT_FILE)
         if (metadata["identity"], metadata["seed"]) != (identity, self.seed):
+            kept = {**metadata["identity"], "seed": metadata["seed"]}
+            now = {**identity, "seed": self.seed}
+            other = ", ".join(key.replace("_", " ") for key in now if kept.get(key) != now[key])
             raise FitError(
-                f"{folder / CHECKPOINT_FILE}: made with another recipe, corpus or seed; use the same or another --out"
+                f"{folder / CHECKPOINT_FILE}: of a run that differs in {other}; go on with the same, or choose another "
+                "--out"
             )
         self.model.load_state_dict(under(tensors, "model"))
         self.average.load_state_dict(under(tensors, "average"))
@@ -456,16 +480,26 @@ def train(
     minutes: float | None,
     watcher: Watcher,
 ) -> None:
-    """Epochs until the schedule's end, or until the next one would not fit into `minutes`."""
+    """Epochs until the schedule's end, or until the next one would not fit into `minutes`.
+
+    At least one, unless none of the `minutes` is left and an earlier call has trained one.
+    """
     if resume and (folder / CHECKPOINT_FILE).is_file():
         fit.load(folder, identity)
     elif fit.recipe.init:
         load_initial(fit.recipe.init, fit.model)
+    if not fit.machine.agree(fit.progress.epochs_done):
+        raise FitError(
+            f"{folder}: the processes do not see the same checkpoint there; give an --out on a disk that all share"
+        )
     began, longest = time.monotonic(), 0.0
     events = Events(folder, fit.progress.epochs_done) if fit.machine.rank == 0 else None
     try:
         while fit.progress.epochs_done < fit.recipe.optimizer.epochs:
-            over = minutes is not None and longest > 0.0 and time.monotonic() - began + longest > 60 * minutes
+            spent, done = time.monotonic() - began, fit.progress.epochs_done
+            over = minutes is not None and (
+                (longest > 0.0 and spent + longest > 60 * minutes) or (done > 0 and minutes <= 0.0)
+            )
             if fit.machine.told(over):
                 break
             started = time.monotonic()

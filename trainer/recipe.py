@@ -81,6 +81,8 @@ class DataRecipe(_Section):
     """Patient-wise folds of the training patients; a model's own fold chooses its epoch, temperature and threshold."""
     members: int = Field(default=1, ge=1)
     """Models trained, each with another fold held out; the run's model is the mean of their logits."""
+    refit: int = Field(default=0, ge=0)
+    """Models trained on all patients once the members have chosen, which the run then serves in the members' place."""
     hold_out: HoldOut = "patients"
     """'patients': stratified folds of them; 'device': one stethoscope a fold, and its patients train nowhere."""
     choose_on: Literal["held-out", "test"] = "held-out"
@@ -91,6 +93,8 @@ class DataRecipe(_Section):
     def _a_fold_each(self) -> "DataRecipe":
         if self.choose_on == "test" and self.members > 1:
             raise ValueError("choose_on = 'test' trains on all training patients; members must be 1")
+        if self.choose_on == "test" and self.refit:
+            raise ValueError("choose_on = 'test' trains on all training patients already; refit must be 0")
         if self.hold_out == "patients" and self.members > self.folds:
             raise ValueError(f"{self.members} members need as many folds, there are {self.folds}")
         return self

@@ -17,7 +17,7 @@ from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.describe import describe
-from trainer.evaluate import Outcome, latest, load_outcome, read_readings
+from trainer.evaluate import Outcome, latest, load_outcome, readings_of
 from trainer.experiment import Request
 from trainer.explain import Shares, attention_shares, mean_shares
 from trainer.files import write_atomically
@@ -110,26 +110,29 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
     """
     facts = read_facts(folder)
     model = load_model(folder, facts).to(device)
-    members: list[AST] = [model] if isinstance(model, AST) else list(model.members)  # type: ignore[arg-type]
+    models: list[AST] = [model] if isinstance(model, AST) else list(model.members)  # type: ignore[arg-type]
     outcomes = {protocol: load_outcome(outcome_file(folder, protocol)) for protocol in facts.choice.readings}
     protocol = facts.choice.threshold.protocol
     outcome = outcomes[protocol]
     absent = sorted(set(outcome.recordings) - set(cache.spans))
     if absent:
         raise ReportError(f"{corpus.root}: {absent[0]} of the run is not here; give --data the run's own corpus")
-    histories = [read_metrics(folder, number) for number in range(len(members))]
-    readings = read_readings(folder)
-    chosen = subsets(outcome, facts.held_out)
+    histories = [read_metrics(folder, number) for number in range(len(facts.held_out))]
+    readings = readings_of(folder, facts)
+    # a model of all patients has met everybody whom a member has not
+    refitted = bool(facts.refit_epochs)
+    everybody = [[patient for names in facts.held_out for patient in names]]
+    chosen = subsets(outcome, everybody * len(models) if refitted else facts.held_out)
     shares = mean_shares(
         [
-            attention_shares(member, [split(one)[0] for one in _cuts(outcome, rows, cache)], facts.front_end, device)
-            for member, rows in zip(members, chosen, strict=True)
+            attention_shares(one, [split(cut)[0] for cut in _cuts(outcome, rows, cache)], facts.front_end, device)
+            for one, rows in zip(models, chosen, strict=True)
             if len(rows)
         ]
     )
     sharp = [
-        _sharpness(member, outcome, rows, cache, facts.front_end, device)
-        for member, rows in zip(members, chosen, strict=True)
+        _sharpness(one, outcome, rows, cache, facts.front_end, device)
+        for one, rows in zip(models, chosen, strict=True)
         if len(rows)
     ]
     context = {
@@ -145,7 +148,10 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
         "interval": interval,
         "signatures": list(signatures(outcome, histories, readings, shares)),
         "shares": asdict(shares),
-        "subset": sum(map(len, chosen)),
+        "subset": len(np.unique(np.concatenate(chosen))),
+        "by_whom": "by the models of all patients, who have met them"
+        if refitted
+        else "each by the member that never met its patient",
         "curves": curves(histories, facts.choice.epochs),
         "confusions": [(name, confusion(one.true, one.predicted).tolist()) for name, one in outcomes.items()],
         "labels": LABELS,

@@ -27,6 +27,7 @@ LOG_FILE = "log.txt"
 READINGS_FILE = (
     "readings.jsonl"  # every reading of this run's accuracy, one a line, so that a test part read twice shows
 )
+DECIDING = {"temperature", "cycle_threshold", "site_rule", "segmentation"}
 
 
 class RunError(RespSAMError):
@@ -66,6 +67,8 @@ class RunFacts(BaseModel):
     """Where the corpus was when the run was made."""
     part: str | None
     split: str
+    parts: list[str]
+    """Of the corpus, those that trained or chose."""
     lenient: bool
     patients: list[str]
     """All of the part's: trained on by every member that does not hold them out."""
@@ -75,12 +78,17 @@ class RunFacts(BaseModel):
     choice: Choice
     epochs_done: list[int]
     """By member."""
+    refit_epochs: list[int] = []
+    """By model of all patients; these are served in the members' place."""
+    weights: str
+    """sha256 of the weights' file."""
     versions: dict[str, str]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of these facts."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """sha256 of all that decides a verdict: weights, front end, segmentation, thresholds, rule."""
+        chosen = self.choice.model_dump_json(include=DECIDING)
+        return hashlib.sha256(f"{self.weights} {self.front_end.model_dump_json()} {chosen}".encode()).hexdigest()
 
 
 def read_metrics(folder: Path, number: int) -> list[dict[str, Any]]:
@@ -122,9 +130,19 @@ def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def member_folder(folder: Path, number: int) -> Path:
     """Where a run's member keeps its checkpoint and its metrics; members count from 0, folders from 1."""
     return folder / f"member-{number + 1}"
+
+
+def refit_folder(folder: Path, number: int) -> Path:
+    """The same for a model of all patients."""
+    return folder / f"all-{number + 1}"
 
 
 def outcome_file(folder: Path, protocol: str) -> Path:
@@ -160,7 +178,13 @@ def read_facts(folder: Path) -> RunFacts:
 def load_model(folder: Path, facts: RunFacts) -> AST | Ensemble:
     """The finished model of a run in eval mode; keys and shapes are matched strictly."""
     tensors, _ = load_tensors(folder / WEIGHTS_FILE)
-    model = assemble([AST(facts.recipe.model) for _ in range(facts.recipe.data.members)])
+    if file_digest(folder / WEIGHTS_FILE) != facts.weights:
+        raise RunError(
+            f"{folder / WEIGHTS_FILE}: not the weights that {RUN_FILE} is about; go on with the run by 'trainer fit … "
+            "--resume', or restore it from a backup"
+        )
+    data = facts.recipe.data
+    model = assemble([AST(facts.recipe.model) for _ in range(data.refit or data.members)])
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

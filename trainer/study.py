@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 # The test part judges no setting; a cell trains one member.
-FIXED = {"data.members": 1, "data.choose_on": "held-out"}
+FIXED = {"data.members": 1, "data.refit": 0, "data.choose_on": "held-out"}
 # All settings of a study are read on the same patients.
 SHARED = (*FIXED, "data.folds", "data.hold_out")
 

@@ -71,7 +71,7 @@ class Line:
             f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "",
             self.in_words,
             str(self.score) if self.scored else "-",
-            f"{self.exact.value:.3f}" if self.scored else "-",
+            f"{self.exact.value:.3f}" if self.scored and self.target.protocol != "recordings" else "-",
             f"{done} of {planned} (!)" if self.short else str(planned),
             f"{np.mean([one.step_seconds for one in self.facts]):.2f}",
         ]
@@ -196,7 +196,7 @@ def notes_on(study: Study, lines: Sequence[Line], seeds: int) -> list[str]:
     if any(target.protocol == "recordings" for target in targets):
         notes.append(
             "Recordings go through the device's live path in windows of 3.5 s; the mean log-odds of 3 to 8 in a row "
-            "speak. No site rule is fitted."
+            "speak. No site rule is fitted, so a recording has a probability and no class."
         )
     for target in targets:
         outcome = next(line.outcome for line in lines if line.target == target)

@@ -47,13 +47,15 @@ class EpochView:
     ) -> None:
         self.bar.stop()
 
-    def member_started(self, number: int, members: int, training: Corpus, held_out: Corpus) -> None:
+    def member_started(self, number: int, members: int, training: Corpus, held_out: Corpus | None) -> None:
         """One line: who trains and who is held out."""
-        which = f"member {number + 1} of {members}: " if members > 1 else ""
+        kind = "member" if held_out else "model of all"
+        which = f"{kind} {number + 1} of {members}: " if members > 1 else ""
+        others = (
+            f"{len(held_out.patients)} are held out ({len(held_out.cycles)} cycles)" if held_out else "none is held out"
+        )
         self.console.print(
-            f"{which}{len(training.patients)} patients train ({len(training.cycles)} cycles), "
-            f"{len(held_out.patients)} are held out ({len(held_out.cycles)} cycles)",
-            highlight=False,
+            f"{which}{len(training.patients)} patients train ({len(training.cycles)} cycles), {others}", highlight=False
         )
 
     def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
@@ -69,10 +71,14 @@ class EpochView:
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """One line that stays."""
+        read = (
+            f"held out Se {row['sensitivity']:.3f} Sp {row['specificity']:.3f} Score {row['score']:.3f} "
+            f"AUROC {row['auroc']:.3f}  "
+            if "score" in row
+            else ""
+        )
         self.console.print(
-            f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  held out Se {row['sensitivity']:.3f} "
-            f"Sp {row['specificity']:.3f} Score {row['score']:.3f} AUROC {row['auroc']:.3f}  {row['seconds']:.0f} s",
-            highlight=False,
+            f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  {read}{row['seconds']:.0f} s", highlight=False
         )
 
 

@@ -13,7 +13,7 @@ from tests.export.run_maker import CONVOLUTIONAL, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
-from trainer.evaluate import evaluate, open_subject
+from trainer.evaluate import evaluate, log_reading, open_subject
 from trainer.run import READINGS_FILE, RunFacts
 
 ALL_FORMS = Wanted(int8=True, fp16=True, target="both")
@@ -58,7 +58,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="session")
 def patch_run(workshop: Workshop) -> Path:
-    """With a reading of the intra test, taken twice, whose notes name a file."""
+    """With a reading of the intra test, taken twice, whose notes name a file, and one of earlier weights."""
     run = workshop.root / "patch"
     make_run(run, workshop.data, workshop.cache, PATCH)
     corpus, cache = with_audio(load_corpus("sprsound", workshop.data, part="intra"), workshop.cache)
@@ -66,7 +66,10 @@ def patch_run(workshop: Workshop) -> Path:
         open_subject(run, torch.device("cpu")), corpus, cache, "windows", load_settings(environment={}).quality
     )
     reading["notes"] = ["a note", f"left out: {workshop.data}/gone.wav is empty"]
-    (run / READINGS_FILE).write_text(2 * (json.dumps(reading) + "\n"))
+    for _ in range(2):
+        log_reading(run, reading)
+    with (run / READINGS_FILE).open("a") as file:
+        file.write(json.dumps({**reading, "protocol": "events", "bundle": "of weights that were here before"}) + "\n")
     return run
 
 

@@ -21,7 +21,7 @@ from trainer.fit import Validation, predict
 from trainer.machine import start
 from trainer.model import AST, ModelConfig
 from trainer.recipe import Recipe, load_recipe
-from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, save_tensors
+from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, read_facts, save_tensors
 from trainer.splits import patient_folds
 
 MELS = 24
@@ -94,7 +94,7 @@ def make_run(
     run.mkdir(parents=True)
     values = load_recipe("compact").model_dump()
     values["model"], values["front_end"] = config.model_dump(), front_end_of(config).model_dump()
-    values["data"].update(folds=3, members=members)
+    values["data"].update(folds=3, members=members, refit=0)
     values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)
     recipe = Recipe.model_validate(values)
     front_end = recipe.front_end.model_copy(update={"mean": -6.0, "std": 3.0})
@@ -109,6 +109,7 @@ def make_run(
         if fitted:
             fit_head(one, held)
     model = assemble(made)
+    save_tensors(run / WEIGHTS_FILE, model.state_dict(), {"architecture": "ast"})
     threshold = widest_gap(abnormal_probability(held.logits(model, start("cpu")), 1.5))
     facts = RunFacts(
         recipe_name="compact",
@@ -119,6 +120,7 @@ def make_run(
         data=str(data),
         part="train",
         split="official",
+        parts=["train"],
         lenient=False,
         patients=list(corpus.patients),
         held_out=[list(held_out.patients) for held_out in folds],
@@ -136,15 +138,22 @@ def make_run(
             readings={},
         ),
         epochs_done=[5] * members,
+        weights=file_digest(run / WEIGHTS_FILE),
         versions=versions(),
     )
     reading: dict[str, Any] = evaluate(
         run_subject(model, facts, run.name, torch.device("cpu")), validation, audio, "windows", load_settings().quality
     )
     facts = facts.model_copy(update={"choice": facts.choice.model_copy(update={"readings": {"windows": reading}})})
-    save_tensors(run / WEIGHTS_FILE, model.state_dict(), {"architecture": "ast"})
     write_atomically(run / RUN_FILE, facts.model_dump_json())
     return facts
+
+
+def with_weights(run: Path, model: nn.Module) -> None:
+    """Other weights for a finished run, as if it had been trained to them."""
+    save_tensors(run / WEIGHTS_FILE, model.state_dict(), {})
+    facts = read_facts(run).model_copy(update={"weights": file_digest(run / WEIGHTS_FILE)})
+    write_atomically(run / RUN_FILE, facts.model_dump_json())
 
 
 def front_end_of(config: ModelConfig) -> FrontEnd:

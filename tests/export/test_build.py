@@ -23,12 +23,13 @@ from device.classifier import Classifier, open_session, self_test
 from device.labels import LABELS
 from export.build import Built, Reporter, Served, Wanted, build, make_self_test, simulated_breaths
 from export.cli import main
+from export.manifest import make_manifest
 from export.onnx_graph import run
 from export.quantize import CONVERTED, CPU, FP32, draw_hash, layers, patient_balanced
 from firmware_config.errors import GateRefused, RespSAMError
 from tests.conftest import REPOSITORY, RunCli
 from tests.export.conftest import Made, Workshop
-from tests.export.run_maker import PATCH, make_model, make_run
+from tests.export.run_maker import PATCH, make_model, make_run, with_weights
 from tests.full_disk import largest_file
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import with_audio
@@ -41,7 +42,9 @@ from trainer.run import (
     READINGS_FILE,
     RUN_FILE,
     WEIGHTS_FILE,
+    RunError,
     load_model,
+    load_tensors,
     member_folder,
     read_facts,
     save_tensors,
@@ -83,6 +86,7 @@ def test_the_bundle_says_what_the_run_decided(patch_made: Made) -> None:
         parameter.numel() for parameter in load_model(patch_made.run, facts).parameters()
     )
     assert "of 6 patients 2 were held out and chose" in manifest.split
+    assert manifest.seen_parts == ("intra", "train"), "SPRSound's intra test has the training patients"
     assert manifest.recipe["seed"] == 3 and manifest.recipe["run"] == facts.fingerprint
     assert {"torch", "onnx", "onnxruntime", "python"} <= set(manifest.versions)
 
@@ -237,6 +241,7 @@ def test_neither_manifest_nor_card_names_a_place(patch_made: Made, workshop: Wor
             os.environ.get("HOSTNAME") or "//",
         ):
             assert place not in text
+    # the third in the run's folder is not of these weights
     (reading, _) = json.loads(contents(patch_made.built.bundle.path)["manifest.json"])["metrics"]["readings"]
     assert reading["notes"] == ["a note", "1 more notes name files; they are in the run's readings.jsonl"]
 
@@ -259,7 +264,7 @@ def changed_run(run: Path, folder: Path, change: Callable[[AST], None]) -> Path:
     assert isinstance(model, AST)
     with torch.no_grad():
         change(model)
-    save_tensors(copy / WEIGHTS_FILE, model.state_dict(), {})
+    with_weights(copy, model)
     return copy
 
 
@@ -434,7 +439,7 @@ class TestBadInput:
         refuses([run, "--out", tmp_path / "b"], WEIGHTS_FILE, "not a readable checkpoint")
 
     def test_weights_of_another_model(self, refuses: Callable[..., None], run: Path, tmp_path: Path) -> None:
-        save_tensors(run / WEIGHTS_FILE, make_model(PATCH.model_copy(update={"depth": 1})).state_dict(), {})
+        with_weights(run, make_model(PATCH.model_copy(update={"depth": 1})))
         refuses([run, "--out", tmp_path / "b"], WEIGHTS_FILE, "does not fit the recipe")
 
     def test_nan_weights(self, refuses: Callable[..., None], patch_run: Path, tmp_path: Path) -> None:
@@ -447,7 +452,7 @@ class TestBadInput:
     def test_damaged_reading(self, refuses: Callable[..., None], run: Path, tmp_path: Path) -> None:
         with (run / READINGS_FILE).open("a") as file:
             file.write('{"protocol": "windows"\n')
-        refuses([run, "--out", tmp_path / "b"], f"{READINGS_FILE}:3", "remove the line")
+        refuses([run, "--out", tmp_path / "b"], f"{READINGS_FILE}:4", "remove the line")
 
     def test_out_holds_a_bundle(self, refuses: Callable[..., None], patch_made: Made) -> None:
         refuses([patch_made.run, "--out", patch_made.built.bundle.path], "exists", "--force")
@@ -558,3 +563,40 @@ def test_ast_base_at_a_reduced_depth(workshop: Workshop, tmp_path: Path) -> None
     for one in converted:
         assert one.comparison is not None and one.comparison.relative_error < 0.1
         assert len(one.data) < 0.3 * len(fp32.data)
+
+
+@pytest.mark.parametrize(
+    ("parts", "split", "seen"),
+    [
+        (["train"], "official", {"train", "intra"}),
+        (["intra"], "official", {"train", "intra"}),
+        (["inter", "intra", "train"], "official", {"train", "intra", "inter"}),
+        (["train"], "as-published", {"train", "test", "intra", "inter"}),
+        ([""], "official", {""}),
+    ],
+)
+def test_a_bundle_knows_whose_parts_it_has_met(patch_made: Made, parts: list[str], split: str, seen: set[str]) -> None:
+    """`fit --part all`, or ICBHI as published with its two patients on both sides: no test part is unseen then."""
+    facts = patch_made.facts.model_copy(update={"parts": parts, "split": split})
+    manifest = patch_made.built.bundle.manifest
+    made = make_manifest(
+        facts,
+        name=None,
+        parameters=1,
+        files=manifest.files,
+        self_test=manifest.self_test,
+        readings=[],
+        measured={},
+        quantization={},
+    )
+    assert set(made.seen_parts) == seen
+
+
+def test_weights_that_are_not_the_runs_are_refused(patch_made: Made, tmp_path: Path) -> None:
+    """A run that was going to be finished again, and was killed between its weights and its facts."""
+    run = tmp_path / "run"
+    shutil.copytree(patch_made.run, run)
+    tensors, about = load_tensors(run / WEIGHTS_FILE)
+    save_tensors(run / WEIGHTS_FILE, {name: tensor + 1 for name, tensor in tensors.items()}, about)
+    with pytest.raises(RunError, match=rf"{WEIGHTS_FILE}: not the weights that run\.json is about; .* --resume"):
+        load_model(run, read_facts(run))

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.evaluate import load_outcome
-from trainer.run import outcome_file
+from trainer.run import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors, outcome_file
 
 TOY = """
 [model]
@@ -38,6 +39,7 @@ crops = "random"
 balance = "binary"
 folds = 3
 members = 2
+refit = 1
 [augmentation]
 cyclic_shift = true
 """
@@ -60,9 +62,15 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
         assert result.returncode == 0, result.stderr
         assert "best epoch" in result.stdout
-        epochs_done = json.loads((folder / "run" / "run.json").read_text())["epochs_done"]
-        assert epochs_done == ([1, 1] if "--minutes" in more else [2, 2])
+        facts = json.loads((folder / "run" / "run.json").read_text())
+        done = 1 if "--minutes" in more else 2
+        assert (facts["epochs_done"], facts["refit_epochs"]) == ([done, done], [done])
+        assert "model of all" not in result.stderr and "9 patients train" in result.stderr
     return folder / "run"
+
+
+def rows_of(member: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_describe_counts_and_names_the_confounder(run_cli: RunCli, corpus: Path) -> None:
@@ -80,6 +88,10 @@ def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, cor
         # the first epoch is of the run that --minutes ended, the second of the one that went on
         events = EventAccumulator(str(member / "tensorboard")).Reload()
         assert [scalar.step for scalar in events.Scalars("auroc")] == [1, 2]
+    # what is served is the one model of all patients, at the end of its schedule
+    served, kept = (load_tensors(path)[0] for path in (fitted / WEIGHTS_FILE, fitted / "all-1" / CHECKPOINT_FILE))
+    assert all(torch.equal(tensor, kept[f"average.module.{name}"]) for name, tensor in served.items())
+    assert all(set(row) == {"epoch", "loss", "seconds", "step_seconds"} for row in rows_of(fitted / "all-1"))
     for protocol in ("events", "windows", "recordings"):
         result = run_cli(
             "trainer", "evaluate", fitted, "--corpus", "sprsound", "--data", corpus, "--protocol", protocol, "--json"

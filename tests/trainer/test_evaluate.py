@@ -186,7 +186,7 @@ def test_a_damaged_outcome_is_named(tmp_path: Path, damage: Callable[[bytes], by
 
 def test_every_reading_of_a_run_is_logged_and_a_second_look_shows(tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).write_text("{}")
-    reading = {**score(outcome(40)), "corpus": "icbhi", "part": "test", "protocol": "events"}
+    reading = {**score(outcome(40)), "corpus": "icbhi", "part": "test", "protocol": "events", "bundle": "f"}
     assert log_reading(tmp_path, reading) == ()
     assert log_reading(tmp_path, {**reading, "protocol": "windows"}) == ()
     (note,) = log_reading(tmp_path, reading)
@@ -223,7 +223,7 @@ def test_patients_seen_in_training(
     recordings = tuple(
         Recording(f"r{n}", None, f"p{n}", "d", "s", None, part, "normal", ()) for n, part in enumerate(parts)
     )
-    subject = Subject("m", "f", None, None, None, 1.0, 0.5, "sprsound", patients)  # type: ignore[arg-type]
+    subject = Subject("m", "f", None, None, None, 1.0, 0.5, "sprsound", patients, ("train", "intra"))  # type: ignore[arg-type]
     assert seen_in_training(subject, Corpus(corpus_name, Path(), recordings)) is expected
 
 

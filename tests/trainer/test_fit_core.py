@@ -1,5 +1,6 @@
 """Training on a made corpus: what is split and measured, and that a stopped run ends as one that was not stopped."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -28,6 +29,7 @@ from trainer.fit import (
     Fit,
     FitError,
     calibrate,
+    identity,
     learning_rate,
     measure_normalisation,
     moving_average,
@@ -38,6 +40,7 @@ from trainer.fit import (
 from trainer.machine import start
 from trainer.recipe import AugmentationRecipe, OptimizerRecipe
 from trainer.run import CHECKPOINT_FILE, METRICS_FILE, RunError, load_tensors, member_folder
+from trainer.splits import patient_folds
 
 EPOCHS = RECIPE.optimizer.epochs
 
@@ -155,18 +158,38 @@ def test_another_seed_is_another_run(toy: Toy, tmp_path: Path) -> None:
     assert first["progress"]["history"][0]["loss"] != whole["progress"]["history"][0]["loss"]
 
 
-@pytest.mark.parametrize("change", [{"optimizer__rho": 0.1}, {"data__draws": 32}, {"seed": 1}])
-def test_a_checkpoint_of_another_recipe_or_seed_is_refused(toy: Toy, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"optimizer__rho": 0.1}, "recipe;"), ({"data__draws": 32}, "recipe;"), ({"seed": 1}, "held out, seed;")],
+)
+def test_a_checkpoint_of_another_recipe_or_seed_is_refused(toy: Toy, change: dict[str, Any], said: str) -> None:
     fit, known = toy_fit(toy.corpus, toy.cache, **change)
-    with pytest.raises(FitError, match="another recipe, corpus or seed"):
+    with pytest.raises(FitError, match=f"of a run that differs in {said} go on with the same"):
         train(fit, toy.whole, known, resume=True, minutes=None, watcher=Silent())
 
 
 def test_a_checkpoint_of_another_corpus_is_refused(toy: Toy, tmp_path: Path) -> None:
     root = make_sprsound(tmp_path / "corpus", seed=1)
     fit, known = toy_fit(root, tmp_path / "cache")
-    with pytest.raises(FitError, match="another recipe, corpus or seed"):
+    with pytest.raises(FitError, match="of a run that differs in recordings"):
         train(fit, toy.whole, known, resume=True, minutes=None, watcher=Silent())
+
+
+def test_a_recording_without_cycles_that_comes_or_goes_is_another_corpus(corpus: Corpus) -> None:
+    """It moves patients between the folds: who was held out may then have trained."""
+    first = corpus.recordings[0]
+    silent = dataclasses.replace(first, name="another", label="poor quality", cycles=())
+    more = dataclasses.replace(corpus, recordings=(*corpus.recordings, silent))
+    assert more.cycles == corpus.cycles
+    known = identity(RECIPE, corpus, None)
+    assert known == identity(RECIPE, corpus, None)
+    assert known != identity(RECIPE, more, None)
+    of_somebody_else = dataclasses.replace(silent, patient="somebody else")
+    assert identity(RECIPE, more, None) != identity(
+        RECIPE, dataclasses.replace(corpus, recordings=(*corpus.recordings, of_somebody_else)), None
+    )
+    _, held_out = patient_folds(corpus, 3, 0)[0]
+    assert known != identity(RECIPE, corpus, held_out) != identity(RECIPE, corpus, held_out, processes=2)
 
 
 def test_a_damaged_checkpoint_is_named(toy: Toy, tmp_path: Path) -> None:
@@ -205,7 +228,8 @@ def test_one_row_an_epoch_and_the_best_of_them_kept(toy: Toy) -> None:
     fit, _ = toy_fit(toy.corpus, toy.cache)
     fit.average.module.load_state_dict({name[5:]: t for name, t in tensors.items() if name.startswith("best.")})
     readings = ("sensitivity", "specificity", "score", "auroc", "held_out_loss")
-    assert fit.validate() == {name: best[name] for name in readings}
+    assert fit.validation is not None
+    assert fit.validate(fit.validation) == {name: best[name] for name in readings}
 
 
 def test_a_longer_run_learns_the_toy(toy: Toy, tmp_path: Path) -> None:
@@ -251,6 +275,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(toy: Toy, t
         assert fit.crops.cycles[index].recording in str(raised.value)
     run(toy.corpus, toy.cache, tmp_path, resume=True)
     same_result(tmp_path, toy.whole)
+
+
+@pytest.mark.parametrize(("rho", "said"), [(0.05, "loss is inf"), (0.0, "gradient's norm is nan")])
+def test_a_step_without_numbers_is_not_taken(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rho: float, said: str
+) -> None:
+    """Finite losses that lead nowhere: a second pass that is lost at the climbed point, or a lost gradient."""
+    fit, known = toy_fit(toy.corpus, toy.cache, optimizer__rho=rho)
+    forward, passes = fit.learner.forward, 0
+
+    def lost(*arguments: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        loss = forward(*arguments)
+        if rho:
+            return loss + float("inf") if passes == 2 else loss
+        return loss + (loss - loss.detach()).abs().sqrt()  # adds 0, whose slope is no number
+
+    monkeypatch.setattr(fit.learner, "forward", lost)
+    before = {name: tensor.clone() for name, tensor in fit.model.named_parameters()}
+    with pytest.raises(FitError, match=rf"{said} in epoch 1, in a batch of "):
+        train(fit, tmp_path, known, resume=False, minutes=None, watcher=Silent())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fit.model.named_parameters())
 
 
 def test_weights_that_are_no_numbers_are_not_kept(toy: Toy, tmp_path: Path) -> None:

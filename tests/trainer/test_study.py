@@ -22,6 +22,7 @@ from tests.trainer.toy_fit import RECIPE
 from trainer.cells import Cell, Plan, Target, plan_cells, run_cells
 from trainer.corpora import load_corpus
 from trainer.evaluate import Outcome, load_outcome, save_outcome
+from trainer.experiment import Request
 from trainer.metrics import choose_threshold
 from trainer.recipe import load_recipe, with_changes
 from trainer.run import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors
@@ -77,7 +78,8 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     root = tmp_path_factory.mktemp("study")
-    plan = Plan("sprsound", make_sprsound(root / "corpus", patients=9), root / "cache", load_settings(None).quality)
+    data = make_sprsound(root / "corpus", patients=9)
+    plan = Plan(Request(TOY, "toy", "sprsound", data), root / "cache", load_settings(None).quality)
     done, cells = planned(STUDY, plan, root / "out")
     assert run_cells(cells, done, heard := Heard()) == 0
     assert [cell.setting for cell in heard.cells] == ["plain", "SAM", "plain", "SAM"]
@@ -101,6 +103,16 @@ def planned(study: Study, plan: Plan, folder: Path, seeds: int = 2, **changes: o
     recipes = study.recipes(TOY, {key.replace("__", "."): value for key, value in changes.items()})
     plan, cells, _ = plan_cells(study, plan, recipes, seeds, folder)
     return plan, cells
+
+
+def elsewhere(plan: Plan, data: Path) -> Plan:
+    """The plan on another corpus."""
+    return replace(plan, request=replace(plan.request, data=data))
+
+
+def epochs_of(cells: list[Cell]) -> list[int]:
+    """Of those that are trained."""
+    return [facts.epochs_done for cell in cells if (facts := cell.facts())]
 
 
 def weights_of(cell: Cell) -> dict[str, torch.Tensor]:
@@ -170,16 +182,16 @@ def test_the_key_depends_on_all_that_decides_the_result(ground: Ground, tmp_path
     for changes in ({"data__draws": 16}, {"optimizer__epochs": 1}, {"front_end__level": 0.0}):
         _, cells = planned(STUDY, ground.plan, ground.folder, **changes)
         assert folders.isdisjoint(cell.folder.name for cell in cells)
-    moved = replace(ground.plan, data=make_sprsound(tmp_path / "again", patients=9))
+    moved = elsewhere(ground.plan, make_sprsound(tmp_path / "again", patients=9))
     assert {cell.folder.name for cell in planned(STUDY, moved, ground.folder)[1]} == folders
-    other = replace(ground.plan, data=make_sprsound(tmp_path / "other", patients=9, seed=3))
+    other = elsewhere(ground.plan, make_sprsound(tmp_path / "other", patients=9, seed=3))
     assert folders.isdisjoint(cell.folder.name for cell in planned(STUDY, other, ground.folder)[1])
 
 
 def test_minutes_stop_a_cell_and_a_larger_budget_goes_on(ground: Ground, tmp_path: Path) -> None:
     plan, cells = planned(STUDY, replace(ground.plan, minutes=1e-6), tmp_path)
     run_cells(cells, plan, Heard())
-    assert [facts.epochs_done for cell in cells if (facts := cell.facts())] == [1] * 4
+    assert epochs_of(cells) == [1] * 4
     lines = lines_of(STUDY, cells, plan.targets)
     assert all("1/1 of 2 (!)" in line.words for line in lines)
     notes = " ".join(notes_on(STUDY, lines, 2))
@@ -187,6 +199,15 @@ def test_minutes_stop_a_cell_and_a_larger_budget_goes_on(ground: Ground, tmp_pat
     assert "unequal epochs do not compare" in notes
     run_cells(cells, plan, heard := Heard())
     assert heard.cells == []
+    # what was trained before counts: another reading, or a budget that is larger and still spent, trains no epoch
+    read_again = replace(plan, targets=(*plan.targets, Target("events", "events")))
+    run_cells(cells, read_again, heard := Heard())
+    assert len(heard.cells) == 4
+    spent = [facts.seconds / 60 for cell in cells if (facts := cell.facts())]
+    run_cells(cells, replace(plan, minutes=1.5 * min(spent)), heard := Heard())
+    assert len(heard.cells) == 4
+    assert heard.problems == []
+    assert epochs_of(cells) == [1] * 4
     whole = replace(plan, minutes=None)
     run_cells(cells, whole, heard := Heard())
     assert len(heard.cells) == 4
@@ -241,7 +262,8 @@ def _ancestors(process: int) -> list[int]:
     return found
 
 
-def test_one_bad_cell_is_one_line_and_the_others_go_on(ground: Ground) -> None:
+def test_one_bad_cell_is_one_line_and_the_others_go_on(ground: Ground, tmp_path: Path) -> None:
+    """Once by a loss that is no number; once by what nobody foresaw, which is kept in full."""
     bad = Study(
         title="bad",
         question="?",
@@ -258,6 +280,12 @@ def test_one_bad_cell_is_one_line_and_the_others_go_on(ground: Ground) -> None:
     lines = lines_of(bad, cells, plan.targets)
     assert [line.setting for line in lines] == ["plain"]
     assert "NOTE wild: 0 of 2 seeds." in notes_on(bad, lines, 2)
+    broken = replace(cells[0], recipe=TOY.model_copy(update={"model": None}), folder=tmp_path / "broken")
+    run_cells([broken, cells[1]], plan, heard := Heard())
+    assert [cell.setting for cell in heard.cells] == ["wild"], "the other was done before"
+    (problem,) = heard.problems
+    assert problem.startswith("AttributeError: ") and problem.endswith(f"in full in {tmp_path}/broken/error.txt")
+    assert "Traceback" in (tmp_path / "broken" / "error.txt").read_text()
 
 
 def invented(folder: Path, better: float) -> tuple[list[Cell], Target, dict[tuple[str, int], Outcome]]:
@@ -417,7 +445,7 @@ def test_the_command(run_cli: RunCli, ground: Ground, tmp_path: Path) -> None:
 
     (tmp_path / "recipe.toml").write_text(TOY_TOML)
     (tmp_path / "mine.toml").write_text(TOML)
-    data = str(ground.plan.data)
+    data = str(ground.plan.request.data)
     options = ["--corpus", "sprsound", "--data", data, "--recipe", "recipe.toml", "--out", "studies"]
     result = run_cli("trainer", "study", "mine.toml", *options, "--seeds", "1", "--epochs", "1", "--draws", "16")
     assert result.returncode == 0, result.stderr

@@ -101,7 +101,7 @@ def toy_fit(
     front_end = measure_normalisation(plain, recipe.front_end, seed)
     crops = TrainingCrops(training, held, front_end, recipe.data, recipe.augmentation, seed)
     fit = Fit(recipe, crops, Validation(validation, held, front_end), machine or start("cpu"), seed)
-    return fit, identity(recipe, read)
+    return fit, identity(recipe, read, validation, fit.machine.processes)
 
 
 def run(corpus: Path, cache: Path, out: Path, *, resume: bool = False, workers: int = 0, **changes: object) -> Fit:

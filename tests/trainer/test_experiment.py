@@ -1,0 +1,30 @@
+"""What a run is made of: who is held out, and what cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.corpus_maker import ICBHI_EQUIPMENT, make_icbhi
+from tests.trainer.toy_fit import RECIPE
+from trainer.experiment import Prepared, Request, prepare
+from trainer.recipe import with_changes
+from trainer.splits import SplitError
+
+
+def prepared(root: Path, members: int) -> Prepared:
+    recipe = with_changes(RECIPE, {"data.hold_out": "device", "data.members": members})
+    return prepare(Request(recipe, "toy", "icbhi", root, part="all"), root / "cache")
+
+
+def test_a_stethoscope_that_nobody_holds_out_is_named(tmp_path: Path) -> None:
+    root = make_icbhi(tmp_path)
+    first, *others = sorted(ICBHI_EQUIPMENT)
+    (note,) = [note for note in prepared(root, 1).corpus.notes if "stethoscopes" in note]
+    assert f"{first}: held out;" in note and all(f"{other}: not held out" in note for other in others)
+    assert note.endswith("--members 3 holds out each in turn")
+    assert not [note for note in prepared(root, 3).corpus.notes if "stethoscopes" in note]
+
+
+def test_more_members_than_stethoscopes_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match=r"4 members cannot each hold out another of 3 folds .*; give --members 3"):
+        prepared(make_icbhi(tmp_path), 4)
