@@ -199,7 +199,20 @@ def time_cache(data: Path, folder: Path) -> None:
 def peak_memory(data: Path, recipe: str) -> None:
     """Of `trainer fit`, the pages of the memory-mapped audio among them."""
     with tempfile.TemporaryDirectory() as out:
-        options = ["--corpus", "sprsound", "--data", str(data), "--recipe", recipe, "--out", out, "--members", "1"]
+        options = [
+            "--corpus",
+            "sprsound",
+            "--data",
+            str(data),
+            "--recipe",
+            recipe,
+            "--out",
+            out,
+            "--members",
+            "1",
+            "--refit",
+            "0",
+        ]
         subprocess.run([sys.executable, "-m", "trainer", "fit", *options, "--minutes", "1"], check=True)
     print(f"peak memory of trainer fit: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB")
 
