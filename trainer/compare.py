@@ -28,7 +28,7 @@ NAMES = {
     ("auroc",): "AUROC",
 }
 """What is compared, and its name."""
-HELD_OUT = "held-out patients"
+HELD_OUT, CHOSEN_ON = "held-out patients", "THE TEST PART, which chose epochs and thresholds: every reading flatters"
 Statistic = Callable[[IntArray], Float64Array]
 
 
@@ -150,7 +150,9 @@ def on_held_out(first: Path, second: Path, protocol: Protocol) -> dict[str, Any]
     RunError names a run that kept nothing or damaged things.
     """
     outcomes = [load_outcome(outcome_file(path, protocol)) for path in (first, second)]
-    about = {"corpus": read_facts(first).corpus, "part": HELD_OUT, "protocol": protocol}
+    facts = [read_facts(path) for path in (first, second)]
+    flattered = any(one.recipe.data.choose_on == "test" for one in facts)
+    about = {"corpus": facts[0].corpus, "part": CHOSEN_ON if flattered else HELD_OUT, "protocol": protocol}
     return {"a": first.resolve().name, "b": second.resolve().name, **about, **compare(*outcomes)}
 
 

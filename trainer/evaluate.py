@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from device.bundle import MANIFEST, BundleError, SiteRule, open_bundle
 from device.classifier import Classifier
@@ -21,7 +20,6 @@ from device.live import Judge
 from device.quality import level_dbfs
 from device.signal import FloatArray, FrontEnd
 from firmware_config.command_line import one_line
-from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
@@ -44,9 +42,10 @@ from trainer.metrics import (
     sensitivity_at,
     tally,
 )
+from trainer.model import AST, Ensemble
 from trainer.protocols import Protocol, examples, inputs_of, labels_of, worst_window
 from trainer.recordings import Heard, RunModel, gradable, hear, predicted_class
-from trainer.run import READINGS_FILE, RUN_FILE, RunError, RunFacts, load_model, read_facts
+from trainer.run import READINGS_FILE, RUN_FILE, RunError, RunFacts, load_model, read_facts, read_rows
 from trainer.splits import SplitError, refuse_shared_patients
 
 BATCH = 64
@@ -55,10 +54,6 @@ TEXTS = ("patients", "recordings", "devices", "sites")
 
 
 READING_KEYS = {"protocol", "corpus", "part", "n", "binary", "exact", "auroc", "confounders", "confusion", "bundle"}
-
-
-class ReadingError(RespSAMError):
-    """A line of a run's readings that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def _run_subject(path: Path, device: torch.device) -> Subject:
     return run_subject(load_model(path, facts).to(device), facts, path.resolve().name, device)
 
 
-def as_served(model: nn.Module, facts: RunFacts, device: torch.device) -> RunModel:
+def as_served(model: AST | Ensemble, facts: RunFacts, device: torch.device) -> RunModel:
     """A run's model with all that its validation patients chose, as the live path takes it."""
     choice = facts.choice
     return RunModel(
@@ -124,7 +119,7 @@ def as_served(model: nn.Module, facts: RunFacts, device: torch.device) -> RunMod
     )
 
 
-def run_subject(model: nn.Module, facts: RunFacts, name: str, device: torch.device) -> Subject:
+def run_subject(model: AST | Ensemble, facts: RunFacts, name: str, device: torch.device) -> Subject:
     """`as_served`, with whom it met."""
     choice, served = facts.choice, as_served(model, facts, device)
     return Subject(
@@ -437,7 +432,7 @@ def reading(outcome: Outcome, protocol: Protocol, subject: Subject, corpus: Corp
 def log_reading(path: Path, reading: dict[str, Any]) -> tuple[str, ...]:
     """Append a reading to its run's `readings.jsonl`; a note when the run has read the same before.
 
-    A bundle keeps no log. ReadingError names a damaged line.
+    A bundle keeps no log. RunError names a damaged line.
     """
     if not (path / RUN_FILE).is_file():
         return ()
@@ -455,23 +450,9 @@ def log_reading(path: Path, reading: dict[str, Any]) -> tuple[str, ...]:
 
 
 def read_readings(run: Path) -> list[dict[str, Any]]:
-    """What `trainer evaluate` read of the run's accuracy, oldest first; ReadingError names a damaged line."""
-    file = run / READINGS_FILE
-    if not file.is_file():
-        return []
-    readings: list[dict[str, Any]] = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        try:
-            reading = json.loads(line)
-            missing = READING_KEYS - set(reading)
-        except (ValueError, TypeError):
-            missing = {"JSON"}
-        if missing:
-            raise ReadingError(
-                f"{file}:{number}: not a reading (no {min(missing)}); remove the line and run 'trainer evaluate' again"
-            )
-        readings.append(reading)
-    return readings
+    """What `trainer evaluate` read of the run's accuracy, oldest first; RunError names a damaged line."""
+    what = "a reading; remove the line and run 'trainer evaluate' again"
+    return read_rows(run / READINGS_FILE, READING_KEYS, what)
 
 
 def readings_of(run: Path, facts: RunFacts) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ from trainer.recordings import CachedSource
 from trainer.run import load_model, read_facts
 
 SILENCE_DB = -20.0  # below a window's mean power; on SPRSound one frame in twenty, a pause and not a quiet breath
-BATCH = 4  # attention weights of a batch are kept twice, with their gradients
+ATTENTION = 16  # attention weights are kept twice, with their gradients: so many times the memory of a plain pass
 TICKS_HZ = (100, 200, 500, 1000, 2000, 4000, 8000)
 
 
@@ -169,13 +169,14 @@ def attend(
     """
     members: list[Any] = list(model.members) if isinstance(model, Ensemble) else [model]
     found: list[Attended] = []
-    for start in range(0, len(stretches), BATCH):
-        batch = stretches[start : start + BATCH]
+    at_once = max(1, model.config.windows_at_once // ATTENTION)
+    for start in range(0, len(stretches), at_once):
+        batch = stretches[start : start + at_once]
         inputs = np.stack([window(samples, front_end) for samples in batch])
         windows = torch.from_numpy(inputs).to(device)
         with torch.no_grad():
             logits = model(windows).float().cpu().numpy()
-        wanted = logits.argmax(axis=1) if classes is None else classes[start : start + BATCH]
+        wanted = logits.argmax(axis=1) if classes is None else classes[start : start + at_once]
         looked, spoke = [], []
         for member in members:
             own, weights = member.attended(windows)

@@ -1,11 +1,15 @@
 """Files that are whole or absent."""
 
+import glob
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from firmware_config.errors import RespSAMError
+
+ABANDONED_SECONDS = 3600.0  # nobody writes so long; a process number says nothing where machines share the disk
 
 
 class FileError(RespSAMError):
@@ -17,7 +21,7 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     """Where to write the new content of `path`, which takes its place once it is whole and on the disk.
 
     Whatever stops the writer leaves the old content and nothing else. An OSError, or one of the `failures` by which the
-    writer says the same, becomes a FileError.
+    writer says the same, becomes a FileError. What a killed writer left of the same file goes with the next one.
     """
     # by process: two that write the same file must not take each other's half
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -28,6 +32,9 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink(missing_ok=True)
     except refusals as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
         raise FileError(

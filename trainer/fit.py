@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from trainer.crops import UNKNOWN, TrainingCrops, located
 from trainer.files import write_atomically
 from trainer.machine import Machine
 from trainer.metrics import IntArray, auroc, choose_threshold, fit_temperature
-from trainer.model import AST
+from trainer.model import AST, Ensemble
 from trainer.protocols import default_protocol, examples, inputs_of, labels_of, worst_window
 from trainer.recipe import OptimizerRecipe, Recipe
 from trainer.run import (
@@ -49,7 +49,6 @@ from trainer.sam import SAM, backward_twice
 from trainer.sampler import draw, weights
 
 NORMALISATION_CROPS = 1024
-EVALUATION_BATCH = 64
 RANK_STEP = 7_919_993  # between the seeds of two processes
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -173,13 +172,14 @@ def soft_targets(classes: Tensor, smoothing: float) -> Tensor:
     return hot * (1.0 - smoothing) + smoothing / len(LABELS)
 
 
-def predict(model: nn.Module, inputs: FloatArray, device: torch.device) -> FloatArray:
+def predict(model: AST | Ensemble, inputs: FloatArray, device: torch.device) -> FloatArray:
     """Logits (n, classes) of model inputs (n, frames, mels), in eval mode without gradients."""
     model.eval()
+    at_once = model.config.windows_at_once
     with torch.inference_mode():
         batches = [
-            model(torch.from_numpy(inputs[start : start + EVALUATION_BATCH]).to(device)).float().cpu().numpy()
-            for start in range(0, len(inputs), EVALUATION_BATCH)
+            model(torch.from_numpy(inputs[start : start + at_once]).to(device)).float().cpu().numpy()
+            for start in range(0, len(inputs), at_once)
         ]
     return np.concatenate(batches)
 
@@ -196,7 +196,7 @@ class Validation:
             raise FitError(f"the validation patients have normal or abnormal {self.protocol} only; add patients")
         self.inputs, self.owner = inputs_of(chosen, cache, front_end)
 
-    def logits(self, model: nn.Module, machine: Machine) -> FloatArray:
+    def logits(self, model: AST | Ensemble, machine: Machine) -> FloatArray:
         """Logits of every stretch (n, classes); the worst window speaks for a long one. Processes share the work."""
         raw = predict(model, self.inputs[machine.rank :: machine.processes], machine.device)
         raw = machine.together(raw, len(self.inputs))
@@ -362,9 +362,9 @@ class Fit:
         return norm
 
     @property
-    def serving(self) -> nn.Module:
+    def serving(self) -> AST:
         """The weights that are validated and kept."""
-        return self.average.module if self.recipe.optimizer.average_decay else self.model
+        return cast(AST, self.average.module) if self.recipe.optimizer.average_decay else self.model
 
     def validate(self, validation: Validation) -> dict[str, float]:
         """Validation readings of the serving weights at their own best threshold with Se >= Sp."""

@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from device.labels import LABELS
 from device.signal import FRAMES
 
+TOKENS_AT_ONCE = 6400  # with gradients some 4 GB in AST base
+
 
 class ModelConfig(BaseModel):
     """Sizes of one AST; travels with the weights. Defaults are AST base at this project's window."""
@@ -76,6 +78,12 @@ class ModelConfig(BaseModel):
         for mel_stride, frame_stride in self.stem_strides:
             rows, columns = (rows - 1) // mel_stride + 1, (columns - 1) // frame_stride + 1
         return rows, columns
+
+    @property
+    def windows_at_once(self) -> int:
+        """How many windows are read in one pass: 64 of a hundred tokens, 6 of AST base's 948."""
+        rows, columns = self.grid
+        return max(1, TOKENS_AT_ONCE // (rows * columns))
 
 
 class PatchStem(nn.Module):

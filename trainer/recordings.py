@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from device.bundle import Segmentation, SiteRule
 from device.decision import Judgement, SiteDecision, judge
@@ -16,6 +15,8 @@ from device.sources import Block, paced
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording, union
+from trainer.fit import predict
+from trainer.model import AST, Ensemble
 
 LEAST_CYCLES = 2  # one breath is not an examination
 UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
@@ -34,7 +35,7 @@ class RunModel:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: AST | Ensemble,
         device: torch.device,
         front_end: FrontEnd,
         segmentation: Segmentation,
@@ -48,8 +49,7 @@ class RunModel:
 
     def logits(self, inputs: FloatArray) -> FloatArray:
         """Logits (batch, 4) of model inputs (batch, frames, mels)."""
-        with torch.inference_mode():
-            return np.asarray(self.model(torch.from_numpy(inputs).to(self.device)).float().cpu().numpy())
+        return predict(self.model, inputs, self.device)
 
     def judge(self, samples: FloatArray) -> Judgement:
         """One cycle (n,) at 16 kHz; the worst window speaks."""

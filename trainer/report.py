@@ -196,7 +196,8 @@ def _sharpness(
     member: AST, outcome: Outcome, rows: IntArray, cache: AudioCache, front_end: FrontEnd, device: torch.device
 ) -> Sharpness:
     inputs = np.stack([windows(samples, front_end)[0] for samples in _cuts(outcome, rows, cache)])
-    return sharpness(member, torch.from_numpy(inputs).to(device), torch.from_numpy(outcome.true[rows]).to(device))
+    heard, labels = torch.from_numpy(inputs).to(device), torch.from_numpy(outcome.true[rows]).to(device)
+    return sharpness(member, heard, labels, member.config.windows_at_once)
 
 
 def signatures(

@@ -22,6 +22,7 @@ RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 METRICS_FILE = "metrics.jsonl"
+METRICS_KEYS = {"epoch", "loss", "seconds"}
 EVENTS_FOLDER = "tensorboard"
 LOG_FILE = "log.txt"
 READINGS_FILE = (
@@ -92,9 +93,24 @@ class RunFacts(BaseModel):
 
 
 def read_metrics(folder: Path, number: int) -> list[dict[str, Any]]:
-    """One row an epoch of a run's member, counted from 0; none where it kept none."""
+    """One row an epoch of a run's member, counted from 0; none where it kept none, RunError names a damaged line."""
     path = member_folder(folder, number) / METRICS_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_rows(path, METRICS_KEYS, "an epoch's metrics; restore the file, or remove it and do without its curves")
+
+
+def read_rows(path: Path, keys: set[str], what: str) -> list[dict[str, Any]]:
+    """The lines of a JSON lines file, none where there is no file; RunError names one that lacks a key."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.is_file() else (), 1):
+        try:
+            row = json.loads(line)
+            missing = keys - set(row)
+        except (ValueError, TypeError):
+            missing = {"JSON"}
+        if missing:
+            raise RunError(f"{path}:{number}: no {min(missing)}, so not {what}")
+        rows.append(row)
+    return rows
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -58,25 +58,33 @@ def moved(model: nn.Module, direction: Direction, radius: float) -> Iterator[Non
                 parameters[name].copy_(origin)
 
 
-def sharpness(model: nn.Module, windows: Tensor, labels: Tensor, seed: int = 0) -> Sharpness:
-    """Losses of a model in eval mode on windows (n, frames, mels) with class indices (n,)."""
+def sharpness(model: nn.Module, windows: Tensor, labels: Tensor, at_once: int, seed: int = 0) -> Sharpness:
+    """Losses of a model in eval mode on windows (n, frames, mels) with class indices (n,), `at_once` in a pass."""
     weights = {name: one.detach() for name, one in model.named_parameters() if one.ndim in (2, 4)}
     generator = torch.Generator().manual_seed(seed)
 
+    def losses() -> Iterator[Tensor]:
+        """What each pass adds to the mean."""
+        for some, theirs in zip(torch.split(windows, at_once), torch.split(labels, at_once), strict=True):
+            yield F.cross_entropy(model(some), theirs, reduction="sum") / len(labels)
+
     def loss_at(direction: Direction, radius: float) -> float:
         with moved(model, direction, radius), torch.no_grad():
-            return float(F.cross_entropy(model(windows), labels))
+            return sum(map(float, losses()))
 
-    here = F.cross_entropy(model(windows), labels)
     chosen = [one for one in model.parameters() if one.ndim in (2, 4)]
-    climb = normalised(dict(zip(weights, torch.autograd.grad(here, chosen), strict=True)), weights)
+    start, slopes = 0.0, [torch.zeros_like(one) for one in chosen]
+    for loss in losses():
+        start += float(loss.detach())
+        for slope, more in zip(slopes, torch.autograd.grad(loss, chosen), strict=True):
+            slope += more
+    climb = normalised(dict(zip(weights, slopes, strict=True)), weights)
     drawn = [
         normalised(
             {name: torch.randn(one.shape, generator=generator).to(one.device) for name, one in weights.items()}, weights
         )
         for _ in range(DIRECTIONS)
     ]
-    start = float(here.detach())
     return Sharpness(
         (0.0, *RADII),
         (start, *(sum(loss_at(direction, radius) for direction in drawn) / DIRECTIONS for radius in RADII)),

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
+from trainer.fit import predict
 from trainer.model import AST, ModelConfig
+from trainer.recipe import load_recipe
 
 SMALL = ModelConfig(frames=75, mels=48, dim=24, depth=2, heads=3, mlp_ratio=2.0, classes=4)
 # this project's window: 12 x 79 patches
@@ -225,3 +228,21 @@ def test_weights_of_another_size_or_name_are_refused() -> None:
     state["stray"] = state.pop("head.bias")
     with pytest.raises(RuntimeError, match=r"(?s)head\.bias.*stray"):
         AST(SMALL).load_state_dict(state)
+
+
+def test_a_pass_takes_fewer_windows_of_more_tokens() -> None:
+    """AST base with its gradients must fit beside everything else; compact need not wait."""
+    assert ModelConfig().windows_at_once == 6
+    assert load_recipe("compact").model.windows_at_once == 64
+    assert ModelConfig(stride=1).windows_at_once == 1
+
+
+def test_logits_do_not_depend_on_how_many_windows_are_read_at_once() -> None:
+    sizes: list[int] = []
+    model = AST(ModelConfig(dim=16, depth=1, heads=2)).eval()
+    model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    windows = np.random.default_rng(0).standard_normal((14, 798, 128), dtype=np.float32)
+    together = predict(model, windows, torch.device("cpu"))
+    assert sizes == [6, 6, 2]
+    with torch.inference_mode():
+        np.testing.assert_allclose(together, model(torch.from_numpy(windows)).numpy(), atol=1e-5)

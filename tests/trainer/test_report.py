@@ -20,7 +20,7 @@ from trainer.evaluate import Outcome, log_reading, open_subject, read_stretches,
 from trainer.explain import Share, Shares
 from trainer.metrics import binary_rates, confusion
 from trainer.report import ReportError, mistakes, signatures, subsets, write_report
-from trainer.run import METRICS_FILE, RunError, RunFacts, member_folder, outcome_file
+from trainer.run import METRICS_FILE, RUN_FILE, RunError, RunFacts, member_folder, outcome_file
 
 CPU = torch.device("cpu")
 SECTIONS = ("signatures", "readings", "curves", "confusion", "roc", "reliability", "sharpness", "mistakes", "data")
@@ -192,6 +192,30 @@ def test_a_run_without_metrics_has_no_curves(made: Made, tmp_path: Path) -> None
     for number in range(2):
         shutil.rmtree(member_folder(bare, number))
     assert "kept no metrics by epoch" in dataclasses.replace(made, folder=bare).write()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("{", "no JSON"), ("7", "no JSON"), ('{"epoch": 6, "loss": 1}', "no seconds")]
+)
+def test_a_damaged_line_of_metrics_is_named(made: Made, tmp_path: Path, line: str, said: str) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(made.folder, damaged)
+    with (member_folder(damaged, 1) / METRICS_FILE).open("a") as file:
+        file.write(line)
+    with pytest.raises(RunError, match=rf"member-2/metrics\.jsonl:6: {said}, so not an epoch's metrics; restore"):
+        write_report(damaged, made.corpus, made.cache, CPU)
+
+
+def test_models_of_all_patients_are_measured_on_patients_they_have_met(made: Made, tmp_path: Path) -> None:
+    """They have nobody else, and the page says so."""
+    refitted = tmp_path / "refitted"
+    shutil.copytree(made.folder, refitted)
+    facts = json.loads((refitted / RUN_FILE).read_text())
+    facts["recipe"]["data"]["refit"], facts["refit_epochs"] = 2, [5, 5]
+    (refitted / RUN_FILE).write_text(json.dumps(facts))
+    page = dataclasses.replace(made, folder=refitted).write()
+    assert page.count("by the models of all patients, who have met them") == 2
+    assert "the member that never met its patient" not in page
 
 
 def test_the_command_writes_it_again_and_refuses_another_corpus(made: Made, tmp_path: Path, run_cli: RunCli) -> None:

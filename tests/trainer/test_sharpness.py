@@ -38,9 +38,10 @@ def test_a_filter_without_gradient_stays() -> None:
     assert torch.equal(direction["a"], torch.zeros(2, 3))
 
 
-def test_adversarial_loss_against_a_step_by_hand() -> None:
+@pytest.mark.parametrize("at_once", [64, 7])
+def test_adversarial_loss_against_a_step_by_hand(at_once: int) -> None:
     model, (features, labels) = linear(), data()
-    read = sharpness(model, features, labels)
+    read = sharpness(model, features, labels, at_once)
     moving = model.weight.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(features @ moving.T, labels), moving)
     weight = moving.detach()
@@ -54,13 +55,13 @@ def test_the_gradient_is_worse_than_chance_and_grows_with_the_radius() -> None:
     generator = torch.Generator().manual_seed(2)
     windows = torch.randn(6, RECIPE.model.frames, RECIPE.model.mels, generator=generator)
     before = {name: one.clone() for name, one in model.state_dict().items()}
-    read = sharpness(model, windows, torch.tensor([0, 1, 2, 3, 0, 1]))
+    read = sharpness(model, windows, torch.tensor([0, 1, 2, 3, 0, 1]), 4)
     assert read.radii == (0.0, *RADII)
     assert read.random[0] == read.adversarial[0]
     assert list(read.adversarial) == sorted(read.adversarial)
     assert read.adversarial[-1] > read.random[-1]
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
-    assert sharpness(model, windows, torch.tensor([0, 1, 2, 3, 0, 1])) == read
+    assert sharpness(model, windows, torch.tensor([0, 1, 2, 3, 0, 1]), 4) == read
 
 
 def test_weights_come_back_after_an_error() -> None:
