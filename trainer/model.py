@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from device.labels import LABELS
 from device.signal import FRAMES
 
-TOKENS_AT_ONCE = 6400  # with gradients some 4 GB in AST base
+TOKENS_AT_ONCE = 6400  # six windows of AST base: with gradients 8 GiB, less than a training step of eight
 
 
 class ModelConfig(BaseModel):
