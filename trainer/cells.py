@@ -276,11 +276,19 @@ def attempt(cell: Cell, plan: Plan) -> str | None:
     except RespSAMError as error:
         return one_line(str(error))
     except Exception as error:
-        path = cell.folder / ERROR_FILE
-        with suppress(RespSAMError):  # the disk may be what is wrong
-            write_atomically(path, traceback.format_exc())
-        return f"{type(error).__name__}: {one_line(str(error))}; in full in {path}"
+        return unforeseen(cell, error)
     return None
+
+
+def unforeseen(cell: Cell, error: Exception) -> str:
+    """One line of an error that is not the input's; the traceback is kept in the cell's folder."""
+    # Ray wraps what a worker raised, and may repeat its traceback in the message
+    path, cause = cell.folder / ERROR_FILE, getattr(error, "cause", None) or error
+    said = f"{type(cause).__name__}: {one_line(str(cause).partition('traceback: ')[0])}"
+    with suppress(RespSAMError):  # the disk may be what is wrong
+        write_atomically(path, "".join(traceback.format_exception(error)))
+        said += f"; in full in {path}"
+    return said
 
 
 def run_cells(
@@ -330,10 +338,11 @@ def _on_ray(cells: Collection[Cell], plan: Plan, jobs: int, cluster: str) -> Ite
         running = {task.remote(cell, plan): cell for cell in cells}
         while running:
             (finished,), _ = ray.wait(list(running))
+            cell = running.pop(finished)
             try:
                 problem = ray.get(finished)
             except ray.exceptions.RayError as error:
-                problem = f"its worker died ({type(error).__name__}), again and again; finished epochs are kept"
-            yield running.pop(finished), problem
+                problem = f"{unforeseen(cell, error)}; finished epochs are kept"
+            yield cell, problem
     finally:
         ray.shutdown()

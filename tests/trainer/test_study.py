@@ -19,13 +19,13 @@ from firmware_config.settings import load_settings
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_icbhi, make_sprsound
 from tests.trainer.toy_fit import RECIPE
-from trainer.cells import Cell, Plan, Target, plan_cells, run_cells
+from trainer.cells import Cell, Plan, Target, minutes_left, plan_cells, run_cells
 from trainer.corpora import load_corpus
 from trainer.evaluate import Outcome, load_outcome, save_outcome
-from trainer.experiment import Request
+from trainer.experiment import Prepared, Request
 from trainer.metrics import choose_threshold
-from trainer.recipe import load_recipe, with_changes
-from trainer.run import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors
+from trainer.recipe import Recipe, load_recipe, with_changes
+from trainer.run import CHECKPOINT_FILE, METRICS_FILE, METRICS_KEYS, WEIGHTS_FILE, load_tensors
 from trainer.study import Setting, Study, StudyError, load_study, shipped_studies
 from trainer.study_report import Line, lines_of, notes_on, tables, write_report
 
@@ -186,6 +186,27 @@ def test_the_key_depends_on_all_that_decides_the_result(ground: Ground, tmp_path
     assert {cell.folder.name for cell in planned(STUDY, moved, ground.folder)[1]} == folders
     other = elsewhere(ground.plan, make_sprsound(tmp_path / "other", patients=9, seed=3))
     assert folders.isdisjoint(cell.folder.name for cell in planned(STUDY, other, ground.folder)[1])
+    divided = replace(ground.plan, request=replace(ground.plan.request, seed=1))  # the same patients in other folds
+    assert folders.isdisjoint(cell.folder.name for cell in planned(STUDY, divided, ground.folder)[1])
+
+
+def test_what_is_gradable_decides_a_recordings_reading_and_no_other(ground: Ground) -> None:
+    quality = ground.plan.quality.model_copy(update={"minimum_snr_db": ground.plan.quality.minimum_snr_db + 1.0})
+    plain, cells = planned(OTHER, ground.plan, ground.folder)
+    stricter, same = planned(OTHER, replace(ground.plan, quality=quality), ground.folder)
+    assert cells == same
+    assert plain.targets[0] == stricter.targets[0] and plain.targets[1].protocol == "recordings"
+    assert cells[0].reading(plain.targets[1]) != cells[0].reading(stricter.targets[1])
+
+
+def test_minutes_that_earlier_calls_spent_are_spent(tmp_path: Path) -> None:
+    cell, metrics = Cell("plain", 0, TOY, tmp_path), tmp_path / "member-1" / METRICS_FILE
+    assert minutes_left(cell, 2.0) == 2.0
+    metrics.parent.mkdir()
+    metrics.write_text(
+        "".join(json.dumps(dict.fromkeys(METRICS_KEYS, 0.0) | {"seconds": one}) + "\n" for one in (60, 30))
+    )
+    assert [minutes_left(cell, budget) for budget in (None, 1.0, 2.0, 2.5, 4.0)] == [None, 0.0, 0.0, 1.0, 2.5]
 
 
 def test_minutes_stop_a_cell_and_a_larger_budget_goes_on(ground: Ground, tmp_path: Path) -> None:
@@ -288,6 +309,40 @@ def test_one_bad_cell_is_one_line_and_the_others_go_on(ground: Ground, tmp_path:
     assert "Traceback" in (tmp_path / "broken" / "error.txt").read_text()
 
 
+class Unreadable(Cell):
+    """A worker cannot even unpack it."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("no cell",)
+
+
+def test_what_ray_says_of_one_cell_is_its_line_and_the_others_go_on(ground: Ground, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    plan, cells = planned(STUDY, ground.plan, tmp_path, seeds=1)
+    bad = Unreadable("bad", 0, TOY, tmp_path / "bad")
+    run_cells([bad, cells[0]], plan, heard := Heard(), jobs=2)
+    assert {cell.setting for cell in heard.cells} == {"bad", "plain"}
+    assert cells[0].done(plan)
+    (problem,) = heard.problems
+    assert "\n" not in problem and "Traceback" not in problem and "invalid literal for int" in problem
+    assert "Traceback" in (tmp_path / "bad" / "error.txt").read_text()
+
+
+class Interrupted(Plan):
+    """Ctrl-C in the middle of a cell."""
+
+    def prepared(self, recipe: Recipe) -> Prepared:
+        signal.raise_signal(signal.SIGINT)
+        return super().prepared(recipe)
+
+
+def test_an_interrupt_is_no_cells_failure(ground: Ground, tmp_path: Path) -> None:
+    plan, cells = planned(STUDY, ground.plan, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, Interrupted(plan.request, plan.audio_cache, plan.quality), heard := Heard())
+    assert heard.cells == []
+
+
 def invented(folder: Path, better: float) -> tuple[list[Cell], Target, dict[tuple[str, int], Outcome]]:
     """Two settings with two seeds whose readings are drawn; the second hears `better` standard deviations better."""
     target, cells, drawn = Target("windows", "windows"), [], {}
@@ -359,10 +414,17 @@ def test_an_interval_that_holds_zero_is_no_difference(tmp_path: Path) -> None:
     assert lines_of(STUDY, worse, [target])[1].in_words == "lower"
 
 
-def test_one_seed_alone_has_no_score_and_a_missing_seed_is_said(tmp_path: Path) -> None:
+def test_what_has_no_score_or_class_has_none_and_a_missing_seed_is_said(tmp_path: Path) -> None:
     cells, target, _ = invented(tmp_path, 0.3)
     alone = lines_of(STUDY, [cell for cell in cells if cell.seed == 0], [target])
     assert [line.words[4:6] for line in alone] == [["-", "-"]] * 2
+    heard = Target("recordings-1", "recordings")
+    for cell in cells:
+        cell.reading(heard).write_bytes(cell.reading(target).read_bytes())
+    on_stretches, on_recordings = (lines_of(STUDY, cells, [one])[0].words for one in (target, heard))
+    # a class needs a site rule, and none is fitted
+    assert on_stretches[5] != "-" and on_recordings[5] == "-"
+    assert on_recordings[4] == on_stretches[4] != "-"
     lines = lines_of(STUDY, cells[:3], [target])
     assert "NOTE SAM: 1 of 2 seeds." in notes_on(STUDY, lines, 2)
     first = lines_of(STUDY, cells[:2], [target])[1]
