@@ -118,7 +118,7 @@ def test_rows_of_uneven_processes_come_back_in_order_to_both(repository: Path, t
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "Error" not in done.stderr
+    assert "Error" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
