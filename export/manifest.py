@@ -30,6 +30,7 @@ def make_manifest(
     """
     recipe_name = Path(facts.recipe_name).stem  # a recipe may have been given as a file
     choice = facts.choice
+    chosen = "epoch, " if facts.recipe.data.keep == "best" else ""
     return Manifest(
         name=name or f"{recipe_name}-{facts.corpus}",
         architecture={
@@ -47,8 +48,8 @@ def make_manifest(
         population=facts.population,
         corpus=facts.corpus,
         split=(
-            f"by patient within part '{facts.part or 'train'}' ({facts.split} split): {_split(facts)} chose epoch, "
-            "temperature, threshold and site rule"
+            f"by patient within part '{facts.part or 'train'}' ({facts.split} split): {_split(facts)} chose "
+            f"{chosen}temperature, threshold and site rule"
         ),
         seen_parts=_seen(facts),
         metrics={

@@ -28,8 +28,8 @@ CORPORA: Final = {
 SCORES: Final = ("read on", "n", "Se", "Sp", "Score", "AUROC", "exact Score")
 NEARNESS: Final = ("top1_agreement", "relative_logit_error", "kl_nats")
 JUDGED: Final = {
-    "held-out": "Patients of the training part, each judged by the one model that never met them. They chose epochs, "
-    "temperature, threshold and site rule and so look a little too good; {served} not in these numbers:",
+    "held-out": "Patients of the training part, each judged by the one model that never met them. They chose "
+    "{epochs}temperature, threshold and site rule and so look a little too good; {served} not in these numbers:",
     "test": f"THE TEST PART: {FLATTERED}:",
 }
 SEEN: Final = {True: "patients seen in training", False: "patients never seen in training"}
@@ -63,9 +63,10 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         protocols=_lines(f"- `{protocol}`: {text}." for protocol, text in LIES.items()),
         confounders=_confounders(known),
         judged=JUDGED[recipe["data"]["choose_on"]].format(
+            epochs="" if "refit_epochs" in recipe else "epochs, ",
             served="what serves has learnt from all patients, so nobody is left to judge it, and is"
             if "refit_epochs" in recipe
-            else "the mean of several models is"
+            else "the mean of several models is",
         ),
         validation=_table(SCORES, map(_scores, validation)),
         failures=_failures(known),

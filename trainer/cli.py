@@ -124,7 +124,7 @@ def fit(
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Train on a corpus; the best epoch, temperature, threshold and site rule come from held-out patients."""
+    """Train on a corpus; epoch, temperature, threshold and site rule come from held-out patients."""
     from rich.console import Console
 
     from firmware_config.settings import load_settings
@@ -192,6 +192,7 @@ def fit(
                 resume=resume,
                 minutes=minutes,
                 watcher=view,
+                keep=chosen.data.keep,
             )
             refitted = train_on_all(
                 chosen,
@@ -238,7 +239,7 @@ def _show_fit(facts: Any) -> None:
     console = Console()
     choice = facts.choice
     console.print(
-        f"best epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}, "
+        f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}, "
         f"temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
         f"a site is flagged when {choice.site_rule.in_words} ({choice.segmentation.method})"
     )

@@ -55,7 +55,8 @@ def finish(
     The model is the mean of the `refitted`, or of the members where there are none.
     Temperature and cycle threshold come from the default protocol; segmentation and site rule from whole recordings.
     Each patient is judged by the member that never met it. These readings are a little too good all the same, because
-    they chose the epochs, the thresholds and the rule, and are labelled so; the mean of several models is not in them.
+    they chose thresholds and rule (and the epochs, where members serve), and are labelled so; the mean of several
+    models is not in them.
     """
     corpus, cache, front_end = prepared.corpus, prepared.cache, prepared.front_end
     labels = np.concatenate([member.labels for member in members])

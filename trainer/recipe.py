@@ -82,12 +82,19 @@ class DataRecipe(_Section):
     members: int = Field(default=1, ge=1)
     """Models trained, each with another fold held out; the run's model is the mean of their logits."""
     refit: int = Field(default=0, ge=0)
-    """Models trained on all patients once the members have chosen, which the run then serves in the members' place."""
+    """Models trained on all patients to the end of the schedule, which the run then serves in the members' place.
+
+    The members are then kept at that end, too, so that what their held-out patients choose fits such a model."""
     hold_out: HoldOut = "patients"
     """'patients': stratified folds of them; 'device': one stethoscope a fold, and its patients train nowhere."""
     choose_on: Literal["held-out", "test"] = "held-out"
     """Who chooses epoch, temperature and thresholds. 'test' is what the literature does and what nobody should: all
     training patients train, the test part chooses, and every reading of it is flattered."""
+
+    @property
+    def keep(self) -> Literal["best", "last"]:
+        """A member's epoch: its best, or the last where models of all patients serve, which have no best to choose."""
+        return "last" if self.refit else "best"
 
     @model_validator(mode="after")
     def _a_fold_each(self) -> "DataRecipe":

@@ -61,7 +61,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
         command = [sys.executable, "-m", "trainer", "fit", *options, *more]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
         assert result.returncode == 0, result.stderr
-        assert "best epoch" in result.stdout
+        assert "last epoch" in result.stdout
         facts = json.loads((folder / "run" / "run.json").read_text())
         done = 1 if "--minutes" in more else 2
         assert (facts["epochs_done"], facts["refit_epochs"]) == ([done, done], [done])
@@ -88,6 +88,9 @@ def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, cor
         # the first epoch is of the run that --minutes ended, the second of the one that went on
         events = EventAccumulator(str(member / "tensorboard")).Reload()
         assert [scalar.step for scalar in events.Scalars("auroc")] == [1, 2]
+    # members are kept at the end of what they trained, as the model of all patients is
+    facts = json.loads((fitted / "run.json").read_text())
+    assert facts["choice"]["epochs"] == facts["epochs_done"] == [2, 2]
     # what is served is the one model of all patients, at the end of its schedule
     served, kept = (load_tensors(path)[0] for path in (fitted / WEIGHTS_FILE, fitted / "all-1" / CHECKPOINT_FILE))
     assert all(torch.equal(tensor, kept[f"average.module.{name}"]) for name, tensor in served.items())
