@@ -224,7 +224,7 @@ def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, C
     cell.folder.mkdir(parents=True, exist_ok=True)
     for stale in cell.folder.glob("*.npz"):  # of fewer epochs
         stale.unlink()
-    (member,) = train_members(
+    (member,), _ = train_members(
         cell.recipe,
         prepared.corpus,
         [fold],

@@ -4,7 +4,6 @@ Parses and prints; the work is in functions that a notebook could call.
 """
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +131,7 @@ def fit(
     from trainer.finish import finish
     from trainer.fit import prepare_folder, write_log
     from trainer.machine import check_started, follows, resolved, start
-    from trainer.members import train_members, train_on_all
+    from trainer.members import train_members
     from trainer.recipe import load_recipe, with_changes
     from trainer.report import write_report
     from trainer.view import EpochView
@@ -177,10 +176,9 @@ def fit(
         _show_notes(prepared.corpus.notes)
         write_log(out, [*prepared.corpus.notes, *said])
     console.print(machine.in_words)
-    began = time.monotonic()
     with EpochView(console) as view:
         try:
-            trained = train_members(
+            trained, refitted = train_members(
                 chosen,
                 prepared.corpus,
                 prepared.folds[: chosen.data.members],
@@ -193,18 +191,6 @@ def fit(
                 minutes=minutes,
                 watcher=view,
                 keep=chosen.data.keep,
-            )
-            refitted = train_on_all(
-                chosen,
-                prepared.corpus,
-                prepared.cache,
-                prepared.front_end,
-                out,
-                machine=machine,
-                seed=seed,
-                resume=resume,
-                minutes=None if minutes is None else minutes - (time.monotonic() - began) / 60,
-                watcher=view,
             )
         except KeyboardInterrupt:
             console.print("interrupted; finished epochs are saved, go on with --resume")

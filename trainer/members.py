@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from torch import Tensor
-
 from device.signal import FloatArray, FrontEnd
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
@@ -71,86 +69,40 @@ def train_members(
     minutes: float | None,
     watcher: MemberWatcher,
     keep: Literal["best", "last"] = "best",
-) -> list[Member]:
-    """Train a model on each of `folds`, one after another; each has its checkpoint, and `resume` goes on in the last.
+) -> tuple[list[Member], list[Refitted]]:
+    """Train a model on each of `folds`, then `recipe.data.refit` models on all of the corpus, one after another.
 
-    `minutes` are shared out evenly over the models that are left, `refit` too. `keep` is the epoch whose weights a
-    member gets: the last where the held-out patients must not choose. Raises FitError when a member has no whole epoch.
+    Each has its checkpoint, and `resume` goes on in the last. `minutes` are shared out evenly over the models that are
+    left. `keep` is the epoch whose weights a member gets: the last where the held-out patients must not choose; a model
+    of all patients has nobody who could. Raises FitError when a member has no whole epoch.
     """
     began = time.monotonic()
-    members = []
-    for number, (training, held_out) in enumerate(folds):
-        watcher.member_started(number, len(folds), training, held_out)
-        crops = TrainingCrops(training, cache, front_end, recipe.data, recipe.augmentation, seed + SEED_STEP * number)
-        held = Validation(held_out, cache, front_end)
-        fit = Fit(recipe, crops, held, machine, seed + SEED_STEP * number)
-        models_left = len(folds) - number + recipe.data.refit
-        where = member_folder(folder, number)
+    members: list[Member] = []
+    refitted: list[Refitted] = []
+    sides: list[tuple[Corpus, Corpus | None]] = [*folds, *[(corpus, None)] * recipe.data.refit]
+    for number, (training, held_out) in enumerate(sides):
+        watcher.member_started(number, len(sides), training, held_out)
+        own_seed = seed + SEED_STEP * number
+        crops = TrainingCrops(training, cache, front_end, recipe.data, recipe.augmentation, own_seed)
+        held = None if held_out is None else Validation(held_out, cache, front_end)
+        fit = Fit(recipe, crops, held, machine, own_seed)
+        left = None if minutes is None else (minutes - (time.monotonic() - began) / 60) / (len(sides) - number)
+        where = refit_folder(folder, number - len(folds)) if held_out is None else member_folder(folder, number)
         where.mkdir(parents=True, exist_ok=True)
-        train(
-            fit,
-            where,
-            identity(recipe, corpus, held_out, machine.processes),
-            resume=resume,
-            minutes=_share(minutes, began, models_left),
-            watcher=watcher,
-        )
-        if not fit.best_weights:
-            raise FitError(f"{folder}: member {number + 1} has no finished epoch; raise --epochs or --minutes")
-        model = _served(fit, fit.best_weights if keep == "best" else fit.serving.state_dict())
-        progress = fit.progress
-        epoch = progress.best_epoch if keep == "best" else progress.epochs_done
-        members.append(Member(model, held_out, held.labels, held.logits(model, machine), epoch, progress.epochs_done))
+        known = identity(recipe, corpus, held_out, machine.processes)
+        train(fit, where, known, resume=resume, minutes=left, watcher=watcher)
+        done = fit.progress.epochs_done
+        if not done:
+            raise FitError(f"{folder}: model {number + 1} has no finished epoch; raise --epochs or --minutes")
+        best = held is not None and keep == "best"
+        model = AST(recipe.model).to(machine.device).eval()
+        model.load_state_dict(fit.best_weights if best else fit.serving.state_dict())
+        if held_out is None or held is None:
+            refitted.append(Refitted(model, done))
+        else:
+            epoch = fit.progress.best_epoch if best else done
+            members.append(Member(model, held_out, held.labels, held.logits(model, machine), epoch, done))
         # a fold's inputs are some hundred megabytes: gone before the next fold's are made
         del held, fit
         gc.collect()
-    return members
-
-
-def train_on_all(
-    recipe: Recipe,
-    corpus: Corpus,
-    cache: AudioCache,
-    front_end: FrontEnd,
-    folder: Path,
-    *,
-    machine: Machine,
-    seed: int,
-    resume: bool,
-    minutes: float | None,
-    watcher: MemberWatcher,
-) -> list[Refitted]:
-    """`recipe.data.refit` models of all patients, each the end of its schedule: nobody is left who could choose.
-
-    What the members' held-out patients chose serves them, too. `resume` and `minutes` as in `train_members`.
-    """
-    began = time.monotonic()
-    models = []
-    for number in range(recipe.data.refit):
-        watcher.member_started(number, recipe.data.refit, corpus, None)
-        own_seed = seed + SEED_STEP * (recipe.data.members + number)
-        crops = TrainingCrops(corpus, cache, front_end, recipe.data, recipe.augmentation, own_seed)
-        fit = Fit(recipe, crops, None, machine, own_seed)
-        where = refit_folder(folder, number)
-        where.mkdir(parents=True, exist_ok=True)
-        train(
-            fit,
-            where,
-            identity(recipe, corpus, None, machine.processes),
-            resume=resume,
-            minutes=_share(minutes, began, recipe.data.refit - number),
-            watcher=watcher,
-        )
-        models.append(Refitted(_served(fit, fit.serving.state_dict()), fit.progress.epochs_done))
-    return models
-
-
-def _share(minutes: float | None, began: float, models_left: int) -> float | None:
-    """Of the minutes since `began`, what the next model gets."""
-    return None if minutes is None else (minutes - (time.monotonic() - began) / 60) / models_left
-
-
-def _served(fit: Fit, weights: dict[str, Tensor]) -> AST:
-    model = AST(fit.recipe.model).to(fit.machine.device).eval()
-    model.load_state_dict(weights)
-    return model
+    return members, refitted

@@ -49,8 +49,7 @@ class EpochView:
 
     def member_started(self, number: int, members: int, training: Corpus, held_out: Corpus | None) -> None:
         """One line: who trains and who is held out."""
-        kind = "member" if held_out else "model of all"
-        which = f"{kind} {number + 1} of {members}: " if members > 1 else ""
+        which = f"model {number + 1} of {members}: " if members > 1 else ""
         others = (
             f"{len(held_out.patients)} are held out ({len(held_out.cycles)} cycles)" if held_out else "none is held out"
         )
