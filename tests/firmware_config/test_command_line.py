@@ -99,7 +99,13 @@ def test_exit_codes_of_commands(program: list[str]) -> None:
 
 
 def test_a_real_interrupt_exits_130_without_a_word(program: list[str]) -> None:
-    with subprocess.Popen([*program, "fail", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # A shell hides Ctrl-C from what it starts in the background (`nohup make test &`), and children inherit that.
+    asked = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([*program, "fail", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, asked)
+    with process:
         assert process.stdout and process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)

@@ -332,8 +332,7 @@ class Interrupted(Plan):
     """Ctrl-C in the middle of a cell."""
 
     def prepared(self, recipe: Recipe) -> Prepared:
-        signal.raise_signal(signal.SIGINT)
-        return super().prepared(recipe)
+        raise KeyboardInterrupt
 
 
 def test_an_interrupt_is_no_cells_failure(ground: Ground, tmp_path: Path) -> None:
