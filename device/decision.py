@@ -124,7 +124,8 @@ class SiteDecision:
         verdict = self.verdict
         if verdict == "flagged":
             named = " and ".join(sounds(list(self.named)))
-            return [f"{named} in {self.named.total()} of {self.graded} cycles"]
+            alone = f"{self.abnormal} of {self.graded} cycles flagged" if self.abnormal else "only cycles together"
+            return [f"{named}, {alone}"]
         # a copy first: the live page reads this from another thread while cycles come in
         listed = [f"{reason} ({count} cycles)" for reason, count in list(self.ungradable.items())]
         if verdict == "nothing flagged" and self.abnormal:

@@ -113,7 +113,11 @@ def test_reasons_name_what_was_heard() -> None:
     decision = SiteDecision(RULE)
     for leading in (1, 2, 1):
         decision.add(judgement(0.8, leading))
-    assert decision.reasons == ["crackle and wheeze in 3 of 3 cycles"]
+    assert decision.reasons == ["crackle and wheeze, 3 of 3 cycles flagged"]
+    # cycles flagged on their own are counted as the page counts them, whatever the site's threshold is
+    together = RULE.model_copy(update={"threshold": 0.4})
+    assert decided(together, 0.8, 0.45, 0.1).reasons == ["crackle, 1 of 3 cycles flagged"]
+    assert decided(together, 0.45, 0.45, 0.1).reasons == ["crackle, only cycles together"]
     assert decided(RULE, 0.1, 0.2, 0.1).reasons == []
     assert decided(RULE, 0.1, 0.9, 0.1).reasons[0].startswith("1 of 3 cycles abnormal, not enough for the site (2 of 4")
 
