@@ -18,7 +18,7 @@ from device.decision import abnormal_probability
 from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
 from device.simulator import breath
-from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score
+from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score, whose
 from export.manifest import make_manifest
 from export.model_card import MODEL_CARD, model_card
 from export.onnx_graph import parity, run, to_onnx
@@ -172,7 +172,8 @@ def build(
     reporter.busy("reading the corpus")
     training, validation, cache = read_corpus(facts, data, cache_folder, reporter)
     held = Validation(validation, cache, facts.front_end)
-    reporter.say(f"gates: {len(held.labels)} {held.protocol} of {len(validation.patients)} patients of the first fold")
+    read = f"{len(held.labels)} {held.protocol} of {len(validation.patients)} patients"
+    reporter.say(f"gates: {read} of {whose(len(facts.held_out), len(facts.refit_epochs))}")
     calibration = calibrate(wanted, facts, training, cache, held.protocol, cache_folder, reporter)
     reporter.busy("exporting to ONNX")
     fp32 = export_fp32(model, facts, held, reporter)

@@ -18,6 +18,13 @@ LARGEST_PARITY: Final = 1e-4  # logits
 LARGEST_LOSS: Final = 0.005  # of Score
 
 
+def whose(members: int, refits: int) -> str:
+    """Whom the gates read, and whether the served models have met them: a Score on those looks too good."""
+    if refits:
+        return "the first fold, whom the models of all patients have met"
+    return "the first fold, whom the other models have met" if members > 1 else "the first fold"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How far the answers of a converted file are from fp32's."""

@@ -5,6 +5,7 @@ from importlib import resources
 from typing import Any, Final
 
 from device.bundle import Manifest
+from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
 from trainer.evaluate import latest
 from trainer.view import FLATTERED, LIES, interval
@@ -83,7 +84,11 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
             ("file", "precision", "for", "bytes", "sha256"),
             ((f"`{f.path}`", f.precision, f.target, f"{sizes[f.path]:,}", f"`{f.sha256}`") for f in manifest.files),
         ),
-        converted=_converted(metrics["export"]["files"], recipe.get("quantization")),
+        converted=_converted(
+            metrics["export"]["files"],
+            recipe.get("quantization"),
+            whose(len(recipe["epochs_done"]), len(recipe.get("refit_epochs", ()))),
+        ),
         commands=_lines(_commands(manifest)),
         versions=", ".join(f"{package} {number}" for package, number in manifest.versions.items()),
     )
@@ -151,8 +156,8 @@ def _section(name: str, values: Mapping[str, object]) -> str:
     return f"- {name}: {', '.join(shown)}."
 
 
-def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None) -> str:
-    """What quantization changed on the first fold's patients, how it was done and on whose sounds."""
+def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_on: str) -> str:
+    """What quantization changed on the gates' patients, how it was done and on whose sounds."""
     if how is None:
         return ""
     header = ("file", "Score", "same class", "logits off", "KL (nats)", "Score change", "refitted")
@@ -162,8 +167,8 @@ def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None) -> st
         if path in how["files"]
     )
     lines = [
-        "What the other files change of fp32's answers, on the first fold's patients (the other models have met them): "
-        "at one temperature and threshold, and with both refitted for either file.",
+        f"What the other files change of fp32's answers on {read_on}: at one temperature and threshold, and with both "
+        "refitted for either file.",
         _table(header, rows),
         _lines(
             f"- `{path}`: {made['method']}{_kept(path, made['kept_float'])}." for path, made in how["files"].items()

@@ -228,6 +228,7 @@ class TestModelCard:
 
     def test_without_a_test_reading_it_says_so(self, convolutional_made: Made) -> None:
         card = contents(convolutional_made.built.bundle.path)["MODEL_CARD.md"].decode()
+        assert "on the first fold, whom the other models have met:" in card
         assert "No test part has been read" in card
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from device.labels import LABELS
 from device.signal import FloatArray
-from export.gates import Comparison, compare
+from export.gates import Comparison, compare, whose
 from trainer.fit import Validation
 
 PATIENTS = 20
@@ -80,3 +80,11 @@ def test_what_is_not_a_number_is_never_small_enough(margins: FloatArray) -> None
     broken = margins.copy()
     broken[3] = np.nan
     assert not of(margins, broken).lost <= 1.0
+
+
+def test_it_says_whether_the_served_models_have_met_the_gates_patients() -> None:
+    assert [whose(1, 0), whose(3, 0), whose(3, 3), whose(1, 1)] == [
+        "the first fold",
+        "the first fold, whom the other models have met",
+        *["the first fold, whom the models of all patients have met"] * 2,
+    ]
