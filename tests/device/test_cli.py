@@ -368,7 +368,9 @@ def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Pat
     own = make_bundle(tmp_path / "bundle", logits=ABNORMAL)
     answer = respsam_device("screen", recording, "--bundle", own)
     assert (answer.code, answer.error) == (0, "")
-    assert re.fullmatch(rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  \(wheeze, \d+ of \d+ cycles flagged\)\n", answer.out)
+    assert re.fullmatch(
+        rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  \(wheeze, \d+ of \d+ cycles flagged\)\n", answer.out
+    )
 
 
 def test_a_short_recording_has_no_probability(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
