@@ -17,7 +17,7 @@ from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.describe import describe
-from trainer.evaluate import Outcome, latest, load_outcome, readings_of
+from trainer.evaluate import Outcome, latest, load_outcome, read_readings, readings_of
 from trainer.experiment import Request
 from trainer.explain import Shares, attention_shares, mean_shares
 from trainer.files import write_atomically
@@ -144,6 +144,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
         "lies": LIES,
         "held_out": list(facts.choice.readings.values()),
         "readings": readings,
+        "earlier": len(read_readings(folder)) - len(readings),
         "times_read": max((times for _, times in latest(readings)), default=0),
         "interval": interval,
         "signatures": list(signatures(outcome, histories, readings, shares)),
@@ -252,7 +253,7 @@ def curves(histories: Sequence[Sequence[dict[str, Any]]], best: Sequence[int]) -
         (("loss",), "training loss; with the recipe's smoothing and mixing"),
         (("held_out_loss",), "held-out loss"),
         (("sensitivity", "specificity"), "held-out Se (solid) and Sp (dashed) at the epoch's own best threshold"),
-        (("score",), "held-out Score; it chose the epoch (dot)"),
+        (("score",), "held-out Score; dot: the kept epoch"),
         (("auroc",), "held-out AUROC"),
     )
 

@@ -206,6 +206,16 @@ def test_a_damaged_line_of_metrics_is_named(made: Made, tmp_path: Path, line: st
         write_report(damaged, made.corpus, made.cache, CPU)
 
 
+def test_readings_of_earlier_choices_are_counted_not_shown(made: Made, page: str, tmp_path: Path) -> None:
+    chosen_again = tmp_path / "chosen_again"
+    shutil.copytree(made.folder, chosen_again)
+    facts = json.loads((chosen_again / RUN_FILE).read_text())
+    facts["choice"]["temperature"] *= 2
+    (chosen_again / RUN_FILE).write_text(json.dumps(facts))
+    said = "has not been read with these weights (1 reading with earlier ones in readings.jsonl)"
+    assert said in dataclasses.replace(made, folder=chosen_again).write() and said not in page
+
+
 def test_models_of_all_patients_are_measured_on_patients_they_have_met(made: Made, tmp_path: Path) -> None:
     """They have nobody else, and the page says so."""
     refitted = tmp_path / "refitted"
@@ -216,6 +226,7 @@ def test_models_of_all_patients_are_measured_on_patients_they_have_met(made: Mad
     page = dataclasses.replace(made, folder=refitted).write()
     assert page.count("by the models of all patients, who have met them") == 2
     assert "the member that never met its patient" not in page
+    assert "2 of all patients serve, epoch 5 / 5;" in page
 
 
 def test_the_command_writes_it_again_and_refuses_another_corpus(made: Made, tmp_path: Path, run_cli: RunCli) -> None:
