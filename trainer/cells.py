@@ -277,6 +277,7 @@ def attempt(cell: Cell, plan: Plan) -> str | None:
         return one_line(str(error))
     except Exception as error:
         return unforeseen(cell, error)
+    (cell.folder / ERROR_FILE).unlink(missing_ok=True)
     return None
 
 

@@ -320,9 +320,11 @@ def test_what_ray_says_of_one_cell_is_its_line_and_the_others_go_on(ground: Grou
     pytest.importorskip("ray")
     plan, cells = planned(STUDY, ground.plan, tmp_path, seeds=1)
     bad = Unreadable("bad", 0, TOY, tmp_path / "bad")
+    cells[0].folder.mkdir(parents=True, exist_ok=True)
+    (cells[0].folder / "error.txt").write_text("of an earlier call")
     run_cells([bad, cells[0]], plan, heard := Heard(), jobs=2)
     assert {cell.setting for cell in heard.cells} == {"bad", "plain"}
-    assert cells[0].done(plan)
+    assert cells[0].done(plan) and not (cells[0].folder / "error.txt").exists()
     (problem,) = heard.problems
     assert "\n" not in problem and "Traceback" not in problem and "invalid literal for int" in problem
     assert "Traceback" in (tmp_path / "bad" / "error.txt").read_text()
