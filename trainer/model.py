@@ -226,7 +226,7 @@ class AST(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Models that each held other patients out; logits (batch, classes) are the mean of theirs."""
+    """Models of one run, of its folds or of all patients; logits (batch, classes) are the mean of theirs."""
 
     def __init__(self, members: Sequence[AST]) -> None:
         super().__init__()
