@@ -32,9 +32,6 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                left.unlink(missing_ok=True)
     except refusals as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
         raise FileError(
@@ -43,6 +40,11 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        # another writer may be done with it meanwhile, and somebody else's may not be ours to remove
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -24,6 +24,15 @@ def test_what_a_killed_writer_left_goes_with_the_next_whole_file(tmp_path: Path)
     assert file.read_text() == "whole"
 
 
+def test_what_another_writer_takes_away_meanwhile_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has renamed its half between our listing and our look at it."""
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([tmp_path / ".log.txt.8.part"]))
+    write_atomically(tmp_path / "log.txt", "whole")
+    assert (tmp_path / "log.txt").read_text() == "whole"
+
+
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "facts.json"
     write_atomically(file, "old")
