@@ -484,17 +484,18 @@ def train(
 
     At least one, unless none of the `minutes` is left and an earlier call has trained one.
     """
-    if resume and (folder / CHECKPOINT_FILE).is_file():
-        fit.load(folder, identity)
-    elif fit.recipe.init:
-        load_initial(fit.recipe.init, fit.model)
-    if not fit.machine.agree(fit.progress.epochs_done):
-        raise FitError(
-            f"{folder}: the processes do not see the same checkpoint there; give an --out on a disk that all share"
-        )
-    began, longest = time.monotonic(), 0.0
-    events = Events(folder, fit.progress.epochs_done) if fit.machine.rank == 0 else None
+    longest, events = 0.0, None
     try:
+        if resume and (folder / CHECKPOINT_FILE).is_file():
+            fit.load(folder, identity)
+        elif fit.recipe.init:
+            load_initial(fit.recipe.init, fit.model)
+        if not fit.machine.agree(fit.progress.epochs_done):
+            raise FitError(
+                f"{folder}: the processes do not see the same checkpoint there; give an --out on a disk that all share"
+            )
+        began = time.monotonic()
+        events = Events(folder, fit.progress.epochs_done) if fit.machine.rank == 0 else None
         while fit.progress.epochs_done < fit.recipe.optimizer.epochs:
             spent, done = time.monotonic() - began, fit.progress.epochs_done
             over = minutes is not None and (

@@ -96,7 +96,10 @@ class Machine:
         return len(np.unique(self.together(mine, self.processes))) == 1
 
     def same_buffers(self, *modules: nn.Module) -> None:
-        """The mean of the processes' running averages, for each saw other batches; counts as process 0 has them."""
+        """The mean of the processes' running averages, for each saw other batches; counts as process 0 has them.
+
+        Torch would have all processes take process 0's before every step; `start` switches that off.
+        """
         if self.processes > 1:
             for module in modules:
                 for buffer in module.buffers():
@@ -131,12 +134,14 @@ def start(
             f"--processes {processes}: torch sees {torch.cuda.device_count()} GPUs here; ask for as many"
         )
     several = processes * nodes > 1
-    backend = "nccl" if kind == "cuda" else "gloo"
+    sharing = DDPStrategy(
+        process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=LONGEST_WAIT, broadcast_buffers=False
+    )
     fabric = Fabric(
         accelerator=kind,
         devices=processes,
         num_nodes=nodes,
-        strategy=DDPStrategy(process_group_backend=backend, timeout=LONGEST_WAIT) if several else "auto",
+        strategy=sharing if several else "auto",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
