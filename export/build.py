@@ -168,7 +168,7 @@ def build(
     check_place(out, force)
     facts = read_facts(run_folder)
     model = load_model(run_folder, facts)
-    readings = readings_of(run_folder, facts)
+    readings, earlier = readings_of(run_folder, facts)
     reporter.busy("reading the corpus")
     training, validation, cache = read_corpus(facts, data, cache_folder, reporter)
     held = Validation(validation, cache, facts.front_end)
@@ -194,6 +194,7 @@ def build(
         files=tuple(model_file(one, facts.choice) for one in served),
         self_test=test,
         readings=readings,
+        earlier=earlier,
         measured=measured(served),
         quantization=quantization(served, calibration),
     )

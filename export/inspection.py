@@ -145,7 +145,7 @@ def show(found: list[Inspected], bundle: Bundle, console: Console) -> None:
     for title, values in (
         ("model", manifest.architecture),
         ("front end", manifest.front_end.model_dump(mode="json")),
-        ("recipe", {name: recipe[name] for name in ("name", "seed", "best_epochs", "run") if name in recipe}),
+        ("recipe", {name: recipe[name] for name in ("name", "seed", "kept_epochs", "run") if name in recipe}),
         ("versions", manifest.versions),
     ):
         _line(console, title, ", ".join(f"{name} {value}" for name, value in values.items()))

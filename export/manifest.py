@@ -21,12 +21,14 @@ def make_manifest(
     files: tuple[ModelFile, ...],
     self_test: SelfTest,
     readings: Sequence[dict[str, Any]],
+    earlier: int,
     measured: dict[str, Any],
     quantization: dict[str, Any],
 ) -> Manifest:
     """Everything about the bundle.
 
-    `readings` are `trainer evaluate`'s, `measured` is what the build's gates read, `quantization` how files were made.
+    `readings` are `trainer evaluate`'s, `earlier` counts those of other weights or thresholds in the same run,
+    `measured` is what the build's gates read, `quantization` how files were made.
     """
     recipe_name = Path(facts.recipe_name).stem  # a recipe may have been given as a file
     choice = facts.choice
@@ -55,12 +57,13 @@ def make_manifest(
         metrics={
             "validation": {protocol: _without_paths(reading) for protocol, reading in choice.readings.items()},
             "readings": [_without_paths(reading) for reading in readings],
+            "earlier_readings": earlier,
             "export": {**measured},
         },
         recipe={
             "name": recipe_name,
             "seed": facts.seed,
-            "best_epochs": choice.epochs,
+            "kept_epochs": choice.epochs,
             "epochs_done": facts.epochs_done,
             **({"refit_epochs": facts.refit_epochs} if facts.refit_epochs else {}),
             "run": facts.fingerprint,

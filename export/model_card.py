@@ -58,9 +58,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         ages=_ages(manifest),
         stethoscopes=", ".join(manifest.population.stethoscopes) or "unknown",
         sites=", ".join(manifest.population.sites) or "unknown",
-        readings=_test_scores(readings)
-        if readings
-        else "No test part has been read; see the validation patients below.",
+        readings=_test_part(readings, metrics["earlier_readings"]),
         protocols=_lines(f"- `{protocol}`: {text}." for protocol, text in LIES.items()),
         confounders=_confounders(known),
         judged=JUDGED[recipe["data"]["choose_on"]].format(
@@ -73,7 +71,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         failures=_failures(known),
         groups=_groups(validation[-1]),
         epochs=", ".join(
-            f"{best} of {done}" for best, done in zip(recipe["best_epochs"], recipe["epochs_done"], strict=True)
+            f"{best} of {done}" for best, done in zip(recipe["kept_epochs"], recipe["epochs_done"], strict=True)
         )
         + "".join(f", all patients {done}" for done in recipe.get("refit_epochs", ())),
         sections=_lines(
@@ -99,9 +97,13 @@ def _ages(manifest: Manifest) -> str:
     return "ages unknown" if youngest is None or oldest is None else f"{youngest:g} to {oldest:g} years old"
 
 
-def _test_scores(readings: Iterable[tuple[Reading, int]]) -> str:
+def _test_part(readings: Sequence[tuple[Reading, int]], earlier: int) -> str:
+    """What was read of a test part with this model, and that it was with other weights or thresholds of its run."""
+    other = f"{earlier} earlier reading{'s were' if earlier > 1 else ' was'} of other weights or thresholds of this run"
+    if not readings:
+        return f"No test part has been read{f' with this model; {other}' * bool(earlier)}; see the patients below."
     rows = ((*_scores(reading), _patients(reading), str(times)) for reading, times in readings)
-    return _table((*SCORES, "patients", "times read"), rows)
+    return _table((*SCORES, "patients", "times read"), rows) + f"\n\n{other}." * bool(earlier)
 
 
 def _scores(reading: Reading) -> tuple[str, ...]:

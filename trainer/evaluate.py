@@ -455,9 +455,14 @@ def read_readings(run: Path) -> list[dict[str, Any]]:
     return read_rows(run / READINGS_FILE, READING_KEYS, what)
 
 
-def readings_of(run: Path, facts: RunFacts) -> list[dict[str, Any]]:
-    """Of the readings in a run's folder, those of the model that it holds now; earlier weights' tell nothing of it."""
-    return [reading for reading in read_readings(run) if reading["bundle"] == facts.fingerprint]
+def readings_of(run: Path, facts: RunFacts) -> tuple[list[dict[str, Any]], int]:
+    """Of the readings in a run's folder, those of the model that it holds now, and how many are of earlier ones.
+
+    An earlier model's say nothing of this one, only that the corpus has been looked at.
+    """
+    read = read_readings(run)
+    own = [reading for reading in read if reading["bundle"] == facts.fingerprint]
+    return own, len(read) - len(own)
 
 
 def latest(readings: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
@@ -497,5 +502,6 @@ def seen_in_training(subject: Subject, corpus: Corpus) -> bool | None:
         return False
     if subject.trained_patients is not None:
         return bool(subject.trained_patients & set(corpus.patients))
-    parts = {recording.part for recording in corpus.recordings}
-    return True if parts & set(subject.seen_parts) else None if "" in parts else False
+    parts, seen = {recording.part for recording in corpus.recordings}, set(subject.seen_parts)
+    # a corpus without parts says nothing of who is in it
+    return True if parts & seen - {""} else None if "" in parts | seen else False

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.describe import describe
-from trainer.evaluate import Outcome, latest, load_outcome, read_readings, readings_of
+from trainer.evaluate import Outcome, latest, load_outcome, readings_of
 from trainer.experiment import Request
 from trainer.explain import Shares, attention_shares, mean_shares
 from trainer.files import write_atomically
@@ -118,7 +118,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
     if absent:
         raise ReportError(f"{corpus.root}: {absent[0]} of the run is not here; give --data the run's own corpus")
     histories = [read_metrics(folder, number) for number in range(len(facts.held_out))]
-    readings = readings_of(folder, facts)
+    readings, earlier = readings_of(folder, facts)
     # a model of all patients has met everybody whom a member has not
     refitted = bool(facts.refit_epochs)
     everybody = [[patient for names in facts.held_out for patient in names]]
@@ -144,10 +144,10 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
         "lies": LIES,
         "held_out": list(facts.choice.readings.values()),
         "readings": readings,
-        "earlier": len(read_readings(folder)) - len(readings),
+        "earlier": earlier,
         "times_read": max((times for _, times in latest(readings)), default=0),
         "interval": interval,
-        "signatures": list(signatures(outcome, histories, readings, shares)),
+        "signatures": list(signatures(outcome, histories, readings, shares, facts.recipe.data.keep)),
         "shares": asdict(shares),
         "subset": len(np.unique(np.concatenate(chosen))),
         "by_whom": "by the models of all patients, who have met them"
@@ -206,6 +206,7 @@ def signatures(
     histories: Sequence[Sequence[dict[str, Any]]],
     readings: Sequence[dict[str, Any]],
     shares: Shares,
+    keep: Literal["best", "last"] = "best",
 ) -> Iterator[Signature]:
     """The failures that show in a run."""
     rates = binary_rates(confusion(outcome.true, (outcome.probability >= EVEN_ODDS).astype(np.int64)))
@@ -217,7 +218,8 @@ def signatures(
     for number, history in enumerate(histories, 1):
         losses = [row["loss"] for row in history]
         found.append(oscillating(losses, f"member {number}"))
-        found.append(sharp_minimum(losses, [row.get("held_out_loss") for row in history], f"member {number}"))
+        unseen = [row.get("held_out_loss") for row in history]
+        found.append(sharp_minimum(losses, unseen, f"member {number}", keep))
     found += [attention_on("seams", shares.seams), attention_on("silence", shares.silence)]
     yield from (one for one in found if one is not None)
 

@@ -41,7 +41,7 @@ class Choice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: list[int]
-    """Each member's best, counted from 1."""
+    """Each member's kept one, counted from 1: its best, or its last where models of all patients serve."""
     temperature: float
     threshold: ThresholdChoice
     cycle_threshold: float

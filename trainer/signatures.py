@@ -6,6 +6,7 @@ Each function takes plain numbers and returns a Signature, or None where it does
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from trainer.explain import Share
 
@@ -56,7 +57,9 @@ def oscillating(losses: Sequence[float], whose: str) -> Signature | None:
     )
 
 
-def sharp_minimum(training: Sequence[float], held_out: Sequence[float | None], whose: str) -> Signature | None:
+def sharp_minimum(
+    training: Sequence[float], held_out: Sequence[float | None], whose: str, keep: Literal["best", "last"] = "best"
+) -> Signature | None:
     """Loss of unseen patients rises while that of the training patients falls; by shape, as only one is smoothed."""
     known = [(seen, unseen) for seen, unseen in zip(training, held_out, strict=False) if unseen is not None]
     if len(known) < LEAST_EPOCHS:
@@ -70,7 +73,7 @@ def sharp_minimum(training: Sequence[float], held_out: Sequence[float | None], w
         f"{whose}: after epoch {lowest + 1} the training loss fell from {seen_there:.3f} to {seen_last:.3f}, the "
         f"held-out loss rose from {unseen_there:.3f} to {unseen_last:.3f}",
         "raise optimizer.rho (SAM looks for flat minima), dropout or augmentation, or train fewer epochs; the kept "
-        "weights are the best epoch's, not the last's",
+        + ("weights are the best epoch's, not the last's" if keep == "best" else "weights are the last epoch's"),
     )
 
 

@@ -24,6 +24,7 @@ from device.labels import LABELS
 from export.build import Built, Reporter, Served, Wanted, build, make_self_test, simulated_breaths
 from export.cli import main
 from export.manifest import make_manifest
+from export.model_card import model_card
 from export.onnx_graph import run
 from export.quantize import CONVERTED, CPU, FP32, draw_hash, layers, patient_balanced
 from firmware_config.errors import GateRefused, RespSAMError
@@ -213,6 +214,7 @@ class TestModelCard:
         (row,) = [line for line in card.splitlines() if line.startswith("| sprsound intra") and "training" in line]
         assert f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in row
         assert row.endswith(f"| {reading['patients']} patients seen in training | 2 |")
+        assert "1 earlier reading was of other weights or thresholds of this run." in card
         assert "| read on | duration | age | level |" in card
         crackles = sum(reading["confusion"]["counts"][1])
         assert f"| sprsound intra, `windows` | crackle | {crackles} |" in card
@@ -229,7 +231,11 @@ class TestModelCard:
     def test_without_a_test_reading_it_says_so(self, convolutional_made: Made) -> None:
         card = contents(convolutional_made.built.bundle.path)["MODEL_CARD.md"].decode()
         assert "on the first fold, whom the other models have met:" in card
-        assert "No test part has been read" in card
+        assert "No test part has been read; see" in card
+        manifest = convolutional_made.built.bundle.manifest
+        resumed = manifest.model_copy(update={"metrics": {**manifest.metrics, "earlier_readings": 2}})
+        card = model_card(resumed, {file.path: 1 for file in manifest.files})
+        assert "No test part has been read with this model; 2 earlier readings were of other weights" in card
 
 
 def test_neither_manifest_nor_card_names_a_place(patch_made: Made, workshop: Workshop) -> None:
@@ -587,6 +593,7 @@ def test_a_bundle_knows_whose_parts_it_has_met(patch_made: Made, parts: list[str
         files=manifest.files,
         self_test=manifest.self_test,
         readings=[],
+        earlier=0,
         measured={},
         quantization={},
     )

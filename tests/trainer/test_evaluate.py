@@ -227,6 +227,17 @@ def test_patients_seen_in_training(
     assert seen_in_training(subject, Corpus(corpus_name, Path(), recordings)) is expected
 
 
+@pytest.mark.parametrize(
+    ("trained", "read", "expected"), [([""], "", None), ([""], "test", None), (["", "train"], "train", True)]
+)
+def test_a_corpus_without_parts_says_nothing_of_who_was_seen(
+    trained: list[str], read: str, expected: bool | None
+) -> None:
+    """Two of an owner's tables may hold the same patients or others."""
+    subject = Subject("m", "f", None, None, None, 1.0, 0.5, "manifest", None, tuple(trained))  # type: ignore[arg-type]
+    assert seen_in_training(subject, people("manifest", (read, "p0"))) is expected
+
+
 def people(corpus_name: str, *parts_and_patients: tuple[str, str]) -> Corpus:
     recordings = (Recording(p, None, p, "d", "s", None, part, "normal", ()) for part, p in parts_and_patients)
     return Corpus(corpus_name, Path("data"), tuple(recordings))

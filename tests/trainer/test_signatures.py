@@ -42,7 +42,10 @@ def test_noise_is_no_oscillation(losses: list[float]) -> None:
 
 
 def test_unseen_patients_get_worse_while_training_goes_on() -> None:
-    found = sharp_minimum(FALLING, [1.3, 1.0, 0.9, 1.0, 1.1, 1.2], "member 1")
+    rising = [1.3, 1.0, 0.9, 1.0, 1.1, 1.2]
+    last = sharp_minimum(FALLING, rising, "member 1", "last")
+    assert last is not None and last.remedy.endswith("the kept weights are the last epoch's")
+    found = sharp_minimum(FALLING, rising, "member 1")
     assert found is not None
     assert "after epoch 3 the training loss fell from 0.900 to 0.550" in found.fact
     assert "0.900 to 1.200" in found.fact and "rho" in found.remedy
