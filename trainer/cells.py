@@ -271,13 +271,14 @@ def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: A
 
 def attempt(cell: Cell, plan: Plan) -> str | None:
     """`finish_cell`; one line of what went wrong, for the other cells go on whatever it was."""
+    with suppress(OSError):  # of an earlier call
+        (cell.folder / ERROR_FILE).unlink()
     try:
         finish_cell(cell, plan)
     except RespSAMError as error:
         return one_line(str(error))
     except Exception as error:
         return unforeseen(cell, error)
-    (cell.folder / ERROR_FILE).unlink(missing_ok=True)
     return None
 
 

@@ -123,7 +123,10 @@ def fit(
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Train on a corpus; epoch, temperature, threshold and site rule come from held-out patients."""
+    """Train on a corpus; temperature, threshold and site rule come from held-out patients.
+
+    So does the epoch, unless further models of all patients are to serve (--refit).
+    """
     from rich.console import Console
 
     from firmware_config.settings import load_settings
@@ -173,8 +176,9 @@ def fit(
     )
     _use_threads(settings)
     if machine.rank == 0:
-        _show_notes(prepared.corpus.notes)
-        write_log(out, [*prepared.corpus.notes, *said])
+        notes = (*prepared.corpus.notes, *prepared.stethoscopes(chosen.data))
+        _show_notes(notes)
+        write_log(out, [*notes, *said])
     console.print(machine.in_words)
     with EpochView(console) as view:
         try:

@@ -10,7 +10,7 @@ from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, load_corpus
 from trainer.crops import TrainingCrops
 from trainer.fit import measure_normalisation
-from trainer.recipe import Recipe
+from trainer.recipe import DataRecipe, Recipe
 from trainer.splits import Fold, SplitError, folds_of, refuse_one_kind, refuse_shared_patients
 
 
@@ -36,6 +36,20 @@ class Prepared:
     cache: AudioCache
     front_end: FrontEnd
     folds: list[Fold]
+
+    def stethoscopes(self, data: DataRecipe) -> tuple[str, ...]:
+        """Notes on which of them no model of a run with this recipe leaves out."""
+        if data.hold_out != "device":
+            return ()
+        notes = []
+        if data.members < len(self.folds):
+            named = (", ".join(sorted({one.device for one in held.recordings})) for _, held in self.folds)
+            told = [f"{name}: {'held out' if n < data.members else 'not held out'}" for n, name in enumerate(named)]
+            every = f"--members {len(self.folds)} holds out each in turn"
+            notes.append(f"of {len(self.folds)} stethoscopes {'; '.join(told)}; {every}")
+        if data.refit:
+            notes.append("what serves learns from every stethoscope; --refit 0 serves the models that leave one out")
+        return tuple(notes)
 
 
 def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int], None] | None = None) -> Prepared:
@@ -67,13 +81,6 @@ def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int],
                 f"{read.root}: {recipe.data.members} members cannot each hold out another of {len(folds)} folds "
                 f"(hold_out = {recipe.data.hold_out}); give --members {len(folds)}"
             )
-        if recipe.data.hold_out == "device" and recipe.data.members < len(folds):
-            named = (", ".join(sorted({one.device for one in held.recordings})) for _, held in folds)
-            told = [
-                f"{name}: {'held out' if n < recipe.data.members else 'not held out'}" for n, name in enumerate(named)
-            ]
-            note = f"of {len(folds)} stethoscopes {'; '.join(told)}; --members {len(folds)} holds out each in turn"
-            training = dataclasses.replace(training, notes=(*training.notes, note))
     else:
         names = {one.name for one in tested.recordings}
         training, held_out = (

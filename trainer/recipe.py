@@ -86,7 +86,8 @@ class DataRecipe(_Section):
 
     The members are then kept at that end, too, so that what their held-out patients choose fits such a model."""
     hold_out: HoldOut = "patients"
-    """'patients': stratified folds of them; 'device': one stethoscope a fold, and its patients train nowhere."""
+    """'patients': stratified folds of them; 'device': one stethoscope a fold, whose patients train none of that
+    fold's model; `refit` models train on every stethoscope."""
     choose_on: Literal["held-out", "test"] = "held-out"
     """Who chooses epoch, temperature and thresholds. 'test' is what the literature does and what nobody should: all
     training patients train, the test part chooses, and every reading of it is flattered."""

@@ -16,13 +16,21 @@ def prepared(root: Path, members: int) -> Prepared:
     return prepare(Request(recipe, "toy", "icbhi", root, part="all"), root / "cache")
 
 
+def notes(root: Path, members: int, refit: int = 0) -> tuple[str, ...]:
+    data = with_changes(RECIPE, {"data.hold_out": "device", "data.members": members, "data.refit": refit}).data
+    return prepared(root, members).stethoscopes(data)
+
+
 def test_a_stethoscope_that_nobody_holds_out_is_named(tmp_path: Path) -> None:
     root = make_icbhi(tmp_path)
     first, *others = sorted(ICBHI_EQUIPMENT)
-    (note,) = [note for note in prepared(root, 1).corpus.notes if "stethoscopes" in note]
+    (note,) = notes(root, 1)
     assert f"{first}: held out;" in note and all(f"{other}: not held out" in note for other in others)
     assert note.endswith("--members 3 holds out each in turn")
-    assert not [note for note in prepared(root, 3).corpus.notes if "stethoscopes" in note]
+    assert notes(root, 3) == ()
+    assert notes(root, 3, refit=1) == (
+        "what serves learns from every stethoscope; --refit 0 serves the models that leave one out",
+    )
 
 
 def test_more_members_than_stethoscopes_are_refused_before_training(tmp_path: Path) -> None:
