@@ -1,5 +1,8 @@
 """Where a run trains: one device or several processes, in which precision; Lightning Fabric does the work."""
 
+import atexit
+import gc
+import inspect
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from device.signal import FloatArray
 from firmware_config.errors import RespSAMError
@@ -134,8 +138,13 @@ def start(
             f"--processes {processes}: torch sees {torch.cuda.device_count()} GPUs here; ask for as many"
         )
     several = processes * nodes > 1
+    # torch has renamed it; Fabric hands it on
+    known = inspect.signature(DistributedDataParallel).parameters
+    own_buffers: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
     sharing = DDPStrategy(
-        process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=LONGEST_WAIT, broadcast_buffers=False
+        process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=LONGEST_WAIT, **own_buffers
     )
     fabric = Fabric(
         accelerator=kind,
@@ -145,7 +154,17 @@ def start(
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
+    if several and kind == "cpu":
+        # Fabric does so for NCCL alone, and threads of gloo that outlive Python abort the process now and then
+        atexit.register(_part)
     return Machine(fabric, workers, compiled, checkpointing)
+
+
+def _part() -> None:
+    """Close the connections, where they are still open; a wrapped module that nobody needs any more holds them too."""
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def check_started(processes: int, nodes: int) -> None:

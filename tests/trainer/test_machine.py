@@ -103,6 +103,7 @@ shared = machine.set_up(norm)
 for _ in range(200):
     shared(torch.randn(4, 2, 8, 8) + 10 * machine.rank).sum().backward()
 assert (abs(norm.running_mean - 10 * machine.rank) < 0.5).all(), "each has seen its own batches"
+del shared  # as a Fit goes: what still holds the connections would keep them open beyond Python's end
 machine.same_buffers(norm)
 assert (abs(norm.running_mean - 5) < 0.5).all() and norm.num_batches_tracked == 200
 """
@@ -120,7 +121,7 @@ def test_rows_of_uneven_processes_come_back_in_order_to_both(repository: Path, t
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "Error" not in done.stderr, done.stderr
+    assert "Error" not in done.stderr and "_buffers" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
