@@ -26,6 +26,7 @@ from device.signal import (
     normalise,
     pad,
     pad_frames,
+    resample,
     split,
 )
 from trainer.audio_cache import AudioCache
@@ -125,8 +126,9 @@ class TrainingCrops(Dataset[tuple[Tensor, int, Tensor]]):
                 samples = overlaid(
                     samples, self.background(end - start, random), random.uniform(*self.augmentation.background_snr_db)
                 )
+            samples, speed = sped(samples, self.augmentation.speed, random)
             window, places = augmented_window(samples, self.front_end, self.augmentation, random)
-        heard = self.heard_at(name, start + places / SAMPLE_RATE)
+        heard = self.heard_at(name, start + speed * places / SAMPLE_RATE)
         return torch.from_numpy(window), LABELS.index(label), torch.from_numpy(np.where(places >= 0, heard, UNKNOWN))
 
     def background(self, length: float, random: np.random.Generator) -> FloatArray:
@@ -145,6 +147,13 @@ class TrainingCrops(Dataset[tuple[Tensor, int, Tensor]]):
             found[inside] = LABELS.index(cycle.label)
         return found
 
+    def length(self, random: np.random.Generator) -> float:
+        """Seconds of a random crop."""
+        shortest, longest = self.data.crop_seconds
+        if self.data.crop_lengths == "uniform":
+            return float(random.uniform(shortest, longest))
+        return float(np.exp(random.uniform(np.log(shortest), np.log(longest))))
+
     def crop(self, cycle: Cycle, random: np.random.Generator) -> tuple[float, float, Label]:
         """Start and end in seconds, and what is heard there: every event of the crop counts, not only the drawn one."""
         if self.data.crops == "events":
@@ -154,7 +163,7 @@ class TrainingCrops(Dataset[tuple[Tensor, int, Tensor]]):
             cycle.label == "normal" and cycle.recording in self.wholly_normal and random.random() < self.data.anywhere
         )
         for _ in range(ATTEMPTS):
-            length = random.uniform(*self.data.crop_seconds)
+            length = self.length(random)
             if anywhere:
                 start, end = place(0.0, limit, length, limit, random.random())
             else:
@@ -166,6 +175,14 @@ class TrainingCrops(Dataset[tuple[Tensor, int, Tensor]]):
             if cycle.label != "normal" or label == "normal":
                 break
         return start, end, label
+
+
+def sped(samples: FloatArray, largest: float, random: np.random.Generator) -> tuple[FloatArray, float]:
+    """Samples (n,) played at a random speed between 1 / (1 + `largest`) and 1 + `largest`, and that speed."""
+    if not largest or samples.size < FRAME_SAMPLES:
+        return samples, 1.0
+    rate = round(SAMPLE_RATE * float(np.exp(random.uniform(-np.log1p(largest), np.log1p(largest)))))
+    return resample(samples, rate), rate / SAMPLE_RATE
 
 
 def repetition(size: int, front_end: FrontEnd) -> tuple[int, int]:

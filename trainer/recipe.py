@@ -69,6 +69,8 @@ class DataRecipe(_Section):
     """'random': a crop of random length around the event; 'events': the annotated span."""
     crop_seconds: tuple[float, float] = (1.5, 4.0)
     """Shortest and longest random crop."""
+    crop_lengths: Literal["uniform", "log-uniform"] = "uniform"
+    """How they are drawn between: 'log-uniform' draws as many from 0.5 to 1 s as from 2 to 4 s."""
     anywhere: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the normal draws from wholly normal recordings that are cut anywhere in the recording."""
     balance: Balance = "class"
@@ -119,6 +121,8 @@ class AugmentationRecipe(_Section):
 
     cyclic_shift: bool = False
     """Start the cyclic repetition at a random point of the crop."""
+    speed: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Played up to this share faster or as much slower, pitch and all (Ko et al. 2015): 0.15 is 0.87-1.15 x."""
     mixup: float = Field(default=0.0, ge=0.0)
     """Beta(a, a) of mixup (Zhang et al. 2018)."""
     gain_db: float = Field(default=0.0, ge=0.0)

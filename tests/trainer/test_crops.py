@@ -15,7 +15,7 @@ from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, Cycle, Recording, load_corpus
-from trainer.crops import UNKNOWN, TrainingCrops, augmented_window, noises, overlaid, overlapping, place
+from trainer.crops import UNKNOWN, TrainingCrops, augmented_window, noises, overlaid, overlapping, place, sped
 from trainer.metrics import auroc
 from trainer.recipe import AugmentationRecipe, DataRecipe, load_recipe
 from trainer.sampler import draw, weights
@@ -148,6 +148,15 @@ def test_a_normal_cycle_avoids_its_abnormal_neighbour_where_it_can() -> None:
     crops = crops_of(*one_recording(events, 12.0), DataRecipe(crops="random", crop_seconds=(1.5, 2.5)))
     normal = np.mean([label == "normal" for _, _, label in drawn(crops, 0)])
     assert normal > 0.6
+
+
+def test_log_uniform_lengths_are_as_many_in_every_octave() -> None:
+    data = DataRecipe(crops="random", crop_seconds=(0.5, 4.0), crop_lengths="log-uniform")
+    crops = crops_of(*one_recording([cycle(5.0, 5.4)], 20.0), data)
+    lengths = np.array([end - start for start, end, _ in drawn(crops, 0, 1500)])
+    assert 0.5 <= lengths.min() < 0.52 and 3.9 < lengths.max() <= 4.0
+    octaves = np.histogram(lengths, [0.5, 1.0, 2.0, 4.0])[0] / len(lengths)
+    np.testing.assert_allclose(octaves, 1 / 3, atol=0.05)
 
 
 def test_the_length_of_a_random_crop_tells_nothing_of_its_label(shared_data: Path) -> None:
@@ -378,6 +387,45 @@ def test_each_frame_knows_what_is_heard_in_it(tmp_path: Path) -> None:
         assert set(near.tolist()) == {UNKNOWN if label is None else LABELS.index(label)}, moment
     calm = crops_of(*one_recording([cycle(1.0, 2.0)], 3.0, "normal"), DataRecipe(crops="random"))
     assert (calm.heard_at("r", np.array([0.1, 1.5, 2.9])) == LABELS.index("normal")).all()
+
+
+def test_another_speed_is_another_pitch_and_length() -> None:
+    tone = np.sin(2 * np.pi * 400 * np.arange(32_000) / 16_000).astype(np.float32)
+    random, speeds = np.random.default_rng(3), []
+    for _ in range(200):
+        played, speed = sped(tone, 0.25, random)
+        assert played.size == pytest.approx(tone.size / speed, abs=2)
+        hertz = np.abs(np.fft.rfft(played)).argmax() * 16_000 / played.size
+        assert hertz == pytest.approx(400 * speed, abs=1.0)
+        speeds.append(speed)
+    assert 0.8 <= min(speeds) < 0.81 and 1.23 < max(speeds) <= 1.25
+    assert np.median(speeds) == pytest.approx(1.0, abs=0.05)
+    # no change asked for, or too little sound to resample
+    for samples, largest in ((tone, 0.0), (tone[:10], 0.25)):
+        played, speed = sped(samples, largest, random)
+        assert speed == 1.0
+        np.testing.assert_array_equal(played, samples)
+
+
+def test_a_played_crop_takes_its_annotation_along(tmp_path: Path) -> None:
+    """A loud event in quiet sound, at any speed: the frames that hold it are the loud ones."""
+    audio = 0.01 * breath(48_000)
+    audio[16_000:32_000] *= 100.0
+    audio.tofile(tmp_path / "audio.f32")
+    corpus, cache = one_recording([cycle(1.0, 2.0, "wheeze")], 3.0, "wheeze")
+    data = DataRecipe(crops="random", crop_seconds=(3.0, 3.0))
+    crops = TrainingCrops(
+        corpus, replace(cache, file=tmp_path / "audio.f32"), FrontEnd(), data, AugmentationRecipe(speed=0.3), 0
+    )
+    held = []
+    for position in range(8):
+        log_mels, label, heard = crops[(0, position, 0)]
+        loud = log_mels.mean(dim=1) > (log_mels.mean(dim=1).min() + log_mels.mean(dim=1).max()) / 2
+        inside = heard == label
+        # a frame of 25 ms is half in at each end of the event, four times in a window
+        assert (loud != inside).sum() <= 20
+        held.append(int(inside[:FRAMES].sum()))
+    assert max(held) > min(held)
 
 
 def test_a_shifted_repetition_takes_its_frames_along() -> None:
