@@ -20,13 +20,13 @@ from trainer.experiment import Prepared, Request
 from trainer.files import write_atomically
 from trainer.fit import calibrate
 from trainer.members import Member, Refitted
-from trainer.metrics import BoolArray, Float64Array, operating_curve
+from trainer.metrics import BoolArray, Float64Array, auroc, operating_curve
 from trainer.protocols import Protocol, default_protocol
-from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_score
+from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_probabilities, site_score
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, outcome_file, save_tensors
 
 CURVE_ROWS = 101
-AS_GOOD = 0.01  # half the standard error of a Score on a thousand recordings
+AS_GOOD = 0.01  # of Score and of AUROC; half the standard error of a Score on a thousand recordings
 # In the order of preference: the first that is as good as the best is taken. A breath is what a nurse hears, too.
 CANDIDATES = (
     Segmentation(method="breath", context_seconds=3.5),
@@ -133,7 +133,7 @@ def choose_site_rule(
     calibration: tuple[float, float],
     quality: QualitySettings,
 ) -> tuple[Segmentation, SiteRule, list[Heard]]:
-    """The way of cutting and the site rule that score best on held-out patients' recordings, and what was heard so.
+    """The way of cutting and its site rule, chosen on held-out patients' recordings, and what was heard so.
 
     Without normal or abnormal recordings to fit on (a corpus of cut cycles): breath cycles, one flagged cycle flags.
     """
@@ -142,16 +142,25 @@ def choose_site_rule(
     recordings = [recording for member in members for recording in gradable(member.held_out)]
     if len({recording.label == "normal" for recording in recordings}) < 2:
         return Segmentation(), fallback, []
-    reached: list[tuple[float, Segmentation, SiteRule, list[Heard]]] = []
+    reached: list[tuple[float, float, Segmentation, SiteRule, list[Heard]]] = []
     for segmentation in CANDIDATES:
         heard = []
         for member in members:
             served = RunModel(member.model, device, front_end, segmentation, fallback, temperature, threshold)
             heard += hear(gradable(member.held_out), cache, served, quality)
         rule = fit_site_rule(heard, threshold)
-        reached.append((site_score(heard, rule), segmentation, rule, heard))
-    highest = max(score for score, *_ in reached)
-    return next((cut, rule, heard) for score, cut, rule, heard in reached if score >= highest - AS_GOOD)
+        reached.append((site_score(heard, rule), auroc(*site_probabilities(heard, rule)), segmentation, rule, heard))
+    *_, segmentation, rule, heard = reached[preferred([(score, ranking) for score, ranking, *_ in reached])]
+    return segmentation, rule, heard
+
+
+def preferred(reached: Sequence[tuple[float, float]]) -> int:
+    """Index of the first way whose Score and AUROC are both as good as the best; if none is, of the best Score.
+
+    Both, because a Score is read at the threshold that suits these patients best, while `--sensitivity` moves it.
+    """
+    highest = np.max(reached, axis=0)
+    return next((i for i, one in enumerate(reached) if (one >= highest - AS_GOOD).all()), int(np.argmax(reached, 0)[0]))
 
 
 def _curve(abnormal: BoolArray, probability: Float64Array) -> tuple[tuple[float, float, float], ...]:
@@ -164,9 +173,7 @@ def _curve(abnormal: BoolArray, probability: Float64Array) -> tuple[tuple[float,
 def _site_threshold(heard: Sequence[Heard], rule: SiteRule, words: str) -> ThresholdChoice | None:
     if not heard:
         return None
-    abnormal = np.array([one.recording.label != "normal" for one in heard])
-    probability = np.array([one.decision(rule).probability or 0.0 for one in heard])
-    return ThresholdChoice(rule=words, protocol="recordings", curve=_curve(abnormal, probability))
+    return ThresholdChoice(rule=words, protocol="recordings", curve=_curve(*site_probabilities(heard, rule)))
 
 
 def population(corpus: Corpus) -> Population:

@@ -16,6 +16,7 @@ from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording, union
 from trainer.fit import predict
+from trainer.metrics import BoolArray, Float64Array
 from trainer.model import AST, Ensemble
 
 LEAST_CYCLES = 2  # one breath is not an examination
@@ -126,19 +127,24 @@ def site_score(heard: Sequence[Heard], rule: SiteRule) -> float:
     return float(sensitivity + np.mean(verdicts[~abnormal] == "nothing flagged")) / 2
 
 
+def site_probabilities(heard: Sequence[Heard], rule: SiteRule) -> tuple[BoolArray, Float64Array]:
+    """Whether each recording is labelled abnormal, and its probability under the rule (0 where there is none)."""
+    abnormal = np.array([one.recording.label != "normal" for one in heard])
+    return abnormal, np.array([one.decision(rule).probability or 0.0 for one in heard])
+
+
 def fit_site_rule(heard: Sequence[Heard], cycle_threshold: float) -> SiteRule:
     """Pooling, k and threshold that maximise (Se + Sp) / 2 on these recordings subject to Se >= Sp.
 
     'Not enough' counts as wrong. For each pooling and k the threshold is chosen among the sites' own probabilities;
     the first of RULES within half a point of the best is taken.
     """
-    abnormal = np.array([one.recording.label != "normal" for one in heard])
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
     reached: list[tuple[float, SiteRule]] = []
     for pooling, k in RULES:
         least = max(LEAST_CYCLES, k)
         reach_all = SiteRule(pooling=pooling, k=k, threshold=0.0, least_cycles=least)
-        scores = np.array([one.decision(reach_all).probability or 0.0 for one in heard])
+        abnormal, scores = site_probabilities(heard, reach_all)
         values = np.unique(scores)
         middles = (values[:-1] + values[1:]) / 2
         if pooling == "kth":
