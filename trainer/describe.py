@@ -1,7 +1,7 @@
 """What a corpus holds, read from its annotations alone: counts, ages, durations, and how much duration gives away."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from device.labels import LABELS
-from trainer.corpora.cycle import POOR_QUALITY, TEST_PARTS, Corpus, Recording
+from trainer.corpora.cycle import POOR_QUALITY, TEST_PARTS, Corpus, Recording, abnormal_shares
 from trainer.metrics import auroc
 
 PERCENTILES = (5, 50, 95)
@@ -67,6 +67,8 @@ class Description:
     """How well duration alone tells abnormal from normal, whichever way round (0.5-1); NaN with one class only."""
     abnormal_is_shorter: bool
     patients_in_train_and_test: tuple[str, ...]
+    patient_auroc: float | None
+    """How well those patients' share of abnormal cycles in training tells the test parts' apart; None with none."""
 
 
 def describe(corpus: Corpus) -> Description:
@@ -95,6 +97,7 @@ def describe(corpus: Corpus) -> Description:
         duration_auroc=max(area, 1 - area),
         abnormal_is_shorter=area < 0.5,
         patients_in_train_and_test=patients_in_train_and_test(corpus),
+        patient_auroc=_patient_auroc(corpus.recordings),
     )
 
 
@@ -102,6 +105,14 @@ def patients_in_train_and_test(corpus: Corpus) -> tuple[str, ...]:
     """Patients of the train part that a test part holds too, sorted."""
     train = {recording.patient for recording in corpus.recordings if recording.part == "train"}
     return tuple(sorted(train & {recording.patient for recording in corpus.recordings if recording.part in TEST_PARTS}))
+
+
+def _patient_auroc(recordings: Sequence[Recording]) -> float | None:
+    test = [cycle for recording in recordings if recording.part in TEST_PARTS for cycle in recording.cycles]
+    training = [recording for recording in recordings if recording.part == "train"]
+    abnormal = np.array([cycle.label != "normal" for cycle in test], dtype=np.bool_)
+    area = auroc(abnormal, np.array(abnormal_shares(training, [cycle.patient for cycle in test])))
+    return None if np.isnan(area) else area
 
 
 def _ages(recordings: Iterable[Recording]) -> dict[str, list[float]]:
@@ -170,6 +181,8 @@ def render(description: Description, console: Console) -> None:
     say(_duration_line(description), "bold")
     if description.patients_in_train_and_test:
         say(_overlap_line(description.patients_in_train_and_test), "yellow")
+    if description.patient_auroc is not None:
+        say(f"patient alone: AUROC {description.patient_auroc:.3f} (how often abnormal in train; test parts)")
 
 
 def _sayer(console: Console) -> Callable[..., None]:

@@ -4,7 +4,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from device.signal import FloatArray, FrontEnd
 from firmware_config.command_line import one_line
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
-from trainer.corpora import Corpus
+from trainer.corpora import Corpus, CorpusError, load_corpus
+from trainer.corpora.cycle import Recording, abnormal_shares
 from trainer.files import replacing, write_atomically
 from trainer.metrics import (
     NO_VERDICT,
@@ -405,10 +406,17 @@ def outcome_of(
     quality: QualitySettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
-    """Outcome of a subject on a corpus."""
+    """Outcome of a subject on a corpus; where it met these patients in training, with what they alone would tell."""
     if protocol != "recordings":
-        return read_stretches(corpus, cache, subject, protocol)
-    return of_heard(hear(gradable(corpus), cache, subject.model, quality, progress), cache, subject.model.site_rule)
+        outcome = read_stretches(corpus, cache, subject, protocol)
+    else:
+        heard = hear(gradable(corpus), cache, subject.model, quality, progress)
+        outcome = of_heard(heard, cache, subject.model.site_rule)
+    training = seen_annotations(subject, corpus)
+    if not training:
+        return outcome
+    patient = np.array(abnormal_shares(training, outcome.patients))
+    return replace(outcome, confounders=outcome.confounders | {"patient": patient})
 
 
 def reading(outcome: Outcome, protocol: Protocol, subject: Subject, corpus: Corpus) -> dict[str, Any]:
@@ -505,3 +513,15 @@ def seen_in_training(subject: Subject, corpus: Corpus) -> bool | None:
     parts, seen = {recording.part for recording in corpus.recordings}, set(subject.seen_parts)
     # a corpus without parts says nothing of who is in it
     return True if parts & seen - {""} else None if "" in parts | seen else False
+
+
+def seen_annotations(subject: Subject, corpus: Corpus) -> tuple[Recording, ...]:
+    """The train part of these patients' corpus, annotations alone; () where they are strangers or it is not there."""
+    if "train" in {recording.part for recording in corpus.recordings} or not seen_in_training(subject, corpus):
+        return ()
+    try:
+        # with every patient that the model may have met
+        published = load_corpus(corpus.name, corpus.root, part="train", split="as-published", audio=False, lenient=True)
+    except CorpusError:  # a folder that holds the test part alone
+        return ()
+    return published.recordings

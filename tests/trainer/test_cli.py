@@ -107,7 +107,7 @@ def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, cor
     assert [line["protocol"] for line in logged] == ["events", "windows", "recordings"]
     shown = run_cli("trainer", "evaluate", fitted, "--corpus", "sprsound", "--data", corpus)
     assert "patients seen in training" in shown.stdout
-    assert "duration alone would reach" in shown.stdout
+    assert "duration alone would reach" in shown.stdout and "patient alone would reach" in shown.stdout
     assert "read for the 2nd time" in shown.stderr
     for protocol in ("windows", "recordings"):
         assert len(load_outcome(outcome_file(fitted, protocol)).true) > 0
@@ -122,7 +122,8 @@ def _check_reading(reading: dict[str, Any], protocol: str) -> None:
         for name in ("sensitivity", "specificity", "score"):
             assert set(reading[convention][name]) == {"value", "low", "high"}
     assert set(reading["auroc"]) == {"value", "low", "high"}
-    assert set(reading["confounders"]) == {"duration", "age", "level"}
+    assert set(reading["confounders"]) == {"duration", "age", "level", "patient"}
+    assert reading["confounders"]["patient"]["value"] is not None
     assert sum(map(sum, reading["confusion"]["counts"])) == reading["n"]
 
 

@@ -77,6 +77,26 @@ def test_print_fits_80_columns_and_keeps_odd_names(corpus: Corpus) -> None:
     assert "\x1b" not in text
 
 
+def test_how_often_a_patient_was_abnormal_in_training_is_read_on_the_test_part() -> None:
+    cycles: tuple[tuple[str, str, tuple[Label, ...]], ...] = (
+        ("often", "train", ("crackle", "wheeze", "normal")),
+        ("seldom", "train", ("normal", "normal", "crackle")),
+        ("once", "train", ("normal",)),
+        ("often", "intra", ("crackle", "normal")),
+        ("seldom", "intra", ("wheeze", "normal")),
+        ("once", "intra", ("normal",)),
+        ("stranger", "intra", ("both",)),
+    )
+    made = [recording(name, tuple((1.0, kind) for kind in kinds), part) for name, part, kinds in cycles]
+    corpus = Corpus("sprsound", Path("x"), tuple(made))
+    own = {"often": (2 + 3 / 7) / 4, "seldom": (1 + 3 / 7) / 4, "once": (3 / 7) / 2}
+    expected = roc_auc_score([1, 0, 1, 0, 0], [own[name] for name in ("often", "often", "seldom", "seldom", "once")])
+    assert describe(corpus).patient_auroc == pytest.approx(expected)
+    assert f"patient alone: AUROC {expected:.3f}" in printed(corpus)
+    assert describe(replace(corpus, recordings=tuple(made[:3]))).patient_auroc is None
+    assert "patient alone" not in printed(replace(corpus, recordings=tuple(made[:3])))
+
+
 def test_a_corpus_without_cycles_ages_or_parts_is_described(corpus: Corpus) -> None:
     bare = replace(corpus, recordings=(recording("b", (), label="poor quality"),))
     text = printed(bare)

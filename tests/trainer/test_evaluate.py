@@ -18,6 +18,7 @@ from device.bundle import BundleError
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE
 from trainer.corpora import Corpus, Recording, load_corpus
+from trainer.corpora.cycle import abnormal_shares
 from trainer.evaluate import (
     Outcome,
     Subject,
@@ -30,6 +31,7 @@ from trainer.evaluate import (
     refuse_trained_patients,
     save_outcome,
     score,
+    seen_annotations,
     seen_in_training,
 )
 from trainer.experiment import Request, prepare
@@ -289,3 +291,22 @@ def test_a_test_part_that_shares_a_patient_chooses_no_epoch(tmp_path: Path) -> N
     recipe = with_changes(RECIPE, {"data.choose_on": "test"})
     with pytest.raises(SplitError, match=r"1 patients are in training and in what is read \(40000000\)"):
         prepare(Request(recipe, "toy", "sprsound", root), tmp_path / "cache")
+
+
+def test_patients_met_in_training_are_a_confounder_read_beside_the_model(tmp_path: Path) -> None:
+    for part in ("train", "intra"):
+        make_sprsound(tmp_path, part=part, layout="published")
+    intra = load_corpus("sprsound", tmp_path, part="intra")
+    run = trained_on("sprsound", *intra.patients)
+    training = seen_annotations(run, intra)
+    assert {recording.part for recording in training} == {"train"}
+    shares = abnormal_shares(training, intra.patients)
+    for patient, share in zip(intra.patients, shares, strict=True):
+        own = [cycle.label != "normal" for one in training if one.patient == patient for cycle in one.cycles]
+        every = [cycle.label != "normal" for one in training for cycle in one.cycles]
+        assert share == pytest.approx((sum(own) + np.mean(every)) / (len(own) + 1))
+    assert np.isnan(abnormal_shares(training, ["nobody"])[0])
+    assert seen_annotations(trained_on("sprsound", "stranger"), intra) == ()
+    assert seen_annotations(run, load_corpus("sprsound", tmp_path)) == ()  # the train part is among what is read
+    alone = make_sprsound(tmp_path / "alone", part="intra")
+    assert seen_annotations(run, load_corpus("sprsound", alone, part="intra")) == ()

@@ -1,6 +1,7 @@
 """What every corpus is read into: cycles with one of four labels, in recordings of patients."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,21 @@ class Corpus:
     def patients(self) -> tuple[str, ...]:
         """Every patient once, sorted."""
         return tuple(sorted({recording.patient for recording in self.recordings}))
+
+
+def abnormal_shares(training: Sequence[Recording], patients: Sequence[str]) -> list[float]:
+    """How often each of these patients (n,) was abnormal in `training`: what a model may know without listening.
+
+    One cycle of everybody's mean is added to the patient's own, so that a share of many cycles outweighs that of one;
+    NaN for a patient who is not there.
+    """
+    own: dict[str, list[bool]] = defaultdict(list)
+    for recording in training:
+        own[recording.patient] += [cycle.label != "normal" for cycle in recording.cycles]
+    everybody = [abnormal for cycles in own.values() for abnormal in cycles]
+    mean = sum(everybody) / max(len(everybody), 1)
+    shares = {patient: (sum(cycles) + mean) / (len(cycles) + 1) for patient, cycles in own.items()}
+    return [shares.get(patient, math.nan) for patient in patients]
 
 
 @dataclass(frozen=True)
