@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from device.bundle import SiteRule
+from device.bundle import BundleError, SiteRule
 from device.labels import LABELS, NORMAL, Label
 
 Verdict = Literal["flagged", "nothing flagged", "not enough", "poor quality"]
@@ -53,8 +53,16 @@ def leading_class(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 
 
 def judge(logits: npt.NDArray[np.floating], temperature: float, threshold: float) -> Judgement:
-    """Verdict of one cycle from the logits of its windows (count, classes): the worst window speaks."""
+    """Verdict of one cycle from the logits of its windows (count, classes): the worst window speaks.
+
+    BundleError when one of them is not a number: it would be below every threshold, and so look like health.
+    """
     probability = abnormal_probability(logits, temperature)
+    if not np.isfinite(probability).all():
+        raise BundleError(
+            "the model answers NaN: this machine computes something else than its maker did; do not use it, run "
+            "'respsam-device doctor'"
+        )
     worst = int(probability.argmax())
     return Judgement(
         float(probability[worst]), bool(probability[worst] >= threshold), LABELS[int(leading_class(logits)[worst])]

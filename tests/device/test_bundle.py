@@ -157,3 +157,14 @@ def test_the_self_test_holds_for_the_bundle_and_not_for_another_answer(folder: P
 
     with pytest.raises(BundleError, match=r"self-test off by 0\.0100"):
         self_test(Classifier(open_bundle(make_bundle(tmp_path / "shifted", changes=shift))))
+
+
+def test_an_answer_that_is_no_number_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As half precision gives when attention overflows; below every threshold, it would be health."""
+    classifier = Classifier(open_bundle(folder))
+    half = np.array([np.nan, 0.0, 0.0, 0.0], np.float32)
+    monkeypatch.setattr(Classifier, "logits", lambda self, inputs: np.tile(half, (len(inputs), 1)))
+    with pytest.raises(BundleError, match="self-test off by nan"):
+        self_test(classifier)
+    with pytest.raises(BundleError, match="answers NaN"):
+        classifier.judge(breath(0, "normal"))
