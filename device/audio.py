@@ -1,5 +1,6 @@
 """Recordings on disk: wav and flac, any rate, 16/24/32-bit, mono or the first channel."""
 
+import os
 import struct
 import warnings
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def read_header(path: Path) -> Header:
         raise AudioError(f"{path}: the file is empty; record or copy it again")
     try:
         _refuse_truncated(path)
-        info = soundfile.info(path)
+        info = soundfile.info(os.fsencode(path))  # as bytes: a name need not be UTF-8
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(
             f"{path}: not a readable wav or flac file ({_reason(error)}); convert or record it again"
@@ -90,7 +91,7 @@ def read_audio(path: Path) -> tuple[FloatArray, int]:
     # in blocks: a damaged header may promise more frames than memory holds
     blocks = [np.zeros(0, dtype=np.float32)]
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
                 blocks.append(block[:, 0])
     except (soundfile.LibsndfileError, OSError) as error:

@@ -174,6 +174,8 @@ class Auscultation:
         self.cycles = 0
         self.dropped_cycles = 0
         self.level_dbfs = SILENCE_DBFS
+        self.lost_seconds: float | None = None
+        """Since when no sound comes, for a microphone is gone; None while it comes."""
         self._waiting: deque[Segment] = deque()
         self._accounted_end = 0
         self._gradable_samples = 0
@@ -202,6 +204,8 @@ class Auscultation:
             self._waiting.extend(self.segmenter.flush())
             self.timeline.miss(block.missing)
         if block.note:
+            if block.kind == "lost" and self.lost_seconds is None:
+                self.lost_seconds = self.timeline.position / SAMPLE_RATE
             yield self.timeline.entry(block.kind, block.note)
         if broken:
             self.segmenter.reset(self.timeline.position)
@@ -210,7 +214,7 @@ class Auscultation:
             samples = samples[: max(0, self._limit - self.timeline.position)]
         self.timeline.hear(samples.size)
         if samples.size:
-            self.level_dbfs = level_dbfs(samples)
+            self.level_dbfs, self.lost_seconds = level_dbfs(samples), None
         self._waiting.extend(self.segmenter.feed(samples))
         if self._limit is not None and self.timeline.position >= self._limit:
             self.stop(f"{self._limit / SAMPLE_RATE:g} s are over")

@@ -15,6 +15,7 @@ from device.capture import CaptureError as CaptureError
 from device.quality import FULL_SCALE
 from device.signal import SAMPLE_RATE, FloatArray, exact_div
 from device.timeline import Kind
+from firmware_config.command_line import printable
 from firmware_config.settings import AudioSettings
 
 BLOCK_SAMPLES = exact_div(SAMPLE_RATE, 10)  # 100 ms
@@ -90,7 +91,7 @@ class FileSource:
         from device.audio import read_audio
         from device.signal import resample
 
-        self.name = str(path)
+        self.name = printable(path)
         samples, sample_rate = read_audio(path)
         self.samples, self.highest_hz = resample(samples, sample_rate), sample_rate / 2
         self.live = not fast
@@ -285,6 +286,7 @@ class MicrophoneSource:
         self._told: set[str] = set()
         self._pause = SHORTEST_PAUSE_SECONDS
         self._lost_at: float | None = None
+        self._remedy = ""  # what was told last about a microphone that is gone
         self._position_clock = 0.0  # the time that the next sample belongs to
         self._process = CaptureProcess(self._request)
         began = self._process.started
@@ -321,7 +323,7 @@ class MicrophoneSource:
             elif next_try < math.inf:
                 time.sleep(min(POLL_SECONDS, next_try - now))
             elif process.ended or now - process.started > OPENING_SECONDS:
-                if self._lost_at is None:
+                if self._lost_at is None or (process.error and _remedy(process.error) != self._remedy):
                     yield self._lost(process.error)
                 process.kill()
                 next_try, self._pause = now + self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
@@ -362,8 +364,9 @@ class MicrophoneSource:
         yield self._lost(process.error)
 
     def _lost(self, reason: str = "") -> Block:
-        self._lost_at = self._position_clock
+        self._lost_at = self._position_clock if self._lost_at is None else self._lost_at
         reason = reason or f"{self.name} gives no sound: plug it in again"
+        self._remedy = _remedy(reason)
         return Block(SILENCE, 0, "lost", f"{reason}; listening goes on by itself when it is back")
 
     def _missed(self, until: float) -> int:
@@ -384,3 +387,8 @@ class MicrophoneSource:
             remembered=True,
         )
         return opened
+
+
+def _remedy(reason: str) -> str:
+    """What ends it: whatever says that a microphone is not there asks for the same plug."""
+    return "plug it in" if "plug it in" in reason else reason

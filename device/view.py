@@ -174,15 +174,19 @@ class LiveView:
         rate = summary.breaths_per_minute
         window = self.session.model.segmentation.window_seconds
         breathing = f"no rhythm, windows of {window:g} s" if rate is None else f"{rate:.0f} breaths a minute"
-        level = self.session.level_dbfs
+        level, lost = self.session.level_dbfs, self.session.lost_seconds
         low, high = METER_DBFS
         meter = self._bar((level - low) / (high - low), 2 * BAR_CELLS)
+        heard = Text(f"{meter} {level:6.1f} dBFS    {breathing}")
+        if lost is not None:
+            # level and rhythm are those of before
+            heard = Text(f"NO SOUND since {clock(lost)}, see above", style="bold")
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim")
         grid.add_column(no_wrap=True, overflow="ellipsis")
         grid.add_row("source", Text(summary.source))
         grid.add_row("model", Text(f"{self.bundle_name} ({summary.bundle[:12]})"))
-        grid.add_row("level", Text(f"{meter} {level:6.1f} dBFS    {breathing}"))
+        grid.add_row("level", heard)
         return grid
 
     def _cycles(self) -> RenderableType:

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -48,6 +49,8 @@ def application(help: str) -> typer.Typer:
 def run(app: typer.Typer, program: str) -> NoReturn:
     """Run the command on sys.argv and exit; `program` is its name in messages. Without arguments it shows the help."""
     arguments, debug = _without_debug(sys.argv[1:])
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be UTF-8
     try:
         code = _answer(app, program, arguments or ["--help"], debug)
         sys.stdout.flush()
@@ -64,6 +67,11 @@ def run(app: typer.Typer, program: str) -> NoReturn:
 def _close_stdout() -> None:
     # Python would flush once more at exit and complain, so give it somewhere
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(path: Path) -> str:
+    """The path in characters that every file takes; bytes of its name that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def one_line(message: str) -> str:

@@ -5,10 +5,12 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from device.bundle import SiteRule, open_bundle
 from device.classifier import Classifier
@@ -19,6 +21,7 @@ from device.signal import SAMPLE_RATE, FloatArray
 from device.simulator import auscultate
 from device.sources import Block, CaptureError, DemoSource, paced
 from device.timeline import Entry
+from device.view import LiveView
 from firmware_config.settings import load_settings
 from tests.device.bundle_maker import make_bundle
 
@@ -225,13 +228,32 @@ def test_a_loss_is_told_when_it_begins_and_summed_when_it_ends(classifier: Class
     session = Auscultation(
         Sound([first, *away, Block(rest[0].samples, 123, "back", "again"), *rest[1:]]), classifier, QUALITY
     )
-    entries = finished(session)[1]
-    at = first.samples.size
+    shown = []
+    for happened in session.run():
+        if isinstance(happened, Entry):
+            shown.append((happened, session.lost_seconds))
+    entries, at = [entry for entry, _ in shown], first.samples.size
+    assert [since for _, since in shown] == [None, at / SAMPLE_RATE, at / SAMPLE_RATE, None]
     assert [(one.kind, one.sample, one.missing_samples) for one in entries[1:-1]] == [
         ("lost", at, 0),
         ("back", at + 16_123, 16_123),
     ]
     assert (session.timeline.heard, session.timeline.missing) == (96_000, 16_123)
+
+
+def test_the_page_of_a_lost_microphone_shows_neither_level_nor_rhythm(classifier: Classifier) -> None:
+    first, *_ = blocks_of(auscultate(1, 6.0).samples)
+    nothing = first.samples[:0]
+    away = [Block(nothing, 0, "lost", "the plug"), Block(nothing, 8000), Block(first.samples, 0, "back", "again")]
+    session = Auscultation(Sound([first, *away]), classifier, QUALITY)
+    console = Console(file=StringIO(), force_terminal=True, width=100, height=30, color_system=None)
+    view, pages = LiveView(session, "tiny", console), {}
+    for happened in session.run():
+        with console.capture() as captured:
+            console.print(view.page())
+        pages[happened.kind] = captured.get()
+    assert "NO SOUND since 00:00.1" in pages["lost"] and "dBFS" not in pages["lost"]
+    assert "NO SOUND" not in pages["end"] and "dBFS" in pages["end"]
 
 
 def test_a_word_about_the_sound_breaks_no_cycle(classifier: Classifier) -> None:

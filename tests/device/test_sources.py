@@ -67,6 +67,36 @@ def microphone(device: str = "") -> MicrophoneSource:
     return MicrophoneSource(load_settings(flags={"audio.device": device}, environment={}).audio)
 
 
+class NeverOpens:
+    """A capture process of a microphone that is gone, with what each of them says in turn."""
+
+    says = (
+        "it has gone; plug it in again",
+        "no input is called so; plug it in",
+        "another program holds it: close that",
+    )
+    started_so_far = 0
+
+    def __init__(self, request: object) -> None:
+        self.error = self.says[min(NeverOpens.started_so_far, len(self.says) - 1)]
+        NeverOpens.started_so_far += 1
+        self.started, self.opened, self.ended, self.waiting, self.hopeless = time.monotonic(), None, True, 0, False
+
+    def pump(self, seconds: float) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def test_a_lost_microphone_that_needs_something_else_now_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device.sources.CaptureProcess", NeverOpens)
+    notes = []
+    for block in microphone("steth").blocks():
+        notes += [block.note] * bool(block.note)
+        if NeverOpens.started_so_far > 5:
+            break
+    assert [note.split(";")[0] for note in notes] == ["it has gone", "another program holds it: close that"]
+
+
 @pytest.mark.parametrize("device", ["", "named"])
 def test_without_portaudio_the_error_names_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
