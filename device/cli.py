@@ -1,5 +1,6 @@
 """`respsam-device`: listen and screen. Parses and prints; the work is in functions that a notebook could call."""
 
+import math
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from firmware_config.command_line import ConfigOption, application, run
 from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from device.agreement import Agreement
     from device.classifier import Classifier
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "respsam-device"
 INTERRUPTED = 130
+MOST_SECONDS = 7 * 86_400.0  # of one session
 
 app = application("Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.")
 sessions = typer.Typer(help="List, show, export and delete what is stored.", rich_markup_mode=None)
@@ -33,12 +35,27 @@ app.add_typer(sessions, name="sessions")
 engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundle for this GPU.", rich_markup_mode=None)
 app.add_typer(engine, name="engine")
 
+
+def _number(value: float | None) -> float | None:
+    """The value of an option; a NaN is within every range."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
+
+
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder or .respsam; else the shipped one.")]
 SensitivityOption = Annotated[
     float | None,
     typer.Option(
-        "--sensitivity", min=0.0, max=1.0, help="Take the thresholds at which held-out patients reached this."
+        "--sensitivity",
+        min=0.0,
+        max=1.0,
+        callback=_number,
+        help="Take the thresholds at which held-out patients reached this.",
     ),
+]
+AgeOption = Annotated[
+    float | None, typer.Option("--age", min=0.0, max=120.0, callback=_number, help="The patient's age in years.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 SessionArgument = Annotated[
@@ -61,8 +78,11 @@ def listen(
         bool, typer.Option("--json", help="JSON lines on stdout: cycle, timeline, summary.")
     ] = False,
     fast: Annotated[bool, typer.Option("--fast", help="A file or the demo without waiting.")] = False,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop after so much sound.")] = None,
-    age: Annotated[float | None, typer.Option("--age", min=0.0, max=120.0, help="The patient's age in years.")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", min=0.1, max=MOST_SECONDS, callback=_number, help="Stop after so much sound."),
+    ] = None,
+    age: AgeOption = None,
     site: Annotated[
         str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")
     ] = None,
@@ -83,16 +103,17 @@ def listen(
     _warn_of_fallback(classifier)
     opened = _source(source, fast, seconds, settings)
     subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-    _, interrupted = _auscultate(opened, classifier, settings, subject, seconds, json_output)
-    return INTERRUPTED if interrupted else 0
+    return INTERRUPTED if _auscultate(opened, classifier, settings, subject, seconds, json_output) else 0
 
 
 @app.command()
 def exam(
     sites: Annotated[list[str], typer.Option("--site", help="A site that the exam needs; give every one.")],
-    age: Annotated[float | None, typer.Option("--age", min=0.0, max=120.0, help="The patient's age in years.")] = None,
+    age: AgeOption = None,
     source: Annotated[str, typer.Option("--source", help="mic or demo.")] = "mic",
-    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="Sound at each site.")] = 20.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1.0, max=MOST_SECONDS, callback=_number, help="Sound at each site.")
+    ] = 20.0,
     bundle: BundleOption = None,
     precision: PrecisionOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, an exam object last.")] = False,
@@ -107,6 +128,7 @@ def exam(
     waits for Enter before each site, and sites without an answer are offered again.
     """
     import json
+    from functools import partial
 
     from device.classifier import open_classifier
     from device.exam import Exam, left
@@ -122,25 +144,30 @@ def exam(
     required, heard = tuple(dict.fromkeys(sites)), dict[str, Summary]()
     asked, interrupted = sys.stdin.isatty(), False
     waiting = list(required)
-    while waiting and not interrupted:
-        for number, site in enumerate(waiting, 1):
-            if asked:
-                typer.prompt(f"{number} of {len(waiting)}: stethoscope on {site}, then Enter", "", show_default=False)
-            opened = _source(source, fast, seconds, settings, required.index(site))
-            subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-            summary, interrupted = _auscultate(opened, classifier, settings, subject, seconds, json_output)
-            heard[site] = summary
-            if interrupted:
+    try:
+        while waiting and not interrupted:
+            for number, site in enumerate(waiting, 1):
+                if asked:
+                    what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
+                    typer.prompt(what, "", show_default=False, err=True)
+                opened = _source(source, fast, seconds, settings, required.index(site))
+                subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
+                keep = partial(heard.__setitem__, site)
+                if interrupted := _auscultate(opened, classifier, settings, subject, seconds, json_output, keep):
+                    break
+            waiting = left(required, heard)
+            if not asked or not waiting or interrupted:
                 break
-        waiting = left(required, heard)
-        if not (asked and waiting and not interrupted and typer.confirm(f"again at {', '.join(waiting)}?")):
-            break
-    whole = Exam(required, heard)
-    if json_output:
-        typer.echo(json.dumps(whole.as_json()))
-    else:
-        for line in exam_lines(whole, source == "demo"):
-            typer.echo(line)
+            if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
+                break
+    finally:
+        # also when a question is answered by Ctrl-C or the microphone is gone: the sites that were heard count
+        whole = Exam(required, heard)
+        if json_output:
+            typer.echo(json.dumps(whole.as_json()))
+        else:
+            for line in exam_lines(whole, source == "demo"):
+                typer.echo(line)
     return INTERRUPTED if interrupted else 0
 
 
@@ -151,8 +178,9 @@ def _auscultate(
     subject: "Subject",
     seconds: float | None,
     json_output: bool,
-) -> "tuple[Summary, bool]":
-    """One session at one site, shown and stored; its summary, and whether the user interrupted it."""
+    keep: "Callable[[Summary], None] | None" = None,
+) -> bool:
+    """One session at one site, shown and stored; whether the user interrupted it. `keep` gets how it ended."""
     from contextlib import ExitStack
     from dataclasses import replace
     from signal import Signals
@@ -184,10 +212,12 @@ def _auscultate(
                     view.show(happened)
         finally:
             # also when the microphone goes: what was heard is kept and printed before the error
+            if keep:
+                keep(session.summary)
             recorder.end(session.summary)
             for view in views:
                 view.end(session.summary, _agreement(opened, simulated))
-    return session.summary, Signals.SIGINT in came
+    return Signals.SIGINT in came
 
 
 @app.command()
@@ -221,8 +251,8 @@ def screen(
     with ExitStack() as stack:
         results = None
         if out is not None:
-            results = stack.enter_context(closing(Results(out, model(settings.bundle))))
-            left = [recording for recording in recordings if str(recording) not in results.done]
+            results = stack.enter_context(closing(Results(out, model(settings.bundle), settings.quality)))
+            left = [recording for recording in recordings if not results.holds(recording)]
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
             left = recordings
@@ -238,9 +268,9 @@ def screen(
                 results.add(one)
             else:
                 typer.echo(json.dumps(one.as_json()) if json_output else _screened_line(one))
-    if len(recordings) > 1:
+    if len(recordings) > 1 or not left:
         total = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        typer.echo(f"{len(recordings)} recordings: {total}", err=True)
+        typer.echo(f"{len(recordings)} recording{'s' * (len(recordings) > 1)}: {total}", err=True)
     return 2 if counts["could not be read"] else 0
 
 
@@ -532,11 +562,14 @@ def _engine_progress(title: str) -> "Iterator[Progress]":
 
 
 def _screened_line(one: "Screened") -> str:
+    from device.view import NOT_VALIDATED
+
     summary = one.summary
     assert summary is not None
     likely = "   -" if summary.probability is None else f"{summary.probability:.2f}"
     reasons = f"  ({'; '.join(summary.reasons)})" if summary.reasons else ""
-    return f"{summary.verdict:<15}  {likely}  {summary.cycles:3d} cycles  {one.recording}{reasons}"
+    line = f"{summary.verdict:<15}  {likely}  {summary.cycles:3d} cycles  {one.recording}{reasons}"
+    return f"{line}  {NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else line
 
 
 def _warn_of_fallback(classifier: "Classifier") -> None:

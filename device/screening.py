@@ -1,6 +1,7 @@
 """`respsam-device screen`: recordings through the live path, one verdict each."""
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from device.classifier import Classifier
 from device.live import Auscultation, Summary
 from device.population import Subject, not_validated
 from device.sources import FileSource
+from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import BundleSettings, QualitySettings
 
@@ -42,7 +44,7 @@ class Screened:
         assert self.summary is not None
         full = self.summary.as_json()
         return {
-            "recording": str(self.recording),
+            "recording": printable(self.recording),
             **{
                 name: full[name] for name in ("verdict", "probability", "cycles", "seconds", "reasons", "not_validated")
             },
@@ -56,25 +58,27 @@ class ResultsError(RespSAMError):
 class Results:
     """Verdicts in a file that a stopped screening goes on with: JSON lines, or CSV by the suffix `.csv`.
 
-    Every row names the bundle and the thresholds that judged it; rows of others are not mixed in. A half-written last
-    row is written anew.
+    Every row names the recording's content, and the bundle, precision, thresholds and quality limits that judged it;
+    rows of others are not mixed in. A half-written last row is written anew.
     """
 
     COLUMNS = (
         *("recording", "verdict", "probability", "cycles", "heard", "missing", "dropped", "gradable", "reasons"),
-        *("not_validated", "bundle", "cycle_threshold", "site_threshold"),
+        *("not_validated", "sha256", "bundle", "precision", "cycle_threshold", "site_threshold", "quality_limits"),
     )
 
-    def __init__(self, path: Path, model: Classifier) -> None:
-        """ResultsError when the file is of another bundle or other thresholds, or cannot be written."""
+    def __init__(self, path: Path, model: Classifier, quality: QualitySettings) -> None:
+        """ResultsError when the file is of another bundle, thresholds or limits, or cannot be written."""
         self.path = path
         self.judged_by = {
             "bundle": model.fingerprint,
+            "precision": model.file.precision,
             "cycle_threshold": model.threshold,
             "site_threshold": model.site_rule.threshold,
+            "quality_limits": hashlib.sha256(quality.model_dump_json().encode()).hexdigest()[:12],
         }
         self._is_csv = path.suffix.lower() == ".csv"
-        self.done: set[str] = set()
+        self._done: set[tuple[str, str]] = set()
         try:
             # a device or a pipe may have no end
             if path.is_file():
@@ -99,7 +103,7 @@ class Results:
             # a file without a whole line may be anybody's
             if not whole and begun[: len(opening)] != opening[: len(begun)]:
                 raise ValueError("another opening")
-            self.done = {str(row["recording"]) for row in rows}
+            self._done = {(str(row["recording"]), str(row["sha256"])) for row in rows}
             others = {name: {str(row[name]) for row in rows} - {str(own)} for name, own in self.judged_by.items()}
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ResultsError(f"{self.path}: not a file of screening results; choose another --out") from error
@@ -111,11 +115,20 @@ class Results:
                 )
         # only now that it is ours
         if begun:
-            self.path.write_bytes(whole)
+            os.truncate(self.path, len(whole))  # not written anew: a full disk would take the whole rows, too
+
+    def holds(self, recording: Path) -> bool:
+        """Whether this very sound was judged under this name: another patient's may have the same name elsewhere."""
+        with suppress(OSError):
+            return (printable(recording), _sha256(recording)) in self._done
+        return False  # screening it will say why it cannot be read
 
     def add(self, one: "Screened") -> None:
         """One more verdict, handed to the system when this returns; ResultsError when the disk is full."""
-        row = {**one.as_json(), **self.judged_by}
+        try:
+            row = {**one.as_json(), "sha256": _sha256(one.recording), **self.judged_by}
+        except OSError as error:
+            raise ResultsError(f"{one.recording}: went away ({error.strerror}); give it back, and go on") from error
         if self._is_csv:
             flat = {**row, **row["seconds"], **{name: "; ".join(row[name]) for name in ("reasons", "not_validated")}}
             self._write(_csv_line([flat[name] for name in self.COLUMNS]))
@@ -136,6 +149,14 @@ class Results:
         # what cannot be written has been told, and closing tries once more
         with suppress(OSError):
             self._file.close()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _csv_line(cells: Sequence[object]) -> str:

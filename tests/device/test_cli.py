@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import soundfile
 from device import screening
 from device.signal import SAMPLE_RATE
 from device.simulator import auscultate
+from device.sources import Block, CaptureError, DemoSource
 from firmware_config.settings import load_settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
@@ -256,6 +258,62 @@ def test_an_exam_with_a_site_too_short_clears_nobody(respsam_device: Device, tmp
     assert respsam_device("exam", *options).objects[-1]["verdict"] == "not enough"
 
 
+@pytest.mark.parametrize("json_output", [False, True])
+def test_an_exam_that_is_left_says_what_its_sites_come_to(tmp_path: Path, json_output: bool) -> None:
+    own = make_bundle(tmp_path / "bundle", logits=ABNORMAL)
+    arguments = ["exam", "--source", "demo", "--fast", "--seconds", "12", "--site", "p1", "--site", "p2", "--no-store"]
+    terminal, end = pty.openpty()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "device", *arguments, "--bundle", str(own), *["--json"] * json_output],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=end,
+        stdout=subprocess.PIPE,
+        stderr=end,
+        text=True,
+    )
+    os.close(end)
+    asked = b""
+    for question in (b"1 of 2: stethoscope on p1, then Enter", b"2 of 2: stethoscope on p2, then Enter"):
+        while question not in asked:
+            asked += os.read(terminal, 65_536)
+        os.write(terminal, b"\n" if question.startswith(b"1") else b"\x04")
+    out, _ = running.communicate(timeout=60)
+    os.close(terminal)
+    assert running.returncode == 130
+    assert "stethoscope on" not in out
+    if json_output:
+        whole = [json.loads(line) for line in out.splitlines()][-1]
+        assert (whole["type"], whole["verdict"], list(whole["sites"])) == ("exam", "flagged", ["p1"])
+    else:
+        assert "DEMO EXAM: FLAGGED" in out and "p2: not heard yet" in out
+
+
+def test_an_exam_whose_microphone_goes_keeps_what_was_flagged(
+    respsam_device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blocks(self: DemoSource) -> Iterator[Block]:
+        for number, block in enumerate(whole(self)):
+            if self.name.endswith("8)") and number > 100:
+                raise CaptureError("it has gone for good")
+            yield block
+
+    whole = DemoSource.blocks
+    monkeypatch.setattr(DemoSource, "blocks", blocks)
+    own = make_bundle(tmp_path / "bundle", logits=ABNORMAL)
+    options = ("--source", "demo", "--fast", "--seconds", 20, "--site", "p1", "--site", "p2", "--site", "p3")
+    answer = respsam_device("exam", *options, "--bundle", own, "--no-store", "--json")
+    assert answer.code == 2 and "it has gone for good" in answer.error
+    last = answer.objects[-1]
+    assert (last["type"], last["verdict"]) == ("exam", "flagged")
+    assert {site: one["verdict"] for site, one in last["sites"].items()} == {"p1": "flagged", "p2": "flagged"}
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seconds", "inf"), ("--seconds", "nan"), ("--age", "nan")])
+def test_a_number_that_is_none_is_refused(respsam_device: Device, bundle: Path, option: str, value: str) -> None:
+    answer = respsam_device("listen", "--source", "demo", "--fast", option, value, "--bundle", bundle, "--no-store")
+    assert option in one_error(answer)
+
+
 # screen
 
 
@@ -312,6 +370,63 @@ def test_a_stopped_screening_goes_on_in_its_file(
     assert {len(row["bundle"]) for row in rows} == {64}
 
 
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+def test_another_sound_of_the_same_name_is_screened_and_the_same_one_is_not(
+    respsam_device: Device, bundle: Path, ward: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screening = ("screen", "chest.wav", "--out", tmp_path / name, "--bundle", bundle)
+    for number in range(2):
+        folder = tmp_path / f"patient-{number}"
+        folder.mkdir()
+        soundfile.write(folder / "chest.wav", auscultate(number, 9.0).samples, SAMPLE_RATE)
+        monkeypatch.chdir(folder)
+        assert respsam_device(*screening) == (0, "", "")
+        before = (tmp_path / name).read_bytes()
+        assert respsam_device(*screening) == (0, "", f"1 recording: 1 in {tmp_path / name} already\n")
+        assert (tmp_path / name).read_bytes() == before
+    assert before.count(b"chest.wav") == 2
+
+
+def test_a_full_disk_takes_no_row_from_results_that_are_gone_on_with(
+    respsam_device: Device, bundle: Path, ward: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "results.csv"
+    assert respsam_device("screen", ward / "a.wav", "--out", out, "--bundle", bundle).code == 0
+    row = out.read_bytes().splitlines(keepends=True)[1]
+    rows = out.read_bytes() + 9 * row
+    out.write_bytes(rows + b"half a row")
+    command = [sys.executable, "-m", "device", "screen", str(ward / "second" / "c.FLAC"), "--out", str(out)]
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 1 && exec "$@"', "bash", *command, "--bundle", str(bundle)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert len(rows) > 1024 and (limited.returncode, limited.stdout) == (2, "")
+    assert "the same command goes on" in limited.stderr
+    assert out.read_bytes() == rows
+
+
+def test_a_name_that_is_not_utf8_is_screened_like_any_other(bundle: Path, recording: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stick"
+    folder.mkdir()
+    for name in (b"Andr\xe9.wav", b"z.wav"):
+        Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_bytes(recording.read_bytes())
+    out, store = tmp_path / "results.csv", tmp_path / "store"
+    odd = os.path.join(os.fsencode(folder), b"Andr\xe9.wav")
+    listen: list[bytes | str] = ["listen", "--fast", "--json", "--source", odd]
+    for command in (["screen", folder], ["screen", folder, "--json"], ["screen", folder, "--out", out], listen):
+        done = subprocess.run(
+            [sys.executable, "-m", "device", *command, "--bundle", bundle],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "1", "RESPSAM_STORE__PATH": str(store)},
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"warning" not in done.stderr
+        assert done.stdout == b"" if out in command else b"Andr" in done.stdout
+    assert [row["recording"] for row in csv.DictReader(out.open())] == [f"{folder}/Andr\\xe9.wav", f"{folder}/z.wav"]
+
+
 def test_results_of_another_bundle_or_another_kind_are_not_mixed(
     respsam_device: Device, bundle: Path, recording: Path, tmp_path: Path
 ) -> None:
@@ -321,6 +436,9 @@ def test_results_of_another_bundle_or_another_kind_are_not_mixed(
     another = make_bundle(tmp_path / "another", logits=ABNORMAL)
     assert "holds results of bundle" in one_error(
         respsam_device("screen", recording, "--out", out, "--bundle", another)
+    )
+    assert "holds results of precision fp32, this one is int8" in one_error(
+        respsam_device("screen", recording, "--out", out, "--bundle", bundle, "--precision", "int8")
     )
     assert out.read_bytes() == before
     thesis, one_line = tmp_path / "thesis.csv", tmp_path / "thesis.txt"
@@ -371,6 +489,13 @@ def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Pat
     assert re.fullmatch(
         rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  \(wheeze, \d+ of \d+ cycles flagged\)\n", answer.out
     )
+
+
+def test_a_line_for_people_says_who_is_not_validated(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "dull.wav", auscultate(4, 12.3).samples[::4], SAMPLE_RATE // 4)
+    answer = respsam_device("screen", tmp_path / "dull.wav", "--bundle", bundle)
+    assert "  NOT VALIDATED for this subject: sound up to 2000 Hz only" in answer.out
+    assert len(answer.out.splitlines()) == 1
 
 
 def test_a_short_recording_has_no_probability(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
