@@ -4,6 +4,7 @@ import atexit
 import gc
 import inspect
 import os
+import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Precision = Literal["32", "bf16"]
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: calibration on a slow disk, never a healthy step
 
 
@@ -133,6 +135,8 @@ def start(
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     kind = resolved(device)
+    if kind == "cpu":
+        keep_freed_memory()
     if kind == "cuda" and processes > torch.cuda.device_count():
         raise MachineError(
             f"--processes {processes}: torch sees {torch.cuda.device_count()} GPUs here; ask for as many"
@@ -158,6 +162,20 @@ def start(
         # Fabric does so for NCCL alone, and threads of gloo that outlive Python abort the process now and then
         atexit.register(_part)
     return Machine(fabric, workers, compiled, checkpointing)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what one training step frees for the next; another C library is left as it is.
+
+    Otherwise every tensor above 32 MB is new pages, which the kernel fills with zeros: half of a step's time.
+    """
+    from ctypes import CDLL
+
+    if platform.libc_ver()[0] != "glibc":
+        return
+    set_option = CDLL(None).mallopt
+    for option, value in (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28):
+        set_option(option, value)
 
 
 def _part() -> None:
