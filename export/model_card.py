@@ -9,6 +9,7 @@ from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
 from trainer.evaluate import latest
 from trainer.view import FLATTERED, LIES, interval
+from trainer.yamnet import ORIGIN, YAMNET
 
 MODEL_CARD: Final = "MODEL_CARD.md"
 TEMPLATE: Final = "model_card.md"
@@ -54,7 +55,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         measured=metrics["export"],
         file=manifest.files[0],
         classes=", ".join(manifest.labels[1:]),
-        corpus=CORPORA.get(manifest.corpus, manifest.corpus),
+        corpus=CORPORA.get(manifest.corpus, manifest.corpus) + f" {ORIGIN}" * (recipe.get("init") == YAMNET),
         ages=_ages(manifest),
         stethoscopes=", ".join(manifest.population.stethoscopes) or "unknown",
         sites=", ".join(manifest.population.sites) or "unknown",

@@ -1,5 +1,7 @@
 """Where `--init` begins: AudioSet's weights of an Audio Spectrogram Transformer, from the hub, a folder or a .pth.
 
+Or of YAMNet's first layers, for the stem of a small one.
+
 Every key of a checkpoint is used, or is of the head of another task and left behind, or is an error.
 """
 
@@ -17,6 +19,8 @@ from torch.nn import functional as F
 
 from firmware_config.errors import RespSAMError
 from trainer.model import AST, ModelConfig
+from trainer.yamnet import FILE as YAMNET_FILE
+from trainer.yamnet import YAMNET
 
 HUB: Final = "hub:"
 CONFIG_FILE: Final = "config.json"
@@ -79,7 +83,7 @@ class Account:
 
 
 def load_initial(source: str, model: AST) -> Account:
-    """Set all of the model's weights but its head's; errors as `initial_weights`, the model is then as it was."""
+    """Set the model's weights that the source has; errors as `initial_weights`, the model is then as it was."""
     weights, account = initial_weights(source, model.config)
     model.load_state_dict({**model.state_dict(), **weights})
     return account
@@ -88,8 +92,13 @@ def load_initial(source: str, model: AST) -> Account:
 def initial_weights(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Account]:
     """Weights by name from `hub:OWNER/NAME`, a Hugging Face folder or an original .pth, and what became of each.
 
-    CheckpointError, in one line, names the file and what is missing, left over, or of another shape.
+    Or of the stem alone from `yamnet`. CheckpointError, in one line, names the file and what is missing, left over, or
+    of another shape.
     """
+    if source == YAMNET:
+        # the recipe has been held against it: Recipe
+        stem = {f"stem.{name}": tensor for name, tensor in _tensors(YAMNET_FILE).items()}
+        return stem, Account(YAMNET_FILE, len(stem), "positions and blocks are new", ())
     file = checkpoint_file(source)
     folder = file.name == TENSORS_FILE
     read, sizes = (_read_folder if folder else _read_original)(file, config)
@@ -123,7 +132,9 @@ def checkpoint_file(source: str) -> Path:
                 raise CheckpointError(f"{path}: no {name} here; --init takes a folder with both, or a .pth file")
         return path / TENSORS_FILE
     if not path.is_file():
-        raise CheckpointError(f"{path}: no checkpoint here; --init takes {HUB}OWNER/NAME, a folder or a .pth file")
+        raise CheckpointError(
+            f"{path}: no checkpoint here; --init takes {HUB}OWNER/NAME, a folder, a .pth file or {YAMNET}"
+        )
     return path
 
 
@@ -145,9 +156,6 @@ def _from_hub(name: str) -> Path:
 
 def _read_folder(file: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and sizes as transformers saved them."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     facts_file = file.with_name(CONFIG_FILE)
     try:
         facts = json.loads(facts_file.read_text())
@@ -166,8 +174,15 @@ def _read_folder(file: Path, config: ModelConfig) -> tuple[dict[str, Tensor], di
             f"{facts_file}: not the configuration of an AST ({type(error).__name__}: {error}); --init takes what "
             "transformers' ASTModel or ASTForAudioClassification saved"
         ) from error
+    return _tensors(file), sizes
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        return load_file(file), sizes
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: damaged ({error}); download it again") from error
 

@@ -5,7 +5,8 @@ ASTModel and holds both to the same numbers.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from itertools import pairwise
+from typing import Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,16 +31,17 @@ class ModelConfig(BaseModel):
     """Time frames of the input."""
     mels: int = Field(default=128, ge=8)
     """Mel bands of the input."""
-    stem: Literal["patch", "convolutional"] = "patch"
-    """How the spectrogram becomes tokens: AST's overlapping patches, or stride-2 convolutions."""
+    stem: Literal["patch", "convolutional", "separable"] = "patch"
+    """How the spectrogram becomes tokens: AST's overlapping patches, strided convolutions, or MobileNet's."""
     patch: int = Field(default=16, ge=1)
     """Side of a square patch (stem 'patch')."""
     stride: int = Field(default=10, ge=1)
     """Step between patches in both directions (stem 'patch')."""
     stem_channels: tuple[int, ...] = ()
-    """Output channels of each 3x3 convolution but the last, which gives `dim` (stem 'convolutional')."""
+    """Output channels of each 3x3 convolution but the last, which gives `dim` (stem 'convolutional'), or of each
+    layer before a 1x1 convolution to `dim` (stem 'separable')."""
     stem_strides: tuple[tuple[int, int], ...] = ()
-    """Stride (mels, frames) of each of those convolutions, the last one included."""
+    """Stride (mels, frames) of each of those 3x3 convolutions, the last one included."""
     dim: int = Field(default=768, ge=8)
     """Width of a token."""
     depth: int = Field(default=12, ge=1)
@@ -59,10 +61,11 @@ class ModelConfig(BaseModel):
     def _sizes_fit(self) -> "ModelConfig":
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}")
-        if {bool(self.stem_channels), bool(self.stem_strides)} != {self.stem == "convolutional"}:
-            raise ValueError("stem_channels and stem_strides go with stem = 'convolutional', and only with it")
-        if self.stem_channels and len(self.stem_strides) != len(self.stem_channels) + 1:
-            raise ValueError(f"stem_strides needs {len(self.stem_channels) + 1} pairs, one more than stem_channels")
+        if {bool(self.stem_channels), bool(self.stem_strides)} != {self.stem != "patch"}:
+            raise ValueError("stem_channels and stem_strides go with stem = 'convolutional' or 'separable' alone")
+        strides = len(self.stem_channels) + (self.stem == "convolutional")
+        if self.stem_channels and len(self.stem_strides) != strides:
+            raise ValueError(f"stem_strides needs {strides} pairs with {len(self.stem_channels)} stem_channels")
         if any(size < 1 for sizes in (self.stem_channels, *self.stem_strides) for size in sizes):
             raise ValueError("stem_channels and stem_strides must be 1 or more")
         if min(self.grid) < 1:
@@ -113,6 +116,44 @@ class ConvolutionalStem(nn.Module):
 
     def forward(self, spectrogram: Tensor) -> Tensor:
         return self.layers(spectrogram)  # type: ignore[no-any-return]
+
+
+class SeparableStem(nn.Module):
+    """MobileNet's layers (Howard et al. 2017, arXiv 1704.04861) and a 1x1 convolution from them to `dim`.
+
+    A 3x3 convolution, then pairs of a 3x3 convolution inside each channel and a 1x1 one across them, all with batch
+    norm and ReLU. Each mel band is scaled and shifted first, so that another front end's weights find what they know.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.band_scale = nn.Parameter(torch.ones(config.mels))
+        self.band_shift = nn.Parameter(torch.zeros(config.mels))
+        channels, strides = config.stem_channels, config.stem_strides
+        layers = [*self._normed(nn.Conv2d(1, channels[0], 3, strides[0], 1, bias=False))]
+        for (inputs, outputs), stride in zip(pairwise(channels), strides[1:], strict=True):
+            layers += self._normed(nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False))
+            layers += self._normed(nn.Conv2d(inputs, outputs, 1, bias=False))
+        self.layers = nn.Sequential(*layers)
+        self.projection = nn.Conv2d(channels[-1], config.dim, 1)
+
+    @staticmethod
+    def _normed(convolution: nn.Conv2d) -> tuple[nn.Module, ...]:
+        return convolution, nn.BatchNorm2d(convolution.out_channels, eps=1e-3), nn.ReLU(inplace=True)
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        return self.projection(self.layers(self.banded(spectrogram)))  # type: ignore[no-any-return]
+
+    def banded(self, spectrogram: Tensor) -> Tensor:
+        """(batch, 1, mels, frames) with every band at its own scale."""
+        return spectrogram * self.band_scale.unsqueeze(-1) + self.band_shift.unsqueeze(-1)
+
+
+STEMS: Final[dict[str, type[PatchStem | ConvolutionalStem | SeparableStem]]] = {
+    "patch": PatchStem,
+    "convolutional": ConvolutionalStem,
+    "separable": SeparableStem,
+}
 
 
 def recomputed(block: nn.Module, states: Tensor) -> Tensor:
@@ -175,7 +216,7 @@ class AST(nn.Module):
         self.config = config
         self.checkpointing = False  # a block's activations are computed again in the backward pass instead of kept
         rows, columns = config.grid
-        self.stem = PatchStem(config) if config.stem == "patch" else ConvolutionalStem(config)
+        self.stem = STEMS[config.stem](config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.positions = nn.Parameter(torch.zeros(1, 2 + rows * columns, config.dim))

@@ -16,6 +16,7 @@ from trainer.machine import Precision
 from trainer.model import ModelConfig
 from trainer.sampler import Balance
 from trainer.splits import HoldOut
+from trainer.yamnet import YAMNET, misfit
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -151,7 +152,8 @@ class Recipe(_Section):
     """One training recipe; mean and std of the front end are measured by `fit`, unless a mean is stated."""
 
     init: str = ""
-    """Where the weights begin: hub:OWNER/NAME, a Hugging Face folder or an original .pth; empty begins at random."""
+    """Where the weights begin: hub:OWNER/NAME, a Hugging Face folder, an original .pth, or 'yamnet' (a separable stem's
+    only); empty begins at random."""
     model: ModelConfig
     front_end: FrontEnd
     optimizer: OptimizerRecipe
@@ -181,6 +183,8 @@ class Recipe(_Section):
         masks, window = self.augmentation, self.front_end
         if masks.time_mask_frames > window.frames or masks.mel_mask_bands > window.mels:
             raise ValueError(f"augmentation masks more than the window of {window.frames} frames x {window.mels} mels")
+        if self.init == YAMNET and (reason := misfit(window, self.model)):
+            raise ValueError(f"init 'yamnet' does not fit this recipe: {reason}")
         return self
 
 

@@ -9,7 +9,7 @@ import torch
 
 from export.build import NOTHING_MORE, Built, Reporter, Wanted, build
 from firmware_config.settings import load_settings
-from tests.export.run_maker import CONVOLUTIONAL, PATCH, make_run
+from tests.export.run_maker import CONVOLUTIONAL, PATCH, SEPARABLE, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
@@ -96,3 +96,11 @@ def convolutional_made(workshop: Workshop) -> Made:
         name="Ward 7",
     )
     return Made(run, facts, built, ())
+
+
+@pytest.fixture(scope="session")
+def separable_made(workshop: Workshop) -> Made:
+    """fp32 and int8 of a model whose stem is MobileNet's."""
+    run = workshop.root / "separable"
+    facts = make_run(run, workshop.data, workshop.cache, SEPARABLE, gain=4.0)
+    return Made(run, facts, workshop.build(run, workshop.root / "separable bundle", Wanted(int8=True)), ())

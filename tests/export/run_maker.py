@@ -37,6 +37,15 @@ CONVOLUTIONAL = ModelConfig(
     pooling="cls+dist",
     dropout=0.1,
 )
+SEPARABLE = ModelConfig(
+    mels=MELS,
+    stem="separable",
+    stem_channels=(8, 8, 16),
+    stem_strides=((2, 2), (2, 2), (2, 4)),
+    dim=16,
+    depth=2,
+    heads=2,
+)
 
 
 def make_model(config: ModelConfig, seed: int = 0, gain: float = 10.0) -> AST:
@@ -93,6 +102,7 @@ def make_run(
     """
     run.mkdir(parents=True)
     values = load_recipe("compact").model_dump()
+    values["init"] = ""
     values["model"], values["front_end"] = config.model_dump(), front_end_of(config).model_dump()
     values["data"].update(folds=3, members=members, refit=0)
     values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from device.bundle import MANIFEST, BundleError, ModelFile, open_bundle
 from export.cli import main
@@ -14,7 +15,7 @@ from export.inspection import Inspected, count, inspect
 from export.onnx_graph import to_onnx
 from export.quantize import quantize
 from tests.export.conftest import Made
-from tests.export.run_maker import CONVOLUTIONAL, PATCH
+from tests.export.run_maker import CONVOLUTIONAL, PATCH, SEPARABLE
 from trainer.model import AST, ModelConfig
 
 
@@ -32,7 +33,7 @@ def test_multiplications_of_a_patch_model_are_those_of_the_formulas(patch_made: 
         assert one.multiplications == {"weights": weights, "activations": activations}, one.path
 
 
-@pytest.mark.parametrize("config", [PATCH, CONVOLUTIONAL], ids=["patch", "convolutional"])
+@pytest.mark.parametrize("config", [PATCH, CONVOLUTIONAL, SEPARABLE], ids=lambda config: config.stem)
 def test_parameters_are_torchs_but_for_what_batch_norms_fold_away(config: ModelConfig) -> None:
     torch.manual_seed(0)
     model = AST(config).eval()
@@ -43,7 +44,7 @@ def test_parameters_are_torchs_but_for_what_batch_norms_fold_away(config: ModelC
         path="model.onnx", sha256=64 * "0", precision="fp32", target="any", opset=17, temperature=1.0, threshold=0.5
     )
     # a batch norm's gain is in its convolution, its offset is that one's bias
-    gains = sum(config.stem_channels) + config.dim if config.stem == "convolutional" else 0
+    gains = sum(layer.num_features for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
     expected = sum(parameter.numel() for parameter in model.parameters()) - gains
     data = to_onnx(model)
     assert count(file, data, []).parameters == expected

@@ -17,9 +17,9 @@ from trainer.model import AST
 from trainer.run import load_model
 
 
-@pytest.fixture(params=["patch_made", "convolutional_made"])
+@pytest.fixture(params=["patch_made", "convolutional_made", "separable_made"])
 def made(request: pytest.FixtureRequest) -> Made:
-    """A bundle of either stem."""
+    """A bundle of each stem."""
     result: Made = request.getfixturevalue(request.param)
     return result
 

@@ -52,9 +52,9 @@ def test_fewer_examples_than_wanted_are_all_drawn_once() -> None:
     assert patient_balanced([], 10, seed=0) == []
 
 
-@pytest.fixture(params=["patch_made", "convolutional_made"])
+@pytest.fixture(params=["patch_made", "convolutional_made", "separable_made"])
 def made(request: pytest.FixtureRequest) -> Made:
-    """A bundle of either stem."""
+    """A bundle of each stem."""
     result: Made = request.getfixturevalue(request.param)
     return result
 
@@ -76,7 +76,8 @@ def factors(model: onnx.ModelProto) -> dict[str, list[bool]]:
 def test_layers_are_called_as_in_torch(made: Made) -> None:
     members, config = made.facts.recipe.data.members, made.facts.recipe.model
     prefixes = [""] if members == 1 else [f"member-{number + 1}." for number in range(members)]
-    stem = ["stem.projection"] if config.stem == "patch" else [f"stem.layers.{3 * i}" for i in range(4)]
+    normed = {"patch": 0, "convolutional": 4, "separable": 2 * len(config.stem_channels) - 1}[config.stem]
+    stem = [f"stem.layers.{3 * i}" for i in range(normed)] + ["stem.projection"] * (config.stem != "convolutional")
     block = ["attention.qkv", "attention.out", "mlp_in", "mlp_out"]
     inner = [f"blocks.{number}.{name}" for number in range(config.depth) for name in block]
     expected = [prefix + name for prefix in prefixes for name in (*stem, *inner, "head")]

@@ -110,7 +110,11 @@ def begun(stopped: Path, tmp_path: Path) -> Path:
         ("--rho", "nan", "invalid value for '--rho'"),
         ("--members", "4", "4 members need as many folds, there are 3"),
         ("--batch", "1", "--batch"),
-        ("--init", "absent.pth", "absent.pth: no checkpoint here; --init takes hub:OWNER/NAME, a folder or a .pth"),
+        (
+            "--init",
+            "absent.pth",
+            "no checkpoint here; --init takes hub:OWNER/NAME, a folder, a .pth file or yamnet",
+        ),
         ("--init", "hub:no/such/name", "hub:no/such/name: not in the cache and not to be downloaded"),
         ("--init", ".", "no config.json here"),
         ("--recipe", "tyo.toml", "'tyo.toml': neither a file nor one of compact"),

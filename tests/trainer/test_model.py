@@ -143,14 +143,15 @@ def test_the_default_is_ast_base_at_our_window() -> None:
         (33, 9, ((2, 2), (3, 1), (1, 3), (2, 2))),
     ],
 )
-def test_the_grid_of_a_convolutional_stem_is_the_one_it_makes(
-    frames: int, mels: int, strides: tuple[tuple[int, int], ...]
+@pytest.mark.parametrize("stem", ["convolutional", "separable"])
+def test_the_grid_of_a_stem_of_convolutions_is_the_one_it_makes(
+    frames: int, mels: int, strides: tuple[tuple[int, int], ...], stem: str
 ) -> None:
-    channels = (4,) * (len(strides) - 1)
+    channels = (4,) * (len(strides) - (stem == "convolutional"))
     config = ModelConfig(
         frames=frames,
         mels=mels,
-        stem="convolutional",
+        stem=stem,
         stem_channels=channels,
         stem_strides=strides,
         dim=8,
@@ -209,6 +210,7 @@ def test_a_window_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         ({"stem_channels": (8,)}, "go with stem"),
         ({"stem_strides": ((2, 2),)}, "go with stem"),
         ({"stem": "convolutional", "stem_channels": (8,), "stem_strides": ((2, 2),)}, "2 pairs"),
+        ({"stem": "separable", "stem_channels": (8,), "stem_strides": ((2, 2), (2, 2))}, "1 pairs"),
         ({"stem": "convolutional", "stem_channels": (8,), "stem_strides": ((2, 2), (0, 2))}, "1 or more"),
         ({"stem": "convolutional", "stem_channels": (0,), "stem_strides": ((2, 2), (2, 2))}, "1 or more"),
         ({"mels": 12, "patch": 16}, "does not fit"),
@@ -233,7 +235,7 @@ def test_weights_of_another_size_or_name_are_refused() -> None:
 def test_a_pass_takes_fewer_windows_of_more_tokens() -> None:
     """AST base with its gradients must fit beside everything else; compact need not wait."""
     assert ModelConfig().windows_at_once == 6
-    assert load_recipe("compact").model.windows_at_once == 64
+    assert load_recipe("compact").model.windows_at_once == 42
     assert ModelConfig(stride=1).windows_at_once == 1
 
 
