@@ -76,9 +76,9 @@ def noise_corpus(folder: Path) -> tuple[Corpus, AudioCache]:
 
 def like_theirs(recipe: Recipe, frames: int) -> Recipe:
     """The recipe with AST's patches and 128 bands, so that both sides learn the same model."""
-    values = recipe.model_dump()
+    values = {**recipe.model_dump(), "init": ""}
     values["model"] |= {"stem": "patch", "stem_channels": (), "stem_strides": (), "mels": 128, "frames": frames}
-    values["front_end"] |= {"mels": 128, "high_hz": 8000.0, "frames": frames}
+    values["front_end"] |= {"mels": 128, "low_hz": 20.0, "high_hz": 8000.0, "frames": frames}
     return Recipe.model_validate(values)
 
 
@@ -161,7 +161,7 @@ def spread(values: Times) -> str:
 def race(recipe: Recipe, corpus: Corpus, cache: AudioCache, batch: int, pairs: int) -> None:
     """Rounds in which every contender takes a turn; ratios are of the same round."""
     recipes = {f"128 bands, {frames} frames": like_theirs(recipe, frames) for frames in (1024, 798)}
-    if recipe.model.stem == "convolutional":
+    if recipe.model.stem != "patch":
         recipes[f"recipe's stem, {recipe.front_end.mels} bands"] = recipe
     fits = {
         f"respsam, {name}, {kind}": our_fit(one, corpus, cache, rho, batch)

@@ -1,6 +1,7 @@
 """Two processes (gloo) train as one does that takes both their micro-batches a step; and one that dies is told."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import REPOSITORY
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE, toy_fit
 from trainer.machine import Machine, MachineError, check_started, start
@@ -184,3 +186,25 @@ def test_a_killed_process_ends_the_other_with_one_line_and_the_run_goes_on(
 def test_a_gpu_that_is_not_there_is_said() -> None:
     with pytest.raises(MachineError, match="--device cuda: torch sees no GPU here"):
         start("cuda")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps its memory as it likes")
+def test_what_a_step_frees_the_next_one_takes() -> None:
+    """Pages that the kernel hands out while 64 MB are taken and given back ten times."""
+    script = """
+import resource, torch
+from trainer.machine import keep_freed_memory
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.empty(16_000_000).fill_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+pages()
+before = pages()
+keep_freed_memory()
+pages()
+print(before, pages())
+"""
+    out = subprocess.check_output([sys.executable, "-c", script], text=True, env=environment(), cwd=REPOSITORY)
+    before, after = map(int, out.split())
+    assert after < before / 20
