@@ -163,9 +163,9 @@ def exam(
     finally:
         # also when a question is answered by Ctrl-C or the microphone is gone: the sites that were heard count
         whole = Exam(required, heard)
-        if json_output:
+        if heard and json_output:
             typer.echo(json.dumps(whole.as_json()))
-        else:
+        elif heard:
             for line in exam_lines(whole, source == "demo"):
                 typer.echo(line)
     return INTERRUPTED if interrupted else 0

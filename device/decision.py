@@ -95,6 +95,8 @@ class SiteDecision:
         """Leading classes of the cycles that reach the rule's threshold."""
         self.ungradable: Counter[str] = Counter()
         """Why the others were not graded."""
+        self.failure = ""
+        """Why the model could not judge to the end, in words; nothing is ruled out then."""
         self.probability: float | None = None
         """The rule's pooled probability over those n cycles in a row where it is highest: what meets the threshold.
 
@@ -121,6 +123,8 @@ class SiteDecision:
         """`flagged` outranks everything."""
         if self.probability is not None and self.probability >= self.rule.threshold:
             return "flagged"
+        if self.failure:
+            return "not enough"
         if self.graded >= self.rule.least_cycles:
             return "nothing flagged"
         # all or most of what was heard could not be graded: the remedy is another recording, not a longer one
@@ -140,6 +144,8 @@ class SiteDecision:
             together = "together" if self.rule.pooling == "mean" else f"{self.rule.k} of {self.rule.n}"
             needed = f"{together} at probability {self.rule.threshold:.2f}"
             listed.insert(0, f"{self.abnormal} of {self.graded} cycles abnormal, not enough for the site ({needed})")
-        if verdict == "not enough":
+        if self.failure:
+            listed.insert(0, self.failure)
+        elif verdict == "not enough":
             listed.insert(0, f"{self.graded} gradable cycles, {self.rule.least_cycles} are needed; listen longer")
         return listed

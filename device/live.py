@@ -17,6 +17,7 @@ from device.segmenter import Segment, Segmenter
 from device.signal import SAMPLE_RATE, FloatArray, quantise
 from device.sources import Block, CaptureError, Source
 from device.timeline import BREAKS, Entry, Timeline
+from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
 LATEST_CYCLES = 16  # kept for the view
@@ -181,18 +182,29 @@ class Auscultation:
         self._gradable_samples = 0
 
     def run(self) -> Iterator[CycleResult | Entry]:
-        """Cycles and timeline entries as they come; CaptureError, after all that was heard, when a microphone goes."""
+        """Cycles and timeline entries as they come.
+
+        CaptureError, after all that was heard, when a microphone goes; the model's error when it fails, and then nobody
+        is cleared by what it had judged before.
+        """
         yield self.timeline.entry("start", self.source.name)
         try:
-            for block in self.source.blocks():
-                yield from self._hear(block)
-                yield from self._judge_waiting(block.waiting_seconds)
-                if self._ending:
-                    break
-        except CaptureError as error:
-            yield from self._finish(str(error))
+            try:
+                for block in self.source.blocks():
+                    yield from self._hear(block)
+                    yield from self._judge_waiting(block.waiting_seconds)
+                    if self._ending:
+                        break
+            except CaptureError as error:
+                yield from self._finish(str(error))
+                raise
+            yield from self._finish(self._ending or "the source ended")
+        except RespSAMError:
+            if self.decision.failure:
+                while self._waiting:
+                    yield self._drop("the model failed")
+                yield self.timeline.entry("end", self.decision.failure)
             raise
-        yield from self._finish(self._ending or "the source ended")
 
     def stop(self, note: str) -> None:
         """End at the next block; safe in a signal handler, as it only sets a word."""
@@ -262,7 +274,11 @@ class Auscultation:
         new = self._unaccounted(segment)
         if quality.gradable:
             began = time.perf_counter()
-            judgement = self.model.judge(segment.judged)
+            try:
+                judgement = self.model.judge(segment.judged)
+            except RespSAMError as error:
+                self.decision.failure = str(error)
+                raise
             seconds = time.perf_counter() - began
             self.decision.add(judgement)
             self._gradable_samples += new

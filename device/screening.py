@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -38,6 +39,8 @@ class Screened:
     summary: Summary | None
     error: str = ""
     warnings: tuple[str, ...] = ()
+    sha256: str = ""
+    """Of the file as it was judged."""
 
     def as_json(self) -> dict[str, Any]:
         """One object of `screen --json`; only where there is a summary."""
@@ -78,7 +81,7 @@ class Results:
             "quality_limits": hashlib.sha256(quality.model_dump_json().encode()).hexdigest()[:12],
         }
         self._is_csv = path.suffix.lower() == ".csv"
-        self._done: set[tuple[str, str]] = set()
+        self._done: dict[str, set[str]] = defaultdict(set)
         try:
             # a device or a pipe may have no end
             if path.is_file():
@@ -103,7 +106,8 @@ class Results:
             # a file without a whole line may be anybody's
             if not whole and begun[: len(opening)] != opening[: len(begun)]:
                 raise ValueError("another opening")
-            self._done = {(str(row["recording"]), str(row["sha256"])) for row in rows}
+            for row in rows:
+                self._done[str(row["recording"])].add(str(row["sha256"]))
             others = {name: {str(row[name]) for row in rows} - {str(own)} for name, own in self.judged_by.items()}
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ResultsError(f"{self.path}: not a file of screening results; choose another --out") from error
@@ -119,16 +123,12 @@ class Results:
 
     def holds(self, recording: Path) -> bool:
         """Whether this very sound was judged under this name: another patient's may have the same name elsewhere."""
-        with suppress(OSError):
-            return (printable(recording), _sha256(recording)) in self._done
-        return False  # screening it will say why it cannot be read
+        known = self._done.get(printable(recording), set())
+        return bool(known) and _sha256(recording) in known
 
     def add(self, one: "Screened") -> None:
         """One more verdict, handed to the system when this returns; ResultsError when the disk is full."""
-        try:
-            row = {**one.as_json(), "sha256": _sha256(one.recording), **self.judged_by}
-        except OSError as error:
-            raise ResultsError(f"{one.recording}: went away ({error.strerror}); give it back, and go on") from error
+        row = {**one.as_json(), "sha256": one.sha256, **self.judged_by}
         if self._is_csv:
             flat = {**row, **row["seconds"], **{name: "; ".join(row[name]) for name in ("reasons", "not_validated")}}
             self._write(_csv_line([flat[name] for name in self.COLUMNS]))
@@ -152,11 +152,15 @@ class Results:
 
 
 def _sha256(path: Path) -> str:
+    """Of a file's content; empty where there is none to read, as of a pipe: screening it says why."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            return digest.hexdigest()
+    return ""
 
 
 def _csv_line(cells: Sequence[object]) -> str:
@@ -213,15 +217,18 @@ def screen(paths: Sequence[Path], bundle: BundleSettings, quality: QualitySettin
 
 
 def _screen_one(job: _Job) -> Screened:
-    summary, error = None, ""
+    summary, error, content = None, "", _sha256(job.recording)
     with told_warnings() as told:
         try:
             if job.recording.is_dir():
                 raise AudioError(f"{job.recording}: no wav or flac recording below this folder; check the path")
-            summary = screen_recording(job.recording, model(job.bundle), job.quality)
+            heard = screen_recording(job.recording, model(job.bundle), job.quality)
+            if _sha256(job.recording) != content:
+                raise AudioError(f"{job.recording}: changed while it was judged; screen it again")
+            summary = heard
         except AudioError as refused:
             error = str(refused)
-    return Screened(job.recording, summary, error, tuple(told))
+    return Screened(job.recording, summary, error, tuple(told), content)
 
 
 @contextmanager

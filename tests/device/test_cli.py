@@ -22,7 +22,8 @@ import pytest
 import soundfile
 
 from device import screening
-from device.signal import SAMPLE_RATE
+from device.classifier import Classifier
+from device.signal import SAMPLE_RATE, FloatArray
 from device.simulator import auscultate
 from device.sources import Block, CaptureError, DemoSource
 from firmware_config.settings import load_settings
@@ -308,6 +309,25 @@ def test_an_exam_whose_microphone_goes_keeps_what_was_flagged(
     assert {site: one["verdict"] for site, one in last["sites"].items()} == {"p1": "flagged", "p2": "flagged"}
 
 
+def test_an_exam_whose_model_breaks_clears_nobody(
+    respsam_device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(self: Classifier, inputs: FloatArray) -> FloatArray:
+        judged.append(len(inputs))
+        return np.full((len(inputs), 4), np.nan) if len(judged) > 9 else whole(self, inputs)
+
+    judged: list[int] = []
+    whole = Classifier.logits
+    monkeypatch.setattr(Classifier, "logits", logits)
+    own = make_bundle(tmp_path / "bundle", logits=NORMAL)
+    options = ("--source", "demo", "--fast", "--seconds", 30, "--site", "p1", "--bundle", own, "--no-store", "--json")
+    answer = respsam_device("exam", *options)
+    assert answer.code == 2 and "answers NaN" in answer.error
+    last = answer.objects[-1]
+    assert last["sites"]["p1"]["gradable"] == 9
+    assert last["verdict"] == last["sites"]["p1"]["verdict"] == "not enough"
+
+
 @pytest.mark.parametrize(("option", "value"), [("--seconds", "inf"), ("--seconds", "nan"), ("--age", "nan")])
 def test_a_number_that_is_none_is_refused(respsam_device: Device, bundle: Path, option: str, value: str) -> None:
     answer = respsam_device("listen", "--source", "demo", "--fast", option, value, "--bundle", bundle, "--no-store")
@@ -385,6 +405,34 @@ def test_another_sound_of_the_same_name_is_screened_and_the_same_one_is_not(
         assert respsam_device(*screening) == (0, "", f"1 recording: 1 in {tmp_path / name} already\n")
         assert (tmp_path / name).read_bytes() == before
     assert before.count(b"chest.wav") == 2
+
+
+def test_a_recording_that_changes_while_it_is_judged_gets_no_row(
+    respsam_device: Device, bundle: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next patient's under the same name: this one's verdict must not stand for it."""
+
+    def replaced(path: Path, *others: Any) -> Any:
+        summary = whole(path, *others)
+        soundfile.write(path, auscultate(9, 9.0).samples, SAMPLE_RATE)
+        return summary
+
+    whole = screening.screen_recording
+    chest, out = tmp_path / "chest.wav", tmp_path / "results.csv"
+    chest.write_bytes(recording.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(screening, "screen_recording", replaced)
+        answer = respsam_device("screen", chest, "--out", out, "--bundle", bundle)
+    assert "chest.wav: changed while it was judged; screen it again" in one_error(answer)
+    assert len(out.read_text().splitlines()) == 1
+    assert respsam_device("screen", chest, "--out", out, "--bundle", bundle).code == 0
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_pipe_is_refused_with_results_or_without(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    for options in ((), ("--out", tmp_path / "results.csv")):
+        assert "pipe.wav" in one_error(respsam_device("screen", tmp_path / "pipe.wav", *options, "--bundle", bundle))
 
 
 def test_a_full_disk_takes_no_row_from_results_that_are_gone_on_with(

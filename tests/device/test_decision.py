@@ -27,6 +27,18 @@ def decided(rule: SiteRule, *probabilities: float, refused: int = 0) -> SiteDeci
     return decision
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "verdict"), [((), "not enough"), ((0.1,) * 9, "not enough"), ((0.1, 0.9, 0.9, 0.1), "flagged")]
+)
+def test_a_model_that_failed_withdraws_no_flag_and_clears_nobody(
+    probabilities: tuple[float, ...], verdict: str
+) -> None:
+    decision = decided(RULE, *probabilities)
+    decision.failure = "the model answers NaN"
+    assert decision.verdict == verdict
+    assert (decision.reasons[0] == "the model answers NaN") == (verdict != "flagged")
+
+
 def test_probabilities_are_scipys() -> None:
     logits = np.random.default_rng(0).normal(0, 30, (50, 4)).astype(np.float32)
     expected = scipy.special.softmax(logits.astype(np.float64) / 1.7, axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from device.bundle import SiteRule, open_bundle
+from device.bundle import BundleError, SiteRule, open_bundle
 from device.classifier import Classifier
 from device.decision import Judgement
 from device.live import Auscultation, CycleResult, entry_as_json, stopped_by_signals
@@ -26,6 +26,7 @@ from firmware_config.settings import load_settings
 from tests.device.bundle_maker import make_bundle
 
 QUALITY = load_settings(environment={}).quality
+RULE = SiteRule(k=2, n=4, threshold=0.5, least_cycles=3)
 
 
 class Sound:
@@ -254,6 +255,40 @@ def test_the_page_of_a_lost_microphone_shows_neither_level_nor_rhythm(classifier
         pages[happened.kind] = captured.get()
     assert "NO SOUND since 00:00.1" in pages["lost"] and "dBFS" not in pages["lost"]
     assert "NO SOUND" not in pages["end"] and "dBFS" in pages["end"]
+
+
+class Breaking:
+    """A model that says the given probability until it has judged so many cycles, and then breaks."""
+
+    def __init__(self, classifier: Classifier, probability: float, cycles: int) -> None:
+        self.fingerprint, self.segmentation, self.site_rule = "f", classifier.segmentation, RULE
+        self.left, self.answer = cycles, Judgement(probability, probability >= RULE.threshold, "normal")
+
+    def judge(self, samples: FloatArray) -> Judgement:
+        self.left -= 1
+        if self.left < 0:
+            raise BundleError("the model answers NaN: do not use it")
+        return self.answer
+
+
+@pytest.mark.parametrize(("probability", "verdict"), [(0.1, "not enough"), (0.9, "flagged")])
+@pytest.mark.parametrize("cycles", [5, 8])
+def test_what_a_model_had_judged_before_it_broke_clears_nobody(
+    classifier: Classifier, probability: float, verdict: str, cycles: int
+) -> None:
+    session = Auscultation(
+        Sound(blocks_of(auscultate(1, 30.0).samples)), Breaking(classifier, probability, cycles), QUALITY
+    )
+    happened = []
+    with pytest.raises(BundleError, match="answers NaN"):
+        for one in session.run():
+            happened.append(one)
+    assert session.summary.gradable == cycles > RULE.least_cycles
+    assert session.summary.verdict == verdict
+    assert ("the model answers NaN: do not use it" in session.summary.reasons) == (verdict != "flagged")
+    assert isinstance(happened[-1], Entry)
+    assert (happened[-1].kind, happened[-1].note) == ("end", "the model answers NaN: do not use it")
+    assert session.timeline.heard + session.timeline.dropped == session.timeline.position
 
 
 def test_a_word_about_the_sound_breaks_no_cycle(classifier: Classifier) -> None:
