@@ -74,7 +74,7 @@ CPU: Final = Scheme(
 )
 TENSORRT: Final = Scheme(
     "static QDQ, int8 activations by min-max, int8 weights per channel, all symmetric, every layer with weights but a "
-    "convolutional stem",
+    "stem's convolutions with batch norms",
     symmetric=True,
     reduced_range=False,
     float_parts=("stem.layers",),

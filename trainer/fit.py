@@ -500,6 +500,8 @@ def train(
             load_initial(fit.recipe.init, fit.model)
             if isinstance(fit.model.stem, SeparableStem):
                 fit_to(fit.model.stem, fit.crops.front_end, fit.first_windows().to(fit.machine.device))
+                # another machine's arithmetic may end in other last bits, and nothing else would ever level them
+                fit.model.stem.load_state_dict(fit.machine.told(fit.model.stem.state_dict()))
         if not fit.machine.agree(fit.progress.epochs_done):
             raise FitError(
                 f"{folder}: the processes do not see the same checkpoint there; give an --out on a disk that all share"

@@ -8,7 +8,7 @@ import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Precision = Literal["32", "bf16"]
+Told = TypeVar("Told")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: calibration on a slow disk, never a healthy step
 
@@ -82,9 +83,9 @@ class Machine:
         assert isinstance(reduced, Tensor)
         return float(reduced)
 
-    def told(self, value: bool) -> bool:
+    def told(self, value: Told) -> Told:
         """What process 0 decided."""
-        return bool(self.fabric.broadcast(value)) if self.processes > 1 else value
+        return self.fabric.broadcast(value) if self.processes > 1 else value
 
     def together(self, rows: FloatArray, count: int) -> FloatArray:
         """All `count` rows (count, k), of which process r gave number r, r + processes, ... (float32)."""

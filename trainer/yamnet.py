@@ -35,7 +35,9 @@ def misfit(front_end: FrontEnd, config: ModelConfig) -> str:
     if (config.stem, config.stem_channels, [*map(list, config.stem_strides)]) != ("separable", CHANNELS, strides):
         return f"it takes stem 'separable' with stem_channels {list(CHANNELS)} and stem_strides {strides}"
     wanted = mel_step(LOW_HZ, HIGH_HZ, MELS)
-    if front_end.low_hz != LOW_HZ or abs(mel_step(LOW_HZ, front_end.high_hz, front_end.mels) / wanted - 1) > MOST_OFF:
+    # the last band is off by as many steps as there are bands
+    off = front_end.mels * abs(mel_step(LOW_HZ, front_end.high_hz, front_end.mels) / wanted - 1)
+    if front_end.low_hz != LOW_HZ or off > MOST_OFF:
         return f"its bands begin at {LOW_HZ:g} Hz and are {wanted:.2f} mel apart, as 48 up to 3959 Hz are"
     return ""
 
@@ -73,7 +75,9 @@ def open_norm(norm: nn.BatchNorm2d, states: Tensor) -> Tensor:
     """Give a norm that only adds its bias the statistics of (n, channels, mels, frames); its answer stays the same."""
     variance, mean = torch.var_mean(states, (0, 2, 3), correction=0)
     answer = states + norm.bias[:, None, None]
-    norm.running_mean, norm.running_var = mean, variance
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
     norm.weight.copy_((variance + norm.eps).sqrt())
     norm.bias.add_(mean)
     return answer

@@ -608,3 +608,13 @@ def test_weights_that_are_not_the_runs_are_refused(patch_made: Made, tmp_path: P
     save_tensors(run / WEIGHTS_FILE, {name: tensor + 1 for name, tensor in tensors.items()}, about)
     with pytest.raises(RunError, match=rf"{WEIGHTS_FILE}: not the weights that run\.json is about; .* --resume"):
         load_model(run, read_facts(run))
+
+
+@pytest.mark.parametrize(("maker", "credited"), [("separable_made", True), ("patch_made", False)])
+def test_the_card_says_where_a_stem_began(maker: str, credited: bool, request: pytest.FixtureRequest) -> None:
+    """A file that is called like YAMNet holds a whole AST, of patches."""
+    manifest = request.getfixturevalue(maker).built.bundle.manifest
+    sizes = {file.path: 1 for file in manifest.files}
+    begun = manifest.model_copy(update={"recipe": {**manifest.recipe, "init": "yamnet"}})
+    assert "AudioSet" not in model_card(manifest, sizes)
+    assert ("tensorflow/models, Apache-2.0), which learnt AudioSet" in model_card(begun, sizes)) == credited

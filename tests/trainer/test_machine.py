@@ -77,6 +77,16 @@ class Alone:
         return module
 
 
+def test_two_processes_begin_at_yamnet_too(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    """Process 0's opened norms go to the other before the first step."""
+    small = ["optimizer.batch=4", "optimizer.epochs=1", "data.draws=8"]
+    folders = map(str, (*corpus, tmp_path / "run"))
+    told = [sys.executable, "-m", "tests.trainer.toy_fit", *folders, *small, "--recipe=compact", "--processes=2"]
+    done = subprocess.run(told, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / CHECKPOINT_FILE).is_file()
+
+
 def test_every_draw_of_an_epoch_goes_to_exactly_one_process(corpus: tuple[Path, Path]) -> None:
     keys = []
     for rank in range(3):

@@ -17,7 +17,7 @@ from trainer.crops import TrainingCrops
 from trainer.files import write_atomically
 from trainer.fit import Fit, Validation, identity, measure_normalisation, train
 from trainer.machine import Machine, start
-from trainer.recipe import Recipe, with_changes
+from trainer.recipe import Recipe, load_recipe, with_changes
 from trainer.splits import patient_folds
 
 RECIPE = Recipe.model_validate(
@@ -91,10 +91,15 @@ class Halting(Silent):
 
 
 def toy_fit(
-    corpus: Path, cache: Path, seed: int = 0, machine: Machine | None = None, **changes: object
+    corpus: Path,
+    cache: Path,
+    seed: int = 0,
+    machine: Machine | None = None,
+    recipe: Recipe = RECIPE,
+    **changes: object,
 ) -> tuple[Fit, dict[str, Any]]:
     """A run before its first epoch, and its identity; `changes` are `section__field` of the recipe."""
-    recipe = with_changes(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
+    recipe = with_changes(recipe, {key.replace("__", "."): value for key, value in changes.items()})
     read, held = with_audio(load_corpus("sprsound", corpus), cache)
     training, validation = patient_folds(read, recipe.data.folds, seed)[0]
     plain = TrainingCrops(training, held, recipe.front_end, recipe.data, recipe.augmentation, seed)
@@ -119,13 +124,15 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("changes", nargs="*")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--recipe", help="a shipped one instead of the toy")
     for name in ("--halt", "--resume"):
         parser.add_argument(name, action="store_true")
     asked = parser.parse_args()
     changes = {key.replace(".", "__"): json.loads(value) for key, _, value in (c.partition("=") for c in asked.changes)}
     machine = start("cpu", processes=asked.processes)
     torch.set_num_threads(1)
-    fit, known = toy_fit(asked.corpus, asked.cache, machine=machine, **changes)
+    recipe = load_recipe(asked.recipe) if asked.recipe else RECIPE
+    fit, known = toy_fit(asked.corpus, asked.cache, machine=machine, recipe=recipe, **changes)
     asked.out.mkdir(exist_ok=True)
     watcher = Halting(asked.out, machine.rank, 1) if asked.halt else Silent()
     train(fit, asked.out, known, resume=asked.resume, minutes=None, watcher=watcher)
