@@ -159,11 +159,11 @@ def fit(
     check_started(processes, nodes)
     prepare_folder(out, resume)
     said = _said_first(chosen, out)
-    for line in said:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
     request = Request(chosen, recipe, corpus, data, part, split, lenient, seed)
     with _progress(console, "reading audio") as progress:
         prepared = prepare(request, settings.training.folder, progress)
+    for line in said:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     # what is wrong with the corpus has been said by one process before there are several
     machine = start(
         kind,
