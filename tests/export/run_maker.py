@@ -102,7 +102,6 @@ def make_run(
     """
     run.mkdir(parents=True)
     values = load_recipe("compact").model_dump()
-    values["init"] = ""
     values["model"], values["front_end"] = config.model_dump(), front_end_of(config).model_dump()
     values["data"].update(folds=3, members=members, refit=0)
     values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)

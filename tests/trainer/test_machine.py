@@ -81,7 +81,15 @@ def test_two_processes_begin_at_yamnet_too(corpus: tuple[Path, Path], tmp_path: 
     """Process 0's opened norms go to the other before the first step."""
     small = ["optimizer.batch=4", "optimizer.epochs=1", "data.draws=8"]
     folders = map(str, (*corpus, tmp_path / "run"))
-    told = [sys.executable, "-m", "tests.trainer.toy_fit", *folders, *small, "--recipe=compact", "--processes=2"]
+    told = [
+        sys.executable,
+        "-m",
+        "tests.trainer.toy_fit",
+        *folders,
+        *small,
+        "--recipe=compact-audioset",
+        "--processes=2",
+    ]
     done = subprocess.run(told, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / CHECKPOINT_FILE).is_file()

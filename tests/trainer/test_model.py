@@ -235,7 +235,7 @@ def test_weights_of_another_size_or_name_are_refused() -> None:
 def test_a_pass_takes_fewer_windows_of_more_tokens() -> None:
     """AST base with its gradients must fit beside everything else; compact need not wait."""
     assert ModelConfig().windows_at_once == 6
-    assert load_recipe("compact").model.windows_at_once == 42
+    assert load_recipe("compact").model.windows_at_once == 64
     assert ModelConfig(stride=1).windows_at_once == 1
 
 

@@ -24,7 +24,7 @@ FRONT_END = FrontEnd(mels=48, low_hz=125.0, high_hz=3959.0, mean=-8.5, std=3.2)
 @pytest.fixture
 def model() -> AST:
     torch.manual_seed(0)
-    return AST(load_recipe("compact").model).eval()
+    return AST(load_recipe("compact-audioset").model).eval()
 
 
 def windows_of(count: int) -> Tensor:
@@ -91,8 +91,8 @@ def test_the_bands_are_yamnets() -> None:
 )
 def test_a_recipe_that_cannot_hold_it_is_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        with_changes(load_recipe("compact"), changes)
-    plain = with_changes(load_recipe("compact"), {"init": "", **changes})
+        with_changes(load_recipe("compact-audioset"), changes)
+    plain = with_changes(load_recipe("compact-audioset"), {"init": "", **changes})
     assert isinstance(plain, Recipe)
 
 
@@ -111,7 +111,7 @@ class Trained:
 
     def __call__(self, out: str, *, resume: bool = False, minutes: float | None = None, rate: float = 1e-3) -> Fit:
         changes = {"optimizer__batch": 4, "optimizer__epochs": 2, "optimizer__learning_rate": rate, "data__draws": 12}
-        fit, known = toy_fit(self.corpus, self.root / "cache", recipe=load_recipe("compact"), **changes)  # type: ignore[arg-type]
+        fit, known = toy_fit(self.corpus, self.root / "cache", recipe=load_recipe("compact-audioset"), **changes)  # type: ignore[arg-type]
         (self.root / out).mkdir(exist_ok=True)
         train(fit, self.root / out, known, resume=resume, minutes=minutes, watcher=Silent())
         return fit
