@@ -234,7 +234,7 @@ class Fit:
         """Without `validation` all patients train, and the weights of the last epoch are the ones to keep."""
         torch.manual_seed(seed)
         self.recipe, self.crops, self.validation, self.machine, self.seed = recipe, crops, validation, machine, seed
-        # channels last: the convolutions of a stem take a third less time
+        # channels last: a step of `compact` takes a seventh less time
         self.model: AST = AST(recipe.model).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.checkpointing = machine.checkpointing
         # learns beside the model and is not part of it
