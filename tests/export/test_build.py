@@ -386,7 +386,12 @@ def test_the_tolerance_holds_for_the_worst_file_or_there_is_no_bundle(
         with pytest.raises(GateRefused, match=r"self-test: model\.int8\.cpu\.onnx is off fp32"):
             make_self_test([fp32, other], facts, Reporter(lines.append))
         return
-    assert make_self_test([fp32, other], facts, Reporter(lines.append)).tolerance == tolerance
+    test = make_self_test([fp32, other], facts, Reporter(lines.append))
+    assert test.tolerance == tolerance
+    of = {"normal": 0, "abnormal": 0}
+    for probability, label in zip(test.expected_probability, test.labels, strict=True):
+        of["normal" if label == "normal" else "abnormal"] += probability >= facts.choice.cycle_threshold
+    assert lines[0].endswith(f"called abnormal {of['abnormal']} of 6 abnormal and {of['normal']} of 2 normal ones")
     assert ("widened" in lines[-1]) == (tolerance == 0.05)
 
 
