@@ -36,6 +36,7 @@ DRIFT_TOLD = 0.001
 # What is wrong with sound that does come
 MUTE_SECONDS = 2.0
 CLIPPED_SAMPLES = 3  # in one block
+SETTLING_SECONDS = 2.0  # a microphone that is unplugged or plugged in says why it does not open in several ways
 CLIP_PAUSE_SECONDS = 1.0  # without clipping, before another run of it is told
 
 
@@ -287,6 +288,7 @@ class MicrophoneSource:
         self._pause = SHORTEST_PAUSE_SECONDS
         self._lost_at: float | None = None
         self._remedy = ""  # what was told last about a microphone that is gone
+        self._other = ("", 0.0)  # another remedy that is asked for by now, and since when
         self._position_clock = 0.0  # the time that the next sample belongs to
         self._process = CaptureProcess(self._request)
         began = self._process.started
@@ -323,7 +325,7 @@ class MicrophoneSource:
             elif next_try < math.inf:
                 time.sleep(min(POLL_SECONDS, next_try - now))
             elif process.ended or now - process.started > OPENING_SECONDS:
-                if self._lost_at is None or (process.error and _remedy(process.error) != self._remedy):
+                if self._lost_at is None or self._needs_something_else(process.error, now):
                     yield self._lost(process.error)
                 process.kill()
                 next_try, self._pause = now + self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
@@ -362,6 +364,14 @@ class MicrophoneSource:
             self._pause = SHORTEST_PAUSE_SECONDS
         self._remember()
         yield self._lost(process.error)
+
+    def _needs_something_else(self, reason: str, now: float) -> bool:
+        """Whether another remedy than the one told has been asked for, and for a while."""
+        if not reason or _remedy(reason) == self._remedy:
+            self._other = ("", now)
+        elif _remedy(reason) != self._other[0]:
+            self._other = (_remedy(reason), now)
+        return bool(self._other[0]) and now - self._other[1] > SETTLING_SECONDS
 
     def _lost(self, reason: str = "") -> Block:
         self._lost_at = self._position_clock if self._lost_at is None else self._lost_at

@@ -73,6 +73,8 @@ class NeverOpens:
     says = (
         "it has gone; plug it in again",
         "no input is called so; plug it in",
+        "it does not open: close what uses it",
+        "no input is called so; plug it in",
         "another program holds it: close that",
     )
     started_so_far = 0
@@ -92,7 +94,7 @@ def test_a_lost_microphone_that_needs_something_else_now_is_told_so(monkeypatch:
     notes = []
     for block in microphone("steth").blocks():
         notes += [block.note] * bool(block.note)
-        if NeverOpens.started_so_far > 5:
+        if len(notes) == 2 or NeverOpens.started_so_far > 12:
             break
     assert [note.split(";")[0] for note in notes] == ["it has gone", "another program holds it: close that"]
 
