@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, run
+from firmware_config.command_line import ConfigOption, application, printable, run
 from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
@@ -568,7 +568,7 @@ def _screened_line(one: "Screened") -> str:
     assert summary is not None
     likely = "   -" if summary.probability is None else f"{summary.probability:.2f}"
     reasons = f"  ({'; '.join(summary.reasons)})" if summary.reasons else ""
-    line = f"{summary.verdict:<15}  {likely}  {summary.cycles:3d} cycles  {one.recording}{reasons}"
+    line = f"{summary.verdict:<15}  {likely}  {summary.cycles:3d} cycles  {printable(one.recording)}{reasons}"
     return f"{line}  {NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else line
 
 
