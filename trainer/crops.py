@@ -222,7 +222,7 @@ def augmented_window(
     places = (FRAME_CENTRES + shift) % period
     log_mels = log_mel(padded, front_end)
     if augmentation.equalise_db:
-        log_mels += _frequency_response(front_end.mels, augmentation.equalise_db, random)
+        log_mels += frequency_response(front_end.mels, augmentation.equalise_db, random)
     window = _mask(normalise(pad_frames(log_mels, front_end), front_end), augmentation, random)
     about = np.full(len(window), -1)
     about[:FRAMES] = np.where(places < levelled.size, first + places, -1)
@@ -236,7 +236,7 @@ def _noise(size: int, random: np.random.Generator) -> FloatArray:
     return np.fft.irfft(spectrum * frequency ** -random.uniform(0.0, 1.0), size).astype(np.float32)
 
 
-def _frequency_response(mels: int, decibels: float, random: np.random.Generator) -> FloatArray:
+def frequency_response(mels: int, decibels: float, random: np.random.Generator) -> FloatArray:
     """A smooth curve over the bands (mels,), in the log-mel's natural-log power units."""
     position = np.linspace(0.0, 1.0, mels)
     curve = sum(random.normal() / order * np.cos(np.pi * order * position) for order in (1, 2, 3, 4))

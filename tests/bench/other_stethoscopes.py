@@ -1,0 +1,99 @@
+"""What a run's models say of strangers heard as if through other stethoscopes, and of simulated breaths.
+
+Run from the repository, on a finished run; each of its models is asked about the patients whom it has left out:
+    python -m tests.bench.other_stethoscopes RUN [--data CORPUS] [--decibels 3 6 10]
+
+Another stethoscope is a smooth random frequency response, another one for every stretch (as `equalise_db` in training,
+with other draws): at 6 dB two bands half of the range apart differ by some 10 dB. It is no recording of one. The
+threshold is the one that the patients chose as they were recorded. A few minutes a run.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from device.decision import abnormal_probability
+from device.labels import LABELS, Label
+from device.signal import FloatArray, FrontEnd, windows
+from device.simulator import breath
+from firmware_config.settings import load_settings
+from trainer.audio_cache import with_audio
+from trainer.corpora import load_corpus
+from trainer.crops import frequency_response
+from trainer.fit import Validation, predict
+from trainer.metrics import BoolArray, Float64Array, auroc
+from trainer.model import AST
+from trainer.protocols import worst_window
+from trainer.run import CHECKPOINT_FILE, RunFacts, load_tensors, member_folder, read_facts, under
+from trainer.splits import only_patients
+
+BREATHS = 30  # a class
+CPU = torch.device("cpu")
+
+
+def members(run: Path, facts: RunFacts) -> Iterator[AST]:
+    """The models that left patients out, as they were after their last epoch."""
+    averaged = facts.recipe.optimizer.average_decay > 0
+    for number in range(len(facts.held_out)):
+        tensors, _ = load_tensors(member_folder(run, number) / CHECKPOINT_FILE)
+        model = AST(facts.recipe.model)
+        model.load_state_dict(under(tensors, "average.module" if averaged else "model"))
+        yield model.eval()
+
+
+def heard_otherwise(inputs: FloatArray, front_end: FrontEnd, decibels: float) -> FloatArray:
+    """Model inputs (n, frames, mels), each through a stethoscope of its own."""
+    random = np.random.default_rng(0)
+    responses = [frequency_response(front_end.mels, decibels, random) for _ in inputs]
+    return inputs + np.stack(responses)[:, None, :] * np.float32(0.5 / front_end.std)
+
+
+def judged(model: AST, held: Validation, inputs: FloatArray, temperature: float) -> Float64Array:
+    """Probability of every stretch (n,)."""
+    logits = predict(model, inputs, CPU)
+    return worst_window(logits, abnormal_probability(logits, temperature), held.owner)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run")
+    parser.add_argument("--data", type=Path, help="the corpus that it was trained on (default: where it was then)")
+    parser.add_argument("--decibels", type=float, nargs="+", default=[3.0, 6.0, 10.0], help="of the responses")
+    asked = parser.parse_args()
+    facts = read_facts(asked.run)
+    temperature, threshold = facts.choice.temperature, facts.choice.cycle_threshold
+    read = load_corpus(facts.corpus, asked.data or Path(facts.data), part=facts.part, split=facts.split, purpose="fit")
+    corpus, cache = with_audio(read, load_settings(None).training.folder)
+    ways: dict[str, list[Float64Array]] = {"as recorded": [], **{f"{one:g} dB": [] for one in asked.decibels}}
+    truth: list[BoolArray] = []
+    called: dict[Label, list[float]] = {label: [] for label in LABELS}
+    for model, patients in zip(members(asked.run, facts), facts.held_out, strict=True):
+        held = Validation(only_patients(corpus, set(patients)), cache, facts.front_end)
+        truth.append(held.labels > 0)
+        for way, decibels in zip(ways, [0.0, *asked.decibels], strict=True):
+            inputs = heard_otherwise(held.inputs, facts.front_end, decibels) if decibels else held.inputs
+            ways[way].append(judged(model, held, inputs, temperature))
+        for label, found in called.items():
+            for seed in range(BREATHS):
+                logits = predict(model, windows(breath(seed, label), facts.front_end), CPU)
+                found.append(float(abnormal_probability(logits, temperature).max()))
+    abnormal = np.concatenate(truth)
+    print(f"{asked.run}: {len(abnormal)} held-out {held.protocol}, threshold {threshold:.3f}")
+    for way, parts in ways.items():
+        probability = np.concatenate(parts)
+        flagged = probability >= threshold
+        sensitivity, specificity = flagged[abnormal].mean(), 1 - flagged[~abnormal].mean()
+        print(
+            f"{way:12s} AUROC {auroc(abnormal, probability):.3f}, Se {sensitivity:.3f}, Sp {specificity:.3f}, "
+            f"Score {(sensitivity + specificity) / 2:.3f}"
+        )
+    for label, found in called.items():
+        share = np.mean(np.array(found) >= threshold)
+        print(f"simulated {label:8s} {share:.2f} flagged of {len(found)}, median probability {np.median(found):.2f}")
+
+
+if __name__ == "__main__":
+    main()
