@@ -127,6 +127,9 @@ def fit(
 
     So does the epoch, unless further models of all patients are to serve (--refit).
     """
+    if processes > 1:
+        # before numpy and torch are imported: each process and each of its workers would start a thread a core
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     from rich.console import Console
 
     from firmware_config.settings import load_settings

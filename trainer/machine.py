@@ -5,6 +5,7 @@ import gc
 import inspect
 import os
 import platform
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -143,6 +144,8 @@ def start(
             f"--processes {processes}: torch sees {torch.cuda.device_count()} GPUs here; ask for as many"
         )
     several = processes * nodes > 1
+    # Fabric calls a name that torch has renamed; nobody who trains can do anything about it
+    warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
     # torch has renamed it; Fabric hands it on
     known = inspect.signature(DistributedDataParallel).parameters
     own_buffers: dict[str, Any] = {

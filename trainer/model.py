@@ -241,8 +241,9 @@ class AST(nn.Module):
                 f"windows are {tuple(windows.shape)}, not (batch, {self.config.frames}, {self.config.mels})"
             )
         grid = self.stem(windows.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
-        special = torch.cat([self.cls_token, self.distillation_token], dim=1).expand(grid.shape[0], -1, -1)
-        states = self.dropout(torch.cat([special, grid], dim=1) + self.positions)
+        # each on its own: the gradient of a part of both has strides that torch warns of where processes share it
+        special = [token.expand(grid.shape[0], -1, -1) for token in (self.cls_token, self.distillation_token)]
+        states = self.dropout(torch.cat([*special, grid], dim=1) + self.positions)
         for block in self.blocks:
             states = recomputed(block, states) if self.checkpointing and self.training else block(states, kept)
         return self.norm(states)  # type: ignore[no-any-return]

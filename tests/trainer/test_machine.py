@@ -1,5 +1,6 @@
 """Two processes (gloo) train as one does that takes both their micro-batches a step; and one that dies is told."""
 
+import json
 import os
 import platform
 import signal
@@ -142,6 +143,33 @@ def test_rows_of_uneven_processes_come_back_in_order_to_both(repository: Path, t
     )
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr and "_buffers" not in done.stderr, done.stderr
+
+
+ALL_THREADS = """
+import json, sys
+from threadpoolctl import threadpool_info
+from trainer.cli import app
+try:
+    app(["fit", "--corpus=sprsound", "--data=nowhere", "--recipe=compact", "--processes=2", f"--out={sys.argv[1]}"])
+except Exception:
+    print(json.dumps([[one["user_api"], one["num_threads"]] for one in threadpool_info()]))
+"""
+
+
+@pytest.mark.parametrize("asked", ["", "3"])
+def test_processes_share_the_cores_also_where_numpy_works(
+    asked: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their workers make log-mels with numpy: with a thread a core in each, two took longer than one alone."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    command = [sys.executable, "-c", ALL_THREADS, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    threads = {kind: count for kind, count in json.loads(done.stdout)}
+    most = int(asked or max(1, (os.cpu_count() or 1) // 2))
+    assert {"blas", "openmp"} <= set(threads)
+    assert all(count <= most for count in threads.values())
 
 
 @pytest.mark.parametrize(
