@@ -65,8 +65,9 @@ def main() -> None:
     asked = parser.parse_args()
     facts = read_facts(asked.run)
     temperature, threshold = facts.choice.temperature, facts.choice.cycle_threshold
-    read = load_corpus(facts.corpus, asked.data or Path(facts.data), part=facts.part, split=facts.split, purpose="fit")
-    corpus, cache = with_audio(read, load_settings(None).training.folder)
+    root, lenient = asked.data or Path(facts.data), facts.lenient
+    read = load_corpus(facts.corpus, root, part=facts.part, split=facts.split, lenient=lenient, purpose="fit")
+    corpus, cache = with_audio(read, load_settings(None).training.folder, lenient=lenient)
     ways: dict[str, list[Float64Array]] = {"as recorded": [], **{f"{one:g} dB": [] for one in asked.decibels}}
     truth: list[BoolArray] = []
     called: dict[Label, list[float]] = {label: [] for label in LABELS}
