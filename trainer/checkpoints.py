@@ -1,6 +1,6 @@
 """Where `--init` begins: AudioSet's weights of an Audio Spectrogram Transformer, from the hub, a folder or a .pth.
 
-Or of YAMNet's first layers, for the stem of a small one.
+Or EfficientAT's MobileNet, from its .pt.
 
 Every key of a checkpoint is used, or is of the head of another task and left behind, or is an error.
 """
@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from firmware_config.errors import RespSAMError
-from trainer.model import AST, ModelConfig
-from trainer.yamnet import FILE as YAMNET_FILE
-from trainer.yamnet import YAMNET
+from trainer.mobilenet import AudioSetMobileNet, MobileNetConfig
+from trainer.model import AST, ModelConfig, Network
+from trainer.run import file_digest
 
 HUB: Final = "hub:"
 CONFIG_FILE: Final = "config.json"
@@ -72,33 +72,33 @@ class Account:
     """That was read; a file of the hub's cache has the revision in its path."""
     used: int
     """Tensors of the file that are in the model now."""
-    positions: str
-    """What became of the positions."""
+    fitted: str
+    """What became of the positions of an AST's tokens, in words."""
     left: tuple[str, ...]
     """Keys of the file that were left behind: heads of other tasks."""
 
     def __str__(self) -> str:
         left = f"left behind: {', '.join(self.left)}" if self.left else "nothing left behind"
-        return f"weights begin at {self.file}: {self.used} tensors used, {self.positions}; {left}; the head is new"
+        return f"weights begin at {self.file}: {self.used} tensors used, {self.fitted}; {left}; the head is new"
 
 
-def load_initial(source: str, model: AST) -> Account:
+def load_initial(source: str, model: Network, sha256: str = "") -> Account:
     """Set the model's weights that the source has; errors as `initial_weights`, the model is then as it was."""
-    weights, account = initial_weights(source, model.config)
+    weights, account = initial_weights(source, model.config, sha256)
     model.load_state_dict({**model.state_dict(), **weights})
     return account
 
 
-def initial_weights(source: str, config: ModelConfig) -> tuple[dict[str, Tensor], Account]:
-    """Weights by name from `hub:OWNER/NAME`, a Hugging Face folder or an original .pth, and what became of each.
+def initial_weights(
+    source: str, config: ModelConfig | MobileNetConfig, sha256: str = ""
+) -> tuple[dict[str, Tensor], Account]:
+    """Weights by name from `hub:OWNER/NAME`, a Hugging Face folder or an original file, and what became of each.
 
-    Or of the stem alone from `yamnet`. CheckpointError, in one line, names the file and what is missing, left over, or
-    of another shape.
+    CheckpointError, in one line, names the file and what is missing, left over, of another shape, or that it is not the
+    file of the hash that the recipe states.
     """
-    if source == YAMNET:
-        # the recipe has been held against it: Recipe
-        stem = {f"stem.{name}": tensor for name, tensor in _tensors(YAMNET_FILE).items()}
-        return stem, Account(YAMNET_FILE, len(stem), "positions and blocks are new", ())
+    if isinstance(config, MobileNetConfig):
+        return _mobilenet_weights(source, sha256)
     file = checkpoint_file(source)
     folder = file.name == TENSORS_FILE
     read, sizes = (_read_folder if folder else _read_original)(file, config)
@@ -121,6 +121,38 @@ def initial_weights(source: str, config: ModelConfig) -> tuple[dict[str, Tensor]
     return weights, Account(file, len(read) - len(left), fitted, tuple(sorted(left)))
 
 
+def _mobilenet_weights(source: str, sha256: str) -> tuple[dict[str, Tensor], Account]:
+    file = Path(source)
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: no weights here; the recipe begins at EfficientAT's {file.name} (MIT licence, from the releases of "
+            "that project): give it with --init FILE"
+        )
+    if sha256 and file_digest(file) != sha256:
+        raise CheckpointError(
+            f"{file}: sha256 {file_digest(file)[:12]}…, the recipe states {sha256[:12]}…; download the file again, or "
+            "state its hash in the recipe (init_sha256)"
+        )
+    read = _state_dict(file)
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in AudioSetMobileNet().state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in read:
+            raise CheckpointError(f"{file}: {name} is missing; of another architecture, or damaged")
+        if read[name].shape != shape:
+            raise CheckpointError(
+                f"{file}: {name} is {tuple(read[name].shape)}, MobileNet's {tuple(shape)}; of another architecture"
+            )
+        if not read[name].isfinite().all():
+            raise CheckpointError(f"{file}: NaN or infinite weights in {name}; download it again")
+    for name in read:
+        if name not in wanted:
+            raise CheckpointError(f"{file}: {name} is left over, no part of this model; of another architecture")
+    used = {f"trunk.{name}": tensor for name, tensor in read.items() if name.startswith("features.")}
+    left = tuple(sorted(name for name in read if not name.startswith("features.")))
+    return used, Account(file, len(used), "as they are", left)
+
+
 def checkpoint_file(source: str) -> Path:
     """The file that `--init` means, downloaded where it is the hub's and not here yet; CheckpointError."""
     if source.startswith(HUB):
@@ -133,7 +165,7 @@ def checkpoint_file(source: str) -> Path:
         return path / TENSORS_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: no checkpoint here; --init takes {HUB}OWNER/NAME, a folder, a .pth file or {YAMNET}"
+            f"{path}: no checkpoint here; --init takes {HUB}OWNER/NAME, a folder or a .pth file"
         )
     return path
 
@@ -187,17 +219,23 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: damaged ({error}); download it again") from error
 
 
-def _read_original(file: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a .pth of the AST repository, and its sizes, as far as they tell, at the model's stride."""
+def _state_dict(file: Path) -> dict[str, Tensor]:
+    """What torch.save wrote of a model; tensors alone, no code is loaded."""
     try:
         read = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as tensors alone, and code is never loaded ({type(error).__name__}); --init takes "
-            "an original AST .pth or a Hugging Face folder"
+            "an original state dict or a Hugging Face folder"
         ) from error
     if not (isinstance(read, dict) and all(isinstance(value, Tensor) for value in read.values())):
-        raise CheckpointError(f"{file}: not a dictionary of tensors; --init takes the state dict of the original AST")
+        raise CheckpointError(f"{file}: not a dictionary of tensors; --init takes an original state dict")
+    return read
+
+
+def _read_original(file: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a .pth of the AST repository, and its sizes, as far as they tell, at the model's stride."""
+    read = _state_dict(file)
     patches, positions = (read.get(f"module.v.{key}") for key in ("patch_embed.proj.weight", "pos_embed"))
     if patches is None or positions is None or (patches.ndim, positions.ndim) != (4, 3):
         raise CheckpointError(f"{file}: no module.v.patch_embed.proj or module.v.pos_embed; not an original AST .pth")

@@ -5,8 +5,7 @@ ASTModel and holds both to the same numbers.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from device.labels import LABELS
 from device.signal import FRAMES
+from trainer.mobilenet import MobileNet, MobileNetConfig
 
 TOKENS_AT_ONCE = 6400  # six windows of AST base: with gradients 8 GiB, less than a training step of eight
 
@@ -26,22 +26,15 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     architecture: Literal["ast"] = "ast"
-    """The only family so far."""
+    """Beside it there is `mobilenet`, trainer/mobilenet.py."""
     frames: int = Field(default=FRAMES, ge=32)
     """Time frames of the input."""
     mels: int = Field(default=128, ge=8)
     """Mel bands of the input."""
-    stem: Literal["patch", "convolutional", "separable"] = "patch"
-    """How the spectrogram becomes tokens: AST's overlapping patches, strided convolutions, or MobileNet's."""
     patch: int = Field(default=16, ge=1)
-    """Side of a square patch (stem 'patch')."""
+    """Side of a square patch."""
     stride: int = Field(default=10, ge=1)
-    """Step between patches in both directions (stem 'patch')."""
-    stem_channels: tuple[int, ...] = ()
-    """Output channels of each 3x3 convolution but the last, which gives `dim` (stem 'convolutional'), or of each
-    layer before a 1x1 convolution to `dim` (stem 'separable')."""
-    stem_strides: tuple[tuple[int, int], ...] = ()
-    """Stride (mels, frames) of each of those 3x3 convolutions, the last one included."""
+    """Step between patches in both directions."""
     dim: int = Field(default=768, ge=8)
     """Width of a token."""
     depth: int = Field(default=12, ge=1)
@@ -61,13 +54,6 @@ class ModelConfig(BaseModel):
     def _sizes_fit(self) -> "ModelConfig":
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}")
-        if {bool(self.stem_channels), bool(self.stem_strides)} != {self.stem != "patch"}:
-            raise ValueError("stem_channels and stem_strides go with stem = 'convolutional' or 'separable' alone")
-        strides = len(self.stem_channels) + (self.stem == "convolutional")
-        if self.stem_channels and len(self.stem_strides) != strides:
-            raise ValueError(f"stem_strides needs {strides} pairs with {len(self.stem_channels)} stem_channels")
-        if any(size < 1 for sizes in (self.stem_channels, *self.stem_strides) for size in sizes):
-            raise ValueError("stem_channels and stem_strides must be 1 or more")
         if min(self.grid) < 1:
             raise ValueError(f"a patch of {self.patch} does not fit into {self.mels} mels x {self.frames} frames")
         return self
@@ -75,16 +61,16 @@ class ModelConfig(BaseModel):
     @property
     def grid(self) -> tuple[int, int]:
         """Token grid (mel rows, time columns); floors, a patch that would run over the edge is dropped."""
-        if self.stem == "patch":
-            return (self.mels - self.patch) // self.stride + 1, (self.frames - self.patch) // self.stride + 1
-        rows, columns = self.mels, self.frames
-        for mel_stride, frame_stride in self.stem_strides:
-            rows, columns = (rows - 1) // mel_stride + 1, (columns - 1) // frame_stride + 1
-        return rows, columns
+        return (self.mels - self.patch) // self.stride + 1, (self.frames - self.patch) // self.stride + 1
+
+    @property
+    def moments(self) -> int:
+        """The class logits are of the whole window."""
+        return 1
 
     @property
     def windows_at_once(self) -> int:
-        """How many windows are read in one pass: 64 of a hundred tokens, 6 of AST base's 948."""
+        """How many windows are read in one pass: 6 of AST base's 948 tokens."""
         rows, columns = self.grid
         return max(1, TOKENS_AT_ONCE // (rows * columns))
 
@@ -98,62 +84,6 @@ class PatchStem(nn.Module):
 
     def forward(self, spectrogram: Tensor) -> Tensor:
         return self.projection(spectrogram)  # type: ignore[no-any-return]
-
-
-class ConvolutionalStem(nn.Module):
-    """Strided 3x3 convolutions with batch norm and GELU (Xiao et al. 2021, "Early convolutions").
-
-    A pure patch transformer from scratch hardly learns on a few thousand cycles; this stem learns in the first epoch.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        channels = (1, *config.stem_channels, config.dim)
-        layers: list[nn.Module] = []
-        for inputs, outputs, stride in zip(channels[:-1], channels[1:], config.stem_strides, strict=True):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        return self.layers(spectrogram)  # type: ignore[no-any-return]
-
-
-class SeparableStem(nn.Module):
-    """MobileNet's layers (Howard et al. 2017, arXiv 1704.04861) and a 1x1 convolution from them to `dim`.
-
-    A 3x3 convolution, then pairs of a 3x3 convolution inside each channel and a 1x1 one across them, all with batch
-    norm and ReLU. Each mel band is scaled and shifted first, so that another front end's weights find what they know.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.band_scale = nn.Parameter(torch.ones(config.mels))
-        self.band_shift = nn.Parameter(torch.zeros(config.mels))
-        channels, strides = config.stem_channels, config.stem_strides
-        layers = [*self._normed(nn.Conv2d(1, channels[0], 3, strides[0], 1, bias=False))]
-        for (inputs, outputs), stride in zip(pairwise(channels), strides[1:], strict=True):
-            layers += self._normed(nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False))
-            layers += self._normed(nn.Conv2d(inputs, outputs, 1, bias=False))
-        self.layers = nn.Sequential(*layers)
-        self.projection = nn.Conv2d(channels[-1], config.dim, 1)
-
-    @staticmethod
-    def _normed(convolution: nn.Conv2d) -> tuple[nn.Module, ...]:
-        return convolution, nn.BatchNorm2d(convolution.out_channels, eps=1e-3), nn.ReLU(inplace=True)
-
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        return self.projection(self.layers(self.banded(spectrogram)))  # type: ignore[no-any-return]
-
-    def banded(self, spectrogram: Tensor) -> Tensor:
-        """(batch, 1, mels, frames) with every band at its own scale."""
-        return spectrogram * self.band_scale.unsqueeze(-1) + self.band_shift.unsqueeze(-1)
-
-
-STEMS: Final[dict[str, type[PatchStem | ConvolutionalStem | SeparableStem]]] = {
-    "patch": PatchStem,
-    "convolutional": ConvolutionalStem,
-    "separable": SeparableStem,
-}
 
 
 def recomputed(block: nn.Module, states: Tensor) -> Tensor:
@@ -209,14 +139,14 @@ class Block(nn.Module):
 
 
 class AST(nn.Module):
-    """Normalised log-mel windows (batch, frames, mels) to logits (batch, classes)."""
+    """Normalised log-mel windows (batch, frames, mels) to logits (batch, 1, classes): one moment, the whole window."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = False  # a block's activations are computed again in the backward pass instead of kept
         rows, columns = config.grid
-        self.stem = STEMS[config.stem](config)
+        self.stem = PatchStem(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.positions = nn.Parameter(torch.zeros(1, 2 + rows * columns, config.dim))
@@ -249,7 +179,7 @@ class AST(nn.Module):
         return self.norm(states)  # type: ignore[no-any-return]
 
     def forward(self, windows: Tensor) -> Tensor:
-        return self.classified(self.tokens(windows))
+        return self.classified(self.tokens(windows)).unsqueeze(1)
 
     def attended(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (batch, classes), and the blocks' attention weights (batch, heads, tokens, tokens) behind them."""
@@ -261,16 +191,20 @@ class AST(nn.Module):
         pooled = states[:, 2:].mean(dim=1) if self.config.pooling == "mean" else states[:, :2].mean(dim=1)
         return self.head(self.dropout(pooled))  # type: ignore[no-any-return]
 
-    def columns(self, states: Tensor) -> Tensor:
-        """What `tokens` returns as one vector a time column: (batch, columns, dim), the mean over the mel rows."""
-        grid = states[:, 2:].reshape(len(states), *self.config.grid, self.config.dim)
-        return grid.mean(dim=1)
+
+Network = AST | MobileNet
+"""One network: windows (batch, frames, mels) to class logits of every moment (batch, moments, classes)."""
+
+
+def network(config: ModelConfig | MobileNetConfig) -> Network:
+    """A network of these sizes, with random weights."""
+    return MobileNet(config) if isinstance(config, MobileNetConfig) else AST(config)
 
 
 class Ensemble(nn.Module):
-    """Models of one run, of its folds or of all patients; logits (batch, classes) are the mean of theirs."""
+    """Models of one run, of its folds or of all patients; logits (batch, moments, classes) are the mean of theirs."""
 
-    def __init__(self, members: Sequence[AST]) -> None:
+    def __init__(self, members: Sequence[Network]) -> None:
         super().__init__()
         self.config = members[0].config
         self.members = nn.ModuleList(members)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,15 +13,18 @@ from device.labels import LABELS
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from trainer.machine import Precision
+from trainer.mobilenet import MobileNetConfig
 from trainer.model import ModelConfig
 from trainer.sampler import Balance
 from trainer.splits import HoldOut
-from trainer.yamnet import YAMNET, misfit
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+NETWORKS: Final[dict[str, type[BaseModel]]] = {"ast": ModelConfig, "mobilenet": MobileNetConfig}
 
 
 class RecipeError(RespSAMError):
@@ -59,8 +62,8 @@ class OptimizerRecipe(_Section):
     """Exponential moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
     clip_norm: float = Field(default=0.0, ge=0.0)
     """Largest gradient norm; 0 does not clip."""
-    frame_loss: float = Field(default=0.0, ge=0.0)
-    """Weight of a second loss in training, on when in the crop it is heard; 0 learns from whole crops alone."""
+    cycle_loss: float = Field(default=0.0, ge=0.0)
+    """Weight of the loss on each annotated cycle inside a crop, for a model with moments; 0 learns from whole crops."""
 
 
 class DataRecipe(_Section):
@@ -69,13 +72,15 @@ class DataRecipe(_Section):
     crops: Literal["random", "events"]
     """'random': a crop of random length around the event; 'events': the annotated span."""
     crop_seconds: tuple[float, float] = (1.5, 4.0)
-    """Shortest and longest random crop."""
-    crop_lengths: Literal["uniform", "log-uniform"] = "uniform"
-    """How they are drawn between: 'log-uniform' draws as many from 0.5 to 1 s as from 2 to 4 s."""
+    """Shortest and longest random crop; as many from 0.5 to 1 s as from 2 to 4 s."""
+    whole_windows: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the random crops that take the whole window's length: a cycle in the sound around it."""
     anywhere: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the normal draws from wholly normal recordings that are cut anywhere in the recording."""
     balance: Balance = "class"
     """Weighted random sampling: by class, by normal against abnormal, or none."""
+    corpora: dict[str, float] = {}
+    """Share of the draws by corpus, each with its own balance; empty draws from all as from one."""
     patient_balance: float = Field(default=0.0, ge=0.0, le=1.0)
     """Inside a balanced group: 0 draws every cycle alike, 1 every patient, however many cycles each has."""
     draws: int = Field(default=0, ge=0)
@@ -130,6 +135,14 @@ class AugmentationRecipe(_Section):
     """Largest change of the level up or down, after levelling, which would undo it before."""
     equalise_db: float = Field(default=0.0, ge=0.0)
     """Standard deviation of a smooth random frequency response: another stethoscope."""
+    lowpass_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the crops that end at a frequency between those of `lowpass_hz`: a stethoscope of 4 kHz ends at 2."""
+    lowpass_hz: tuple[float, float] = (800.0, 4000.0)
+    """Lowest and highest corner, drawn log-uniformly."""
+    highpass_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the crops that begin at a frequency between those of `highpass_hz`."""
+    highpass_hz: tuple[float, float] = (50.0, 250.0)
+    """Lowest and highest corner, drawn log-uniformly."""
     noise_snr_db: tuple[float, float] = (20.0, 40.0)
     """Range of the signal-to-noise ratio of added pink-to-white noise."""
     noise_share: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -152,9 +165,10 @@ class Recipe(_Section):
     """One training recipe; mean and std of the front end are measured by `fit`, unless a mean is stated."""
 
     init: str = ""
-    """Where the weights begin: hub:OWNER/NAME, a Hugging Face folder, an original .pth, or 'yamnet' (a separable stem's
-    only); empty begins at random."""
-    model: ModelConfig
+    """Where the weights begin: hub:OWNER/NAME, a Hugging Face folder, an original .pth or .pt; empty begins at random."""
+    init_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """Of that file, where the recipe is meant for one alone."""
+    model: ModelConfig | MobileNetConfig = Field(discriminator="architecture")
     front_end: FrontEnd
     optimizer: OptimizerRecipe
     data: DataRecipe
@@ -171,7 +185,7 @@ class Recipe(_Section):
         ):
             for size in ("frames", "mels"):
                 stated = values["front_end"].get(size, getattr(FrontEnd(), size))
-                values = {**values, "model": {size: stated, **values["model"]}}
+                values = {**values, "model": {"architecture": "ast", size: stated, **values["model"]}}
                 if values["model"][size] != stated:
                     raise ValueError(f"model.{size} {values['model'][size]} is not front_end.{size} {stated}")
         return values
@@ -183,8 +197,6 @@ class Recipe(_Section):
         masks, window = self.augmentation, self.front_end
         if masks.time_mask_frames > window.frames or masks.mel_mask_bands > window.mels:
             raise ValueError(f"augmentation masks more than the window of {window.frames} frames x {window.mels} mels")
-        if self.init == YAMNET and (reason := misfit(window, self.model)):
-            raise ValueError(f"init 'yamnet' does not fit this recipe: {reason}")
         return self
 
 
@@ -229,11 +241,13 @@ def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
 def _first_problem(error: ValidationError) -> str:
     # a misspelt key is also a missing one
     problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"])
+    # pydantic puts the architecture between `model` and its field
+    place = [part for part in problem["loc"] if part not in NETWORKS]
+    key = ".".join(str(part) for part in place)
     if problem["type"] != "extra_forbidden":
         return ": ".join(filter(None, [key, problem["msg"].removeprefix("Value error, ")]))
     section: Any = Recipe
     for part in problem["loc"][:-1]:
-        section = section.model_fields[part].annotation
-    near = difflib.get_close_matches(str(problem["loc"][-1]), section.model_fields, n=1, cutoff=0.0)
+        section = NETWORKS[str(part)] if part in NETWORKS else section.model_fields[part].annotation
+    near = difflib.get_close_matches(str(place[-1]), section.model_fields, n=1, cutoff=0.0)
     return f"unknown key {key}; the nearest valid one is {near[0]}"
