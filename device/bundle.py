@@ -4,6 +4,8 @@ A folder, or its zip with the suffix `.respsam`. Nothing in it is used before th
 """
 
 import hashlib
+import json
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from device.labels import LABELS, Label
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 ARCHIVE_SUFFIX = ".respsam"
 DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
@@ -76,9 +78,7 @@ class Segmentation(_Part):
     method: Literal["breath", "windows"] = "breath"
     """'breath' finds breaths and falls back to windows between them; 'windows' cuts nothing else."""
     window_seconds: float = Field(default=2.5, gt=0.0, le=8.0)
-    """Length of a fallback window."""
-    hop_seconds: float = Field(default=1.25, gt=0.0)
-    """From the start of one fallback window to the next."""
+    """Length of a fallback window; windows do not overlap each other, so each is sound of its own."""
     shortest_seconds: float = Field(default=0.6, gt=0.0)
     """A breath sounds for at least this long."""
     longest_seconds: float = Field(default=6.0, gt=0.0, le=8.0)
@@ -86,35 +86,51 @@ class Segmentation(_Part):
     pause_seconds: float = Field(default=0.3, ge=0.0, le=2.0)
     """So much of the silence after a breath belongs to it, unless the next one begins sooner."""
     context_seconds: float = Field(default=0.0, ge=0.0, le=8.0)
-    """A cycle shorter than this is judged together with the sound around it, as far as that was heard in time."""
+    """A cycle shorter than this is judged in so much of the sound around it, as far as that was received in time."""
 
 
 class SiteRule(_Part):
-    """When a site is flagged: at least `k` of any `n` gradable cycles in a row reach `threshold`, alone or together."""
+    """When a site is flagged: by the gradable cycles of its first stretch, which has a stated number of them."""
 
-    pooling: Literal["kth", "mean"] = "kth"
-    """'kth': `k` of them reach it each by itself; 'mean': the mean log-odds of `k` or more in a row reach it."""
-    k: int = Field(ge=1)
-    """Cycles that must reach the threshold, or the fewest whose mean speaks."""
-    n: int = Field(default=8, ge=1)
-    """In so many in a row; without it, whoever listens longer would flag more, sick or not."""
+    pooling: Literal["share", "mean"]
+    """'share': so many of the cycles reach `threshold` each by itself; 'mean': their mean log-odds reach it."""
     threshold: float = Field(ge=0.0, le=1.0)
     """On a calibrated probability."""
+    share: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Of the stretch's gradable cycles, rounded up; only for the pooling 'share'."""
+    stretch_cycles: int = Field(ge=1)
+    """Gradable cycles of a stretch: its verdict is then complete and does not change."""
     least_cycles: int = Field(ge=1)
-    """Fewer gradable cycles than this are 'not enough' to say that nothing is flagged."""
+    """A session that ends with fewer gradable cycles than this is 'not enough'."""
+
+    def needed(self, cycles: int) -> int:
+        """How many of so many gradable cycles must reach the threshold by the pooling 'share'."""
+        return max(1, math.ceil(self.share * cycles - 1e-9))
 
     @property
     def in_words(self) -> str:
         """`A site is flagged when` this."""
-        if self.pooling == "kth":
-            return f"{self.k} of any {self.n} gradable cycles in a row reach {self.threshold:.3f}"
-        return f"{self.k} to {self.n} gradable cycles in a row reach {self.threshold:.3f} together (mean log-odds)"
+        if self.pooling == "share":
+            needed = self.needed(self.stretch_cycles)
+            return f"{needed} of its first {self.stretch_cycles} gradable cycles reach {self.threshold:.3f}"
+        return f"its first {self.stretch_cycles} gradable cycles reach {self.threshold:.3f} together (mean log-odds)"
 
     @model_validator(mode="after")
-    def _k_of_n(self) -> "SiteRule":
-        if self.k > self.n:
-            raise ValueError(f"{self.k} of {self.n} cycles in a row is impossible")
+    def _within_a_stretch(self) -> "SiteRule":
+        if self.least_cycles > self.stretch_cycles:
+            raise ValueError(f"least_cycles {self.least_cycles} is more than stretch_cycles {self.stretch_cycles}")
         return self
+
+
+class Calibration(_Part):
+    """Within what bounds healthy people, heard through another stethoscope, may raise the site's threshold."""
+
+    healthy_flagged: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of healthy people that may be flagged."""
+    largest_shift: float = Field(ge=0.0)
+    """Log-odds by which the threshold may rise at most; known from validation to keep the sensitivity."""
+    sensitivity_floor: float = Field(ge=0.0, le=1.0)
+    """The sensitivity that the largest shift still reached on held-out patients."""
 
 
 class Population(_Part):
@@ -146,9 +162,9 @@ class SelfTest(_Part):
 
 
 class Manifest(_Part):
-    """Everything about a bundle but the weights; schema version 1."""
+    """Everything about a bundle but the weights; schema version 2."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     """Raised when a reader of the old one would go wrong."""
     name: str
     """What people call this model."""
@@ -166,6 +182,8 @@ class Manifest(_Part):
     """From cycles to a site's verdict."""
     site_threshold: ThresholdChoice | None = None
     """Where the site rule's threshold came from; null where no whole recordings were annotated."""
+    calibration: Calibration | None = None
+    """How far healthy people may raise the site's threshold; null where nobody measured what that costs."""
     segmentation: Segmentation
     """From the stream to cycles."""
     population: Population
@@ -232,6 +250,7 @@ def open_bundle(path: Path) -> Bundle:
     try:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
+        _refuse_other_schema(path, raw)
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"]) or "manifest"
         raise BundleError(
@@ -247,6 +266,20 @@ def open_bundle(path: Path) -> Bundle:
                 "changed or damaged, copy or build the bundle again"
             )
     return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def _refuse_other_schema(path: Path, manifest: bytes) -> None:
+    """BundleError when a manifest states another schema than this version reads."""
+    try:
+        stated = json.loads(manifest).get("schema_version", SCHEMA)
+    except (ValueError, AttributeError):
+        return
+    if stated == SCHEMA:
+        return
+    remedy = "build it again with 'respsam-export build RUN --out BUNDLE'"
+    if isinstance(stated, int) and stated > SCHEMA:
+        remedy = f"update this program, or {remedy}"
+    raise BundleError(f"{path}: a bundle of schema {stated}, this version reads schema {SCHEMA}; {remedy}")
 
 
 def pack(folder: Path, archive: Path) -> None:

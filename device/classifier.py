@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, ModelFile, open_bundle
-from device.decision import Judgement, abnormal_probability, judge
+from device.decision import Judgement, Span, abnormal_probability, judge, pool
 from device.labels import LABELS
-from device.signal import FloatArray, windows
+from device.signal import WINDOW_SAMPLES, FloatArray, SignalError, windows
 from firmware_config.settings import BundleSettings
 
 CPU: Final = "CPUExecutionProvider"
@@ -27,7 +28,7 @@ class Engine(Protocol):
     """What runs a model."""
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, 4) of model inputs (batch, frames, mels)."""
+        """Logits (batch, moments, 4) of model inputs (batch, frames, mels)."""
         ...
 
 
@@ -97,10 +98,10 @@ class Classifier:
             raise BundleError(f"{self.bundle.path}: {self.file.path} does not load: {reason}") from error
         inputs, outputs = session.get_inputs(), session.get_outputs()
         expected = [self.bundle.manifest.front_end.frames, self.bundle.manifest.front_end.mels]
-        if len(inputs) != 1 or inputs[0].shape[1:] != expected or outputs[0].shape[1:] != [len(LABELS)]:
+        if len(inputs) != 1 or inputs[0].shape[1:] != expected or not _gives_moments(outputs[0].shape):
             raise BundleError(
                 f"{self.bundle.path}: {self.file.path} takes {inputs[0].shape} and gives {outputs[0].shape}; the "
-                f"manifest says (batch, {expected[0]}, {expected[1]}) and (batch, {len(LABELS)})"
+                f"manifest says (batch, {expected[0]}, {expected[1]}) and (batch, moments, {len(LABELS)})"
             )
         return session
 
@@ -110,17 +111,31 @@ class Classifier:
         return f"fallback engine, {PROVIDERS[self.session.get_providers()[0]]}: {self.missing}" if self.missing else ""
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, 4) of model inputs (batch, frames, mels)."""
+        """Logits (batch, moments, 4) of model inputs (batch, frames, mels)."""
         if self.engine is not None:
             return self.engine.logits(inputs)
         session = self.session
         return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0], dtype=np.float32)
 
-    def judge(self, samples: FloatArray) -> Judgement:
-        """One cycle (n,) at 16 kHz; the windows of a long one run one by one, as batching changes the last bits."""
+    def pooled(self, inputs: FloatArray) -> npt.NDArray[np.float64]:
+        """Logits (batch, 4) over all moments of model inputs (batch, frames, mels)."""
+        return pool(self.logits(inputs))
+
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
+        """One cycle: all of the samples (n,) at 16 kHz, or the part `span` of at most 8 s of them.
+
+        The windows of a long one run one by one, as batching changes the last bits.
+        """
+        if span is not None and not 0 <= span[0] < span[1] <= samples.size <= WINDOW_SAMPLES:
+            raise SignalError(f"the cycle {span} does not lie in a window of {samples.size} samples, at most 8 s")
         inputs = windows(samples, self.bundle.manifest.front_end)
         logits = np.concatenate([self.logits(inputs[i : i + 1]) for i in range(len(inputs))])
-        return judge(logits, self.file.temperature, self.threshold)
+        return judge(logits, self.file.temperature, self.threshold, span)
+
+
+def _gives_moments(shape: Sequence[Any]) -> bool:
+    """Whether a model's output is (batch, moments, classes) with a stated number of moments."""
+    return len(shape) == 3 and isinstance(shape[1], int) and shape[1] >= 1 and shape[2] == len(LABELS)
 
 
 def open_classifier(settings: BundleSettings) -> Classifier:
@@ -168,7 +183,7 @@ def self_test(classifier: Classifier) -> float:
     front_end = classifier.bundle.manifest.front_end
     worst = 0.0
     for seed, label, wanted in zip(expected.seeds, expected.labels, expected.expected_probability, strict=True):
-        logits = classifier.logits(windows(breath(seed, label), front_end))
+        logits = classifier.pooled(windows(breath(seed, label), front_end))
         found = float(abnormal_probability(logits, classifier.file.temperature).max())
         worst = float(np.maximum(worst, abs(found - wanted)))  # max() would pass over NaN
     if not worst <= expected.tolerance:

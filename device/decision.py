@@ -1,18 +1,22 @@
-"""From calibrated probabilities to verdicts: one cycle, one site. A flag is never delayed or withdrawn."""
+"""From logits to verdicts: one cycle, one site. A cycle's flag and a complete verdict are never withdrawn."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit
 
 from device.bundle import BundleError, SiteRule
 from device.labels import LABELS, NORMAL, Label
+from device.signal import FRAME_SAMPLES, WINDOW_SAMPLES
 
 Verdict = Literal["flagged", "nothing flagged", "not enough", "poor quality"]
 SUREST = 0.01  # no single cycle outweighs all others in a mean of log-odds
+Span = tuple[int, int]
+"""First sample of a cycle and one past its last, counted in the samples handed to the model."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +56,42 @@ def leading_class(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
     return result
 
 
-def judge(logits: npt.NDArray[np.floating], temperature: float, threshold: float) -> Judgement:
-    """Verdict of one cycle from the logits of its windows (count, classes): the worst window speaks.
+def pool(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Logits (..., classes) of moments' (..., moments, classes): log of the mean odds against normal, normal at 0."""
+    against_normal = logits.astype(np.float64) - logits[..., NORMAL : NORMAL + 1].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaN stays NaN: whoever judges says so in words
+        result: npt.NDArray[np.float64] = np.logaddexp.reduce(against_normal, axis=-2) - np.log(logits.shape[-2])
+    return result
 
-    BundleError when one of them is not a number: it would be below every threshold, and so look like health.
+
+def moments_of(span: Span, moments: int) -> slice:
+    """The moments of a window whose centre lies in a span; where there is none, the one nearest to its middle."""
+    centres = np.arange(moments) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
+    first, last = (int(place) for place in np.searchsorted(centres, span))
+    if first == last:
+        first = int(np.abs(centres - sum(span) / 2).argmin())
+        last = first + 1
+    return slice(first, last)
+
+
+def judge(
+    logits: npt.NDArray[np.floating], temperature: float, threshold: float, span: Span | None = None
+) -> Judgement:
+    """Verdict of one cycle from the logits of its windows (count, moments, classes): the worst window speaks.
+
+    `span` is where the cycle lies in its window, None where it is all of it. BundleError when a logit is not a number:
+    it would be below every threshold, and so look like health.
     """
-    probability = abnormal_probability(logits, temperature)
-    if not np.isfinite(probability).all():
+    if not np.isfinite(logits).all():
         raise BundleError(
             "the model answers NaN: this machine computes something else than its maker did; do not use it, run "
             "'respsam-device doctor'"
         )
+    heard = pool(logits if span is None else logits[:, moments_of(span, logits.shape[1])])
+    probability = abnormal_probability(heard, temperature)
     worst = int(probability.argmax())
     return Judgement(
-        float(probability[worst]), bool(probability[worst] >= threshold), LABELS[int(leading_class(logits)[worst])]
+        float(probability[worst]), bool(probability[worst] >= threshold), LABELS[int(leading_class(heard)[worst])]
     )
 
 
@@ -74,16 +100,18 @@ def sounds(labels: Sequence[Label]) -> list[str]:
     return sorted({sound for label in labels for sound in (("crackle", "wheeze") if label == "both" else (label,))})
 
 
-def pooled(probability: npt.NDArray[np.float64], rule: SiteRule) -> float:
-    """One probability of k or more cycles' (count,): the k-th highest, or that of their mean log-odds."""
-    if rule.pooling == "kth":
-        return float(np.sort(probability)[-rule.k])
-    bounded = np.clip(probability, SUREST, 1.0 - SUREST)
-    return float(1.0 / (1.0 + np.exp(-np.log(bounded / (1.0 - bounded)).mean())))
+def statistic(probability: npt.NDArray[np.float64], rule: SiteRule) -> float:
+    """One probability of a stretch's cycles (count,), at least one: what meets the rule's threshold."""
+    if rule.pooling == "share":
+        return float(np.sort(probability)[-rule.needed(probability.size)])
+    return float(expit(logit(np.clip(probability, SUREST, 1.0 - SUREST)).mean()))
 
 
 class SiteDecision:
-    """Running verdict of one auscultation site by the bundle's rule over its gradable cycles, in bounded memory."""
+    """Running verdict of one auscultation site by the bundle's rule over its gradable cycles, in bounded memory.
+
+    The first stretch decides; every later one is only counted. Call `end` when no more cycles come.
+    """
 
     def __init__(self, rule: SiteRule) -> None:
         self.rule = rule
@@ -92,60 +120,102 @@ class SiteDecision:
         self.abnormal = 0
         """Of these, at the cycle's own threshold."""
         self.named: Counter[Label] = Counter()
-        """Leading classes of the cycles that reach the rule's threshold."""
+        """Leading classes of the first stretch's cycles that reach the rule's threshold."""
         self.ungradable: Counter[str] = Counter()
         """Why the others were not graded."""
         self.failure = ""
         """Why the model could not judge to the end, in words; nothing is ruled out then."""
-        self.probability: float | None = None
-        """The rule's pooled probability over those n cycles in a row where it is highest: what meets the threshold.
-
-        None before k cycles. More cycles never lower it, so a flag is never withdrawn.
-        """
-        self._latest: deque[float] = deque(maxlen=rule.n)
+        self.stretches = 0
+        """Complete ones."""
+        self.stretches_flagged = 0
+        """Of these."""
+        self.ended = False
+        """No more cycles come: the first stretch is judged on what it has."""
+        self._first: tuple[float, ...] = ()
+        self._running: tuple[float, ...] = ()
 
     def add(self, judgement: Judgement) -> None:
         """One more gradable cycle."""
         self.graded += 1
         self.abnormal += judgement.abnormal
-        if judgement.probability >= self.rule.threshold:
-            self.named[judgement.leading] += 1
-        self._latest.append(judgement.probability)
-        if len(self._latest) >= self.rule.k:
-            self.probability = max(self.probability or 0.0, pooled(np.array(self._latest), self.rule))
+        self._running = (*self._running, judgement.probability)
+        if self.stretches == 0:
+            self._first = self._running
+            if judgement.probability >= self.rule.threshold:
+                self.named[judgement.leading] += 1
+        if len(self._running) == self.rule.stretch_cycles:
+            self.stretches += 1
+            self.stretches_flagged += self._reached(self._running)
+            self._running = ()
 
     def refuse(self, reason: str) -> None:
         """One more cycle that is not gradable."""
         self.ungradable[reason] += 1
 
+    def end(self) -> None:
+        """No more cycles come."""
+        self.ended = True
+
+    @property
+    def breaths_wanted(self) -> int:
+        """Gradable cycles that complete the running stretch."""
+        return self.rule.stretch_cycles - len(self._running)
+
+    @property
+    def probability(self) -> float | None:
+        """The first stretch's statistic so far; None before the rule's least number of cycles."""
+        first = self._first
+        return statistic(np.array(first), self.rule) if len(first) >= self.rule.least_cycles else None
+
     @property
     def verdict(self) -> Verdict:
-        """`flagged` outranks everything."""
-        if self.probability is not None and self.probability >= self.rule.threshold:
+        """`flagged` outranks everything, and is said as soon as no further cycle can change it."""
+        first = self._first
+        complete = self.stretches > 0 or self.ended
+        enough = len(first) >= self.rule.least_cycles
+        if enough and self._reached(first if complete else (*first, *[0.0] * self.breaths_wanted)):
             return "flagged"
         if self.failure:
             return "not enough"
-        if self.graded >= self.rule.least_cycles:
-            return "nothing flagged"
-        # all or most of what was heard could not be graded: the remedy is another recording, not a longer one
+        if enough:
+            return "nothing flagged" if complete else "not enough"
+        # all or most of the sound could not be graded: the remedy is another recording, not a longer one
         return "poor quality" if self.ungradable.total() > self.graded else "not enough"
 
     @property
     def reasons(self) -> list[str]:
-        """What was heard, or why there is no verdict, in words."""
+        """Why the verdict is what it is, in one sentence each; why cycles were not graded, where that matters."""
         verdict = self.verdict
         if verdict == "flagged":
-            named = " and ".join(sounds(list(self.named)))
-            alone = f"{self.abnormal} of {self.graded} cycles flagged" if self.abnormal else "only cycles together"
-            return [f"{named}, {alone}"]
+            return [f"{' and '.join(sounds(list(self.named)))}: {self._evidence}"]
         # a copy first: the live page reads this from another thread while cycles come in
-        listed = [f"{reason} ({count} cycles)" for reason, count in list(self.ungradable.items())]
-        if verdict == "nothing flagged" and self.abnormal:
-            together = "together" if self.rule.pooling == "mean" else f"{self.rule.k} of {self.rule.n}"
-            needed = f"{together} at probability {self.rule.threshold:.2f}"
-            listed.insert(0, f"{self.abnormal} of {self.graded} cycles abnormal, not enough for the site ({needed})")
+        listed = [f"{reason} ({_counted(count, 'cycle')})" for reason, count in list(self.ungradable.items())]
         if self.failure:
-            listed.insert(0, self.failure)
-        elif verdict == "not enough":
-            listed.insert(0, f"{self.graded} gradable cycles, {self.rule.least_cycles} are needed; listen longer")
-        return listed
+            return [self.failure, *listed]
+        if verdict == "nothing flagged":
+            return [self._evidence, *listed]
+        if self.ended and verdict == "not enough":
+            few = f"{_counted(self.graded, 'good breath')}, {self.rule.least_cycles} are needed; listen longer"
+            return [few, *listed]
+        return listed if self.ended else [f"{_counted(self.breaths_wanted, 'more good breath')}", *listed]
+
+    def _reached(self, probabilities: tuple[float, ...]) -> bool:
+        return statistic(np.array(probabilities), self.rule) >= self.rule.threshold
+
+    @property
+    def _evidence(self) -> str:
+        """`3 of 6 breaths reach 0.46, a site is flagged from 2 on`, `6 breaths together 0.71, flagged from 0.55`."""
+        first, rule = self._first, self.rule
+        if rule.pooling == "mean":
+            together = statistic(np.array(first), rule)
+            return f"{_counted(len(first), 'breath')} together {together:.2f}, flagged from {rule.threshold:.2f}"
+        reached = sum(probability >= rule.threshold for probability in first)
+        reach = "reaches" if reached == 1 else "reach"
+        return (
+            f"{reached} of {_counted(len(first), 'breath')} {reach} {rule.threshold:.2f}, a site is flagged from "
+            f"{rule.needed(len(first))} on"
+        )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from device.bundle import Segmentation, SiteRule
-from device.decision import Judgement, SiteDecision, Verdict
+from device.decision import Judgement, SiteDecision, Span, Verdict
 from device.quality import SILENCE_DBFS, Quality, judge, level_dbfs
 from device.segmenter import Segment, Segmenter
 from device.signal import SAMPLE_RATE, FloatArray, quantise
@@ -40,7 +40,7 @@ class Judge(Protocol):
     @property
     def site_rule(self) -> SiteRule: ...
 
-    def judge(self, samples: FloatArray) -> Judgement: ...
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement: ...
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,7 @@ class Auscultation:
             if self.decision.failure:
                 while self._waiting:
                     yield self._drop("the model failed")
+                self.decision.end()
                 yield self.timeline.entry("end", self.decision.failure)
             raise
 
@@ -252,6 +253,7 @@ class Auscultation:
                 yield self._drop("the session was stopped before the model came to it")
             else:
                 yield self._judge(self._waiting.popleft())
+        self.decision.end()
         yield self.timeline.entry("end", note)
 
     def _unaccounted(self, segment: Segment) -> int:
@@ -275,7 +277,7 @@ class Auscultation:
         if quality.gradable:
             began = time.perf_counter()
             try:
-                judgement = self.model.judge(segment.judged)
+                judgement = self.model.judge(segment.judged, segment.span)
             except RespSAMError as error:
                 self.decision.failure = str(error)
                 raise

@@ -17,6 +17,7 @@ from scipy.signal import correlate
 from scipy.special import expit
 
 from device.bundle import Segmentation
+from device.decision import Span
 from device.signal import SAMPLE_RATE, FloatArray, exact_div
 
 Float64Array = npt.NDArray[np.float64]
@@ -72,6 +73,14 @@ class Segment:
     """From breath to breath in the rhythm of the last 12 s; 0 where there was none."""
     context: FloatArray | None = None
     """(m,) the samples with the sound around them; None where they are long enough by themselves."""
+    context_start: int = 0
+    """Sample number of the context's first sample."""
+
+    @property
+    def span(self) -> Span | None:
+        """Where the cycle lies in what is judged; None where it is all of it."""
+        begins = self.start - self.context_start
+        return None if self.context is None else (begins, begins + self.samples.size)
 
     @property
     def judged(self) -> FloatArray:
@@ -183,7 +192,7 @@ class Segmenter:
         self._heard_end = position  # sample number up to which a context may reach
         self._cursor = position  # sample number from which the next segment may begin
         self._pending = np.empty(0, np.float32)  # not yet a whole step
-        self._origin = self._judged = position  # sample numbers: of the first sample, and up to which all is judged
+        self._origin = position  # sample number of the first sample
         self._step = -DELAY_STEPS - 2  # the one to decide on; one before the detector's, as a peak shows afterwards
         self._detector = Detector(self._weights or shipped_weights())
         self._activity = deque([0.0, 0.0], RHYTHM_STEPS)
@@ -209,7 +218,7 @@ class Segmenter:
         self._heard_end = end = self._cursor + self._audio.size
         latest = end if self._ended is None else min(end, self._sample(self._ended) + self._pause_samples)
         segments = [*self._close(latest), *self._windows(end)]
-        if end - self._judged >= LEAST_TAIL_SECONDS * SAMPLE_RATE:
+        if end - self._cursor >= LEAST_TAIL_SECONDS * SAMPLE_RATE:
             segments += self._rest(end, self.settings.shortest_seconds)
         return segments
 
@@ -264,7 +273,7 @@ class Segmenter:
             return []
         end = min(end, start + round(longest))
         segments = self._windows(start)
-        if start - self._judged >= LEAST_GAP_SECONDS * SAMPLE_RATE:
+        if start - self._cursor >= LEAST_GAP_SECONDS * SAMPLE_RATE:
             segments += self._rest(start, LEAST_GAP_SECONDS)
         return [*segments, self._emit(start, end, "breath", self._phase(start, start + sounding))]
 
@@ -297,11 +306,11 @@ class Segmenter:
         return round(self.settings.context_seconds * SAMPLE_RATE)
 
     def _windows(self, limit: int) -> list[Segment]:
-        """As many overlapping windows as fit before sample `limit`."""
-        length, hop = (round(x * SAMPLE_RATE) for x in (self.settings.window_seconds, self.settings.hop_seconds))
+        """As many windows as fit before sample `limit`, one after the other."""
+        length = round(self.settings.window_seconds * SAMPLE_RATE)
         segments = []
         while self._cursor + length <= limit:
-            segments.append(self._emit(self._cursor, self._cursor + length, "window", advance=hop))
+            segments.append(self._emit(self._cursor, self._cursor + length, "window"))
         return segments
 
     def _rest(self, end: int, least_seconds: float) -> list[Segment]:
@@ -315,29 +324,31 @@ class Segmenter:
         end: int,
         kind: Literal["breath", "window"],
         phase: int | None = None,
-        advance: int | None = None,
     ) -> Segment:
-        """Samples `start` to `end`; the next segment begins `advance` after the start, or at the end."""
-        samples = self._audio[start - self._cursor : end - self._cursor]
-        context = self._context(start, end)
+        """Samples `start` to `end`; the next segment begins there or later."""
+        samples = self._audio[start - self._cursor : end - self._cursor].copy()
+        context, context_start = self._context(start, end)
         period, confidence = rhythm(np.array(self._activity))
-        following = end if advance is None else start + advance
-        past = np.concatenate([self._past, self._audio[: following - self._cursor]])
-        self._past = past[max(0, past.size - self._context_samples) :]
-        self._audio = self._audio[following - self._cursor :]
-        self._cursor, self._judged = following, end
-        return Segment(start, samples, kind, confidence, phase, *self._standing_out(start, end), period, context)
+        past = np.concatenate([self._past, self._audio[: end - self._cursor]])
+        self._past = past[max(0, past.size - self._context_samples) :].copy()  # a view would keep all of it
+        self._audio = self._audio[end - self._cursor :].copy()
+        self._cursor = end
+        clarity, snr_db = self._standing_out(start, end)
+        return Segment(start, samples, kind, confidence, phase, clarity, snr_db, period, context, context_start)
 
-    def _context(self, start: int, end: int) -> FloatArray | None:
-        """`context_seconds` around the middle of samples `start` to `end`, shifted to where there was sound in time."""
+    def _context(self, start: int, end: int) -> tuple[FloatArray | None, int]:
+        """`context_seconds` around the middle of samples `start` to `end`, shifted to where there was sound in time.
+
+        And the sample number where they begin.
+        """
         length = self._context_samples
         if length <= end - start:
-            return None
+            return None, start
         oldest = self._cursor - self._past.size
         first = min((start + end - length) // 2, self._heard_end - length)
         first = max(first, oldest)
         last = min(first + length, self._heard_end)
-        return np.concatenate([self._past, self._audio])[first - oldest : last - oldest]
+        return np.concatenate([self._past, self._audio])[first - oldest : last - oldest].copy(), first
 
     def _standing_out(self, start: int, end: int) -> tuple[float | None, float | None]:
         """Clarity and SNR of what lies between two sample numbers."""

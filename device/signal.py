@@ -73,6 +73,8 @@ class FrontEnd(BaseModel):
     """Mean log-mel of the training windows."""
     std: float = Field(default=0.5, gt=0.0)
     """Standard deviation of the same; a window is normalised to (x - mean) / (2 std)."""
+    floor: float = Field(default=MEL_FLOOR, ge=MEL_FLOOR, le=1.0)
+    """Smallest mel energy before the logarithm; kaldi's is the default."""
 
     @model_validator(mode="after")
     def _edges_in_order(self) -> "FrontEnd":
@@ -171,8 +173,9 @@ def _hann() -> npt.NDArray[np.float64]:
 def log_mel(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
     """Kaldi-compatible log-mel energies (frames, mels) of samples (n >= 400,) at 16 kHz, natural log.
 
-    Per frame: remove the mean, pre-emphasis 0.97, symmetric Hann, 512-point power spectrum, triangular filters, log
-    with the floor 1.19e-7. Source: kaldi's compute-fbank-feats without dither, as AST uses it (Gong et al. 2021).
+    Per frame: remove the mean, pre-emphasis 0.97, symmetric Hann, 512-point power spectrum, triangular filters, log of
+    at least the front end's floor. Source: kaldi's compute-fbank-feats without dither, as AST uses it (Gong et al.
+    2021).
     """
     # float64 up to the spectrum: in float32 the FFT's rounding of a loud tone fills the empty bands (0.005 off kaldi).
     # Blocks that stay in the cache: all frames at once took four times as long.
@@ -191,7 +194,7 @@ def log_mel(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
         np.square(spectrum, out=spectrum)
         power = (spectrum[:, 0::2] + spectrum[:, 1::2]).astype(np.float32)
         np.matmul(power, filters, out=energies[start : start + BLOCK_FRAMES])
-    return np.log(np.maximum(energies, np.float32(MEL_FLOOR), out=energies), out=energies)
+    return np.log(np.maximum(energies, np.float32(front_end.floor), out=energies), out=energies)
 
 
 def pad_frames(log_mels: FloatArray, front_end: FrontEnd) -> FloatArray:

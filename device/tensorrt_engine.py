@@ -264,19 +264,20 @@ class TensorRTEngine:
             raise TensorRTError(f"TensorRT cannot load the engine: {self.log.reason}")
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         shapes = [tuple(self.engine.get_tensor_shape(name)) for name in names]
-        if shapes != [(-1, *window), (-1, classes)]:
-            raise TensorRTError(f"the engine has tensors of {shapes}, not (-1, {window}) and (-1, {classes})")
+        moments = shapes[-1][1] if len(shapes[-1]) == 3 else 0
+        if moments < 1 or shapes != [(-1, *window), (-1, moments, classes)]:
+            raise TensorRTError(f"the engine has tensors of {shapes}, not (-1, {window}) and (-1, moments, {classes})")
         self.context = self.engine.create_execution_context()
         if self.context is None:
             raise TensorRTError(f"TensorRT cannot run the engine: {self.log.reason}")
         self.input, output = names
-        self.window, self.classes = tuple(window), classes
+        self.window, self.answer = tuple(window), (moments, classes)
         self.addresses = [cuda.allocate(4 * LARGEST_BATCH * int(np.prod(shape[1:]))) for shape in shapes]
         for name, address in zip((self.input, output), self.addresses, strict=True):
             self.context.set_tensor_address(name, address)
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, classes) of model inputs (batch, frames, mels), any batch."""
+        """Logits (batch, moments, classes) of model inputs (batch, frames, mels), any batch."""
         self.cuda.use()
         return np.concatenate(
             [self._run(inputs[start : start + LARGEST_BATCH]) for start in range(0, len(inputs), LARGEST_BATCH)]
@@ -284,7 +285,7 @@ class TensorRTEngine:
 
     def _run(self, inputs: FloatArray) -> FloatArray:
         windows = np.ascontiguousarray(inputs, dtype=np.float32)
-        found = np.empty((len(windows), self.classes), np.float32)
+        found = np.empty((len(windows), *self.answer), np.float32)
         self.cuda.upload(self.addresses[0], windows)
         if not (
             self.context.set_input_shape(self.input, windows.shape) and self.context.execute_async_v3(self.cuda.stream)

@@ -1,4 +1,4 @@
-"""A tiny valid bundle without torch: the mean log-mel through one matrix, so its answer depends on what it hears."""
+"""A tiny valid bundle without torch: each moment's mean log-mel through one matrix, so it answers what it hears."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from device.bundle import MANIFEST, Manifest, ModelFile, Population, Segmentation, SelfTest, SiteRule, ThresholdChoice
-from device.decision import abnormal_probability
+from device.decision import abnormal_probability, pool
 from device.labels import LABELS
 from device.signal import FRAMES, FrontEnd, windows
 from device.simulator import breath
@@ -28,13 +28,15 @@ def make_bundle(
     folder: Path,
     *,
     logits: Sequence[float] | None = None,
+    moments: int = 1,
     site_rule: SiteRule | None = None,
     segmentation: Segmentation | None = None,
     changes: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """A bundle in `folder`, with an fp32 file and an int8 one that is the same.
 
-    `logits` makes it answer always the same; `changes` edits the manifest's JSON before it is written.
+    `logits` makes it answer always the same; `moments` divides 798; `changes` edits the manifest's JSON before it is
+    written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights, bias = np.zeros((MELS, len(LABELS)), np.float32), np.zeros(len(LABELS), np.float32)
@@ -43,7 +45,7 @@ def make_bundle(
         bias[:] = 3.0 * (FRONT_END.mean - NORMAL_LOG_MEL), 0.5, 0.2, 0.0
     else:
         bias[:] = logits
-    model = _model(weights, bias)
+    model = _model(weights, bias, moments)
     names = {"fp32": "model.onnx", "int8": "model.int8.cpu.onnx"}
     for name in names.values():
         (folder / name).write_bytes(model)
@@ -66,7 +68,7 @@ def make_bundle(
         front_end=FRONT_END,
         files=tuple(ModelFile(**file) for file in files),
         threshold=ThresholdChoice(rule="made up", protocol="windows", curve=((0.5, 1.0, 1.0),)),
-        site_rule=site_rule or SiteRule(k=2, n=8, threshold=THRESHOLD, least_cycles=2),
+        site_rule=site_rule or SiteRule(pooling="mean", threshold=THRESHOLD, stretch_cycles=6, least_cycles=2),
         segmentation=segmentation or Segmentation(),
         population=Population(youngest_years=None, oldest_years=None, sites=(), stethoscopes=(), patients=0),
         corpus="none",
@@ -74,7 +76,7 @@ def make_bundle(
         metrics={},
         recipe={},
         versions={},
-        self_test=_self_test(weights, bias),
+        self_test=_self_test(weights, bias, moments),
     )
     content = json.loads(manifest.model_dump_json())
     if changes is not None:
@@ -83,25 +85,32 @@ def make_bundle(
     return folder
 
 
-def _self_test(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> SelfTest:
+def _self_test(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], moments: int) -> SelfTest:
     expected = []
     for seed, label in enumerate(LABELS):
-        logits = windows(breath(seed, label), FRONT_END).mean(axis=1) @ weights + bias
-        expected.append(float(abnormal_probability(logits, TEMPERATURE).max()))
+        (window,) = windows(breath(seed, label), FRONT_END)
+        logits = window.reshape(1, moments, -1, MELS).mean(axis=2) @ weights + bias
+        expected.append(float(abnormal_probability(pool(logits), TEMPERATURE).max()))
     seeds = tuple(range(len(LABELS)))
     return SelfTest(seeds=seeds, labels=LABELS, expected_probability=tuple(expected), tolerance=1e-3)
 
 
-def _model(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> bytes:
+def _model(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], moments: int) -> bytes:
+    shape = np.array([0, moments, FRAMES // moments, len(weights)])
     graph = helper.make_graph(
         [
-            helper.make_node("ReduceMean", ["windows"], ["pooled"], axes=[1], keepdims=0),
-            helper.make_node("Gemm", ["pooled", "weights", "bias"], ["logits"]),
+            helper.make_node("Reshape", ["windows", "shape"], ["parted"]),
+            helper.make_node("ReduceMean", ["parted"], ["means"], axes=[2], keepdims=0),
+            helper.make_node("MatMul", ["means", "weights"], ["product"]),
+            helper.make_node("Add", ["product", "bias"], ["logits"]),
         ],
         "tiny",
         [helper.make_tensor_value_info("windows", TensorProto.FLOAT, ["batch", FRAMES, weights.shape[0]])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weights.shape[1]])],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(bias, "bias")],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", moments, weights.shape[1]])],
+        [
+            numpy_helper.from_array(value, name)
+            for name, value in (("shape", shape), ("weights", weights), ("bias", bias))
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)

@@ -10,7 +10,7 @@ from itertools import count, cycle
 from pathlib import Path
 
 from device.bundle import Segmentation, SiteRule
-from device.decision import Judgement
+from device.decision import Judgement, Span
 from device.live import Auscultation, CycleResult, Judge, Summary
 from device.signal import FloatArray
 from device.sources import DemoSource
@@ -33,9 +33,13 @@ def beginning(file: Path, *, demo: bool = True, site: str = "", **store: object)
 class Certain:
     """A model that always says the same, and is there at once."""
 
-    fingerprint, segmentation, site_rule = "bundle-hash", Segmentation(), SiteRule(k=1, threshold=0.5, least_cycles=1)
+    fingerprint, segmentation, site_rule = (
+        "bundle-hash",
+        Segmentation(),
+        SiteRule(pooling="mean", threshold=0.5, stretch_cycles=6, least_cycles=1),
+    )
 
-    def judge(self, samples: FloatArray) -> Judgement:
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
         return Judgement(1 / 3, False, "crackle")
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device.bundle import MANIFEST, BundleError, open_bundle, pack
 from device.classifier import Classifier, open_classifier, self_test
-from device.decision import abnormal_probability
-from device.signal import SAMPLE_RATE, split, window
+from device.decision import Span, abnormal_probability, moments_of, pool
+from device.signal import SAMPLE_RATE, SignalError, split, window
 from device.simulator import breath
 from firmware_config.settings import BundleSettings
 from tests.device.bundle_maker import FRONT_END, make_bundle
@@ -53,12 +54,19 @@ def test_a_folder_and_its_archive_are_the_same_bundle(folder: Path, archive: Pat
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda manifest: manifest.update(schema_version=2), "schema_version: Input should be 1"),
+        (
+            lambda manifest: manifest.update(schema_version=1),
+            "of schema 1, this version reads schema 2; build it again with 'respsam-export build RUN --out BUNDLE'",
+        ),
         (lambda manifest: manifest.pop("site_rule"), "site_rule: Field required"),
         (lambda manifest: manifest.update(colour="blue"), "colour: Extra inputs are not permitted"),
         (lambda manifest: manifest["labels"].reverse(), "labels both, wheeze, crackle, normal are not"),
         (lambda manifest: manifest["front_end"].update(mels=0), "front_end.mels"),
-        (lambda manifest: manifest["site_rule"].update(k=9, n=8), "9 of 8 cycles in a row is impossible"),
+        (
+            lambda manifest: manifest.update(schema_version=3),
+            "of schema 3, this version reads schema 2; update this program",
+        ),
+        (lambda manifest: manifest["site_rule"].update(least_cycles=9), "least_cycles 9 is more than stretch_cycles 6"),
         (lambda manifest: manifest["files"][0].update(path="../model.onnx"), "files.0.path"),
         (lambda manifest: manifest["files"][0].update(sha256="0" * 64), "model.onnx has sha256"),
         (lambda manifest: manifest.update(files=[]), "files"),
@@ -143,9 +151,35 @@ def test_the_classifier_computes_the_graph_and_the_worst_window_speaks(folder: P
     samples = np.concatenate([breath(seed, "normal" if seed < 3 else "both") for seed in range(5)])
     assert samples.size > 8 * SAMPLE_RATE
     logits = classifier.logits(np.stack([window(part, FRONT_END) for part in split(samples)]))
-    probabilities = abnormal_probability(logits, classifier.file.temperature)
+    probabilities = abnormal_probability(pool(logits), classifier.file.temperature)
     assert np.ptp(probabilities) > 0.01
     assert classifier.judge(samples).probability == pytest.approx(float(probabilities.max()), abs=1e-6)
+
+
+def test_a_cycle_in_its_context_is_judged_by_its_own_moments(tmp_path: Path) -> None:
+    classifier = Classifier(open_bundle(make_bundle(tmp_path / "bundle", moments=14)))
+    assert self_test(classifier) <= 1e-3
+    samples = np.concatenate([breath(0, "normal"), breath(1, "both")])
+    (logits,) = classifier.logits(window(samples, FRONT_END)[None])
+    spans: tuple[Span | None, ...] = (None, (0, 48_000), (48_000, 96_000))
+    for span in spans:
+        own = pool(logits if span is None else logits[moments_of(span, 14)])[None]
+        expected = float(abnormal_probability(own, classifier.file.temperature)[0])
+        assert classifier.judge(samples, span).probability == pytest.approx(expected, abs=1e-9)
+    assert len({classifier.judge(samples, span).probability for span in spans}) == 3
+    with pytest.raises(SignalError, match="does not lie in a window"):
+        classifier.judge(samples, (48_000, 96_001))
+
+
+def test_a_model_without_moments_is_refused(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle")
+    model = onnx.load(path / "model.onnx")
+    del model.graph.output[0].type.tensor_type.shape.dim[1]
+    (path / "model.onnx").write_bytes(model.SerializeToString())
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][0]["sha256"] = hashlib.sha256((path / "model.onnx").read_bytes()).hexdigest()
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    refused(path)
 
 
 def test_the_self_test_holds_for_the_bundle_and_not_for_another_answer(folder: Path, tmp_path: Path) -> None:
@@ -162,8 +196,8 @@ def test_the_self_test_holds_for_the_bundle_and_not_for_another_answer(folder: P
 def test_an_answer_that_is_no_number_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As half precision gives when attention overflows; below every threshold, it would be health."""
     classifier = Classifier(open_bundle(folder))
-    half = np.array([np.nan, 0.0, 0.0, 0.0], np.float32)
-    monkeypatch.setattr(Classifier, "logits", lambda self, inputs: np.tile(half, (len(inputs), 1)))
+    half = np.array([[np.nan, 0.0, 0.0, 0.0]], np.float32)
+    monkeypatch.setattr(Classifier, "logits", lambda self, inputs: np.tile(half, (len(inputs), 1, 1)))
     with pytest.raises(BundleError, match="self-test off by nan"):
         self_test(classifier)
     with pytest.raises(BundleError, match="answers NaN"):

@@ -1,4 +1,4 @@
-"""Probabilities against scipy, the site's rule against brute force over all stretches of cycles."""
+"""Probabilities against scipy, pooling against plain numpy, the site's rule against brute force over stretches."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from device.bundle import SiteRule
-from device.decision import Judgement, SiteDecision, abnormal_probability, judge, softmax, sounds
+from device.bundle import BundleError, SiteRule
+from device.decision import (
+    Judgement,
+    SiteDecision,
+    abnormal_probability,
+    judge,
+    moments_of,
+    pool,
+    softmax,
+    sounds,
+    statistic,
+)
 from device.labels import LABELS
+from device.signal import WINDOW_SAMPLES
 
-RULE = SiteRule(k=2, n=4, threshold=0.6, least_cycles=3)
+RULE = SiteRule(pooling="share", share=0.5, threshold=0.6, stretch_cycles=4, least_cycles=2)
+MEAN = SiteRule(pooling="mean", threshold=0.6, stretch_cycles=4, least_cycles=2)
 
 
 def judgement(probability: float, leading: int = 1) -> Judgement:
     return Judgement(probability, probability >= 0.5, LABELS[leading])
 
 
-def decided(rule: SiteRule, *probabilities: float, refused: int = 0) -> SiteDecision:
+def decided(rule: SiteRule, *probabilities: float, refused: int = 0, ended: bool = True) -> SiteDecision:
     decision = SiteDecision(rule)
+    decision.ended = ended
     for probability in probabilities:
         decision.add(judgement(probability))
     for _ in range(refused):
@@ -48,95 +61,157 @@ def test_probabilities_are_scipys() -> None:
 
 def test_a_cycle_is_abnormal_from_the_threshold_on_and_named_by_its_likeliest_abnormal_class() -> None:
     # softmax of (ln 3, 0, 0, 0) is (1/2, 1/6, 1/6, 1/6)
-    even = np.log(np.array([[3.0, 1.0, 1.0, 1.0]]))
-    probability = float(abnormal_probability(even)[0])
+    even = np.log(np.array([[[3.0, 1.0, 1.0, 1.0]]]))
+    probability = float(abnormal_probability(pool(even))[0])
     assert probability == pytest.approx(0.5)
     assert judge(even, 1.0, probability).abnormal
     assert not judge(even, 1.0, np.nextafter(probability, 1)).abnormal
     # normal has the highest logit, yet the cycle is abnormal: the class is then sought among the abnormal ones
-    heard = judge(np.array([[1.0, 0.2, 0.9, 0.1]]), 1.0, 0.5)
+    heard = judge(np.array([[[1.0, 0.2, 0.9, 0.1]]]), 1.0, 0.5)
     assert (heard.abnormal, heard.label) == (True, "wheeze")
-    assert judge(np.array([[5.0, 0.2, 0.9, 0.1]]), 1.0, 0.5).label == "normal"
+    assert judge(np.array([[[5.0, 0.2, 0.9, 0.1]]]), 1.0, 0.5).label == "normal"
 
 
 def test_the_worst_window_speaks_for_a_long_cycle() -> None:
     logits = np.array([[4.0, 0, 0, 0], [0, 0, 0, 3.0], [4.0, 0, 2.0, 0]])
-    heard = judge(logits, 1.0, 0.5)
+    heard = judge(logits[:, None], 1.0, 0.5)
     assert heard.label == "both"
     assert heard.probability == pytest.approx(float(abnormal_probability(logits).max()))
 
 
-@given(st.lists(st.floats(0, 1), max_size=14), st.integers(1, 3), st.integers(3, 6))
-def test_a_site_is_flagged_when_k_of_any_n_cycles_in_a_row_reach_the_threshold(
-    probabilities: list[float], k: int, n: int
+def test_pooling_is_the_log_of_the_mean_odds_against_normal() -> None:
+    logits = np.random.default_rng(0).normal(0, 5, (25, 4)).astype(np.float32)
+    odds = np.exp(logits.astype(np.float64) - logits[:, :1].astype(np.float64)).mean(axis=0)
+    np.testing.assert_allclose(pool(logits), np.log(odds), rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(pool(np.stack([logits, logits]))[1], pool(logits))
+    # odds that float64 cannot hold
+    assert pool(np.array([[0.0, 2000.0, 0, 0], [0, 0, 0, 0]]))[1] == pytest.approx(2000 - np.log(2))
+
+
+def test_one_moment_is_the_window_itself() -> None:
+    logits = np.random.default_rng(1).normal(0, 5, (9, 1, 4)).astype(np.float32)
+    expected = abnormal_probability(logits[:, 0], 1.3)
+    np.testing.assert_allclose(abnormal_probability(pool(logits), 1.3), expected, rtol=1e-12)
+
+
+@given(st.integers(1, 40), st.integers(0, WINDOW_SAMPLES - 1), st.integers(1, WINDOW_SAMPLES))
+def test_the_moments_of_a_cycle_have_their_centre_in_it(moments: int, start: int, size: int) -> None:
+    end = min(start + size, WINDOW_SAMPLES)
+    centres = np.array([moment * WINDOW_SAMPLES / moments + 200 for moment in range(moments)])
+    inside = np.flatnonzero((centres >= start) & (centres < end))
+    if not inside.size:
+        inside = np.array([np.abs(centres - (start + end) / 2).argmin()])
+    np.testing.assert_array_equal(np.arange(moments)[moments_of((start, end), moments)], inside)
+
+
+def test_only_the_moments_of_the_cycle_speak_and_every_moment_must_be_a_number() -> None:
+    logits = np.zeros((1, 25, 4), np.float32)
+    logits[0, :, 0] = 6.0
+    logits[0, 10] = 0.0, 9.0, 0.0, 0.0  # centred at 51 400
+    assert judge(logits, 1.0, 0.5, (50_000, 60_000)).label == "crackle"
+    assert not judge(logits, 1.0, 0.5, (60_000, 70_000)).abnormal
+    logits[0, 0, 0] = np.nan
+    with pytest.raises(BundleError, match="answers NaN"):
+        judge(logits, 1.0, 0.5, (60_000, 70_000))
+
+
+@given(st.lists(st.floats(0, 1), max_size=14), st.floats(0.05, 1), st.integers(2, 6))
+def test_a_site_is_flagged_when_a_share_of_its_first_stretch_reaches_the_threshold(
+    probabilities: list[float], share: float, stretch: int
 ) -> None:
-    decision = decided(SiteRule(k=k, n=n, threshold=0.6, least_cycles=k), *probabilities)
-    rows = [probabilities[start : start + n] for start in range(len(probabilities))]
-    assert (decision.verdict == "flagged") == any(sum(one >= 0.6 for one in row) >= k for row in rows)
+    rule = SiteRule(pooling="share", share=share, threshold=0.6, stretch_cycles=stretch, least_cycles=2)
+    first = probabilities[:stretch]
+    reached = len(first) >= 2 and sum(one >= 0.6 for one in first) >= share * len(first) - 1e-9 and max(first) >= 0.6
+    assert (decided(rule, *probabilities).verdict == "flagged") == reached
 
 
-@given(st.lists(st.floats(0.01, 0.99), max_size=14), st.integers(1, 3), st.integers(3, 6))
-def test_cycles_speak_together_by_the_mean_of_their_log_odds(probabilities: list[float], k: int, n: int) -> None:
-    rule = SiteRule(pooling="mean", k=k, n=n, threshold=0.6, least_cycles=k)
-    rows = [probabilities[max(0, end - n) : end] for end in range(1, len(probabilities) + 1)]
-    means = [float(scipy.special.expit(np.mean(scipy.special.logit(row)))) for row in rows if len(row) >= k]
-    if means:
-        assert decided(rule, *probabilities).probability == pytest.approx(max(means))
+@given(st.lists(st.floats(0.01, 0.99), max_size=14))
+def test_cycles_speak_together_by_the_mean_of_their_log_odds(probabilities: list[float]) -> None:
+    first = probabilities[:4]
+    if len(first) < 2:
+        assert decided(MEAN, *probabilities).probability is None
     else:
-        assert decided(rule, *probabilities).probability is None
+        together = float(scipy.special.expit(np.mean(scipy.special.logit(first))))
+        assert decided(MEAN, *probabilities).probability == pytest.approx(together)
 
 
 def test_one_certain_cycle_does_not_outweigh_all_others() -> None:
-    rule = SiteRule(pooling="mean", k=3, threshold=0.5, least_cycles=3)
-    assert decided(rule, 1.0, 0.02, 0.02, 0.02, 0.02).verdict == "nothing flagged"
+    assert statistic(np.array([1.0, 0.02, 0.02, 0.02]), MEAN) < 0.5
 
 
-@pytest.mark.parametrize("rule", [RULE, SiteRule(pooling="mean", k=2, n=4, threshold=0.6, least_cycles=3)])
+@pytest.mark.parametrize("rule", [RULE, MEAN])
 @given(heard=st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=20))
-def test_a_flag_is_never_withdrawn_and_its_probability_never_falls(rule: SiteRule, heard: list[float | None]) -> None:
-    decision, flagged, highest = SiteDecision(rule), False, 0.0
+def test_a_verdict_is_never_withdrawn_and_does_not_change_with_listening(
+    rule: SiteRule, heard: list[float | None]
+) -> None:
+    decision, said = SiteDecision(rule), "not enough"
+    complete: tuple[str, float | None] | None = None
     for probability in heard:
         if probability is None:
             decision.refuse("too quiet")
         else:
             decision.add(judgement(probability))
-        assert decision.verdict == "flagged" or not flagged
-        assert (decision.probability or 0.0) >= highest
-        flagged, highest = decision.verdict == "flagged", decision.probability or 0.0
+        now = decision.verdict
+        assert now == said or said in ("not enough", "poor quality")
+        assert decision.stretches or now != "nothing flagged"
+        if complete is not None:
+            assert complete == (now, decision.probability)
+        if decision.stretches:
+            complete = (now, decision.probability)
+        said = now
+    decision.end()
+    assert decision.verdict == said or said in ("not enough", "poor quality")
+    assert complete is None or complete == (decision.verdict, decision.probability)
 
 
-def test_flagged_outranks_not_enough() -> None:
-    assert decided(RULE, 0.9, 0.7).verdict == "flagged"
-    assert decided(RULE, 0.9, 0.7).probability == 0.7
+def test_later_stretches_are_counted_and_change_nothing() -> None:
+    decision = decided(RULE, *[0.1] * 4, *[0.9] * 4, *[0.9] * 3, ended=False)
+    assert (decision.verdict, decision.probability) == ("nothing flagged", 0.1)
+    assert (decision.stretches, decision.stretches_flagged, decision.breaths_wanted) == (2, 1, 1)
+
+
+def test_a_running_stretch_says_how_many_good_breaths_it_still_needs() -> None:
+    assert decided(RULE, 0.1, ended=False).reasons == ["3 more good breaths"]
+    assert decided(RULE, 0.1, 0.1, 0.1, refused=1, ended=False).reasons == [
+        "1 more good breath",
+        "too quiet (1 cycle)",
+    ]
+
+
+def test_a_flag_that_no_further_breath_can_change_is_said_at_once() -> None:
+    assert decided(RULE, 0.9, 0.9, ended=False).verdict == "flagged"
+    assert decided(RULE, 0.9, ended=False).verdict == "not enough"
+    # two of two reach it, but the mean of four may not
+    assert decided(MEAN, 0.7, 0.7, ended=False).verdict == "not enough"
+    assert decided(MEAN, 0.7, 0.7).verdict == "flagged"
 
 
 def test_too_few_gradable_cycles_are_not_enough_and_mostly_ungradable_ones_poor_quality() -> None:
     assert decided(RULE).verdict == "not enough"
     assert decided(RULE, 0.9).verdict == "not enough"
     assert decided(RULE, 0.9).probability is None
-    assert decided(RULE, 0.1, 0.1).reasons == ["2 gradable cycles, 3 are needed; listen longer"]
-    assert decided(RULE, 0.1, 0.1, refused=2).verdict == "not enough"
-    assert decided(RULE, 0.1, 0.1, refused=3).verdict == "poor quality"
+    assert decided(RULE, 0.1).reasons == ["1 good breath, 2 are needed; listen longer"]
+    assert decided(RULE, 0.1, refused=1).verdict == "not enough"
+    assert decided(RULE, 0.1, refused=2).verdict == "poor quality"
     assert decided(RULE, refused=3).reasons == ["too quiet (3 cycles)"]
-    assert decided(RULE, 0.1, 0.1, 0.1, refused=9).verdict == "nothing flagged"
+    assert decided(RULE, 0.1, 0.1, refused=9).verdict == "nothing flagged"
 
 
-def test_reasons_name_what_was_heard() -> None:
+def test_one_sentence_says_why() -> None:
     decision = SiteDecision(RULE)
-    for leading in (1, 2, 1):
-        decision.add(judgement(0.8, leading))
-    assert decision.reasons == ["crackle and wheeze, 3 of 3 cycles flagged"]
-    # cycles flagged on their own are counted as the page counts them, whatever the site's threshold is
-    together = RULE.model_copy(update={"threshold": 0.4})
-    assert decided(together, 0.8, 0.45, 0.1).reasons == ["crackle, 1 of 3 cycles flagged"]
-    assert decided(together, 0.45, 0.45, 0.1).reasons == ["crackle, only cycles together"]
-    assert decided(RULE, 0.1, 0.2, 0.1).reasons == []
-    assert decided(RULE, 0.1, 0.9, 0.1).reasons[0].startswith("1 of 3 cycles abnormal, not enough for the site (2 of 4")
+    for probability, leading in ((0.8, 1), (0.7, 2), (0.1, 1), (0.1, 3)):
+        decision.add(judgement(probability, leading))
+    assert decision.reasons == [
+        "crackle and wheeze: 2 of 4 breaths reach 0.60, a site is flagged from 2 on",
+    ]
+    assert decided(RULE, 0.1, 0.9, 0.1, 0.1).reasons == ["1 of 4 breaths reaches 0.60, a site is flagged from 2 on"]
+    assert decided(MEAN, 0.8, 0.8).reasons == ["crackle: 2 breaths together 0.80, flagged from 0.60"]
+    assert decided(MEAN, 0.1, 0.1, 0.1).reasons == ["3 breaths together 0.10, flagged from 0.60"]
 
 
 def test_a_rule_that_cannot_be_met_is_refused() -> None:
-    with pytest.raises(ValidationError, match="3 of 2 cycles in a row is impossible"):
-        SiteRule(k=3, n=2, threshold=0.5, least_cycles=3)
+    with pytest.raises(ValidationError, match="least_cycles 3 is more than stretch_cycles 2"):
+        SiteRule(pooling="mean", threshold=0.5, stretch_cycles=2, least_cycles=3)
 
 
 def test_both_is_told_as_its_two_sounds() -> None:

@@ -27,7 +27,7 @@ from tests.device.fake_gpu import GPU, FakeMachine, batches, older_tensorrt, ran
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("engine") / "bundle")
+    return make_bundle(tmp_path_factory.mktemp("engine") / "bundle", moments=14)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from device.bundle import BundleError, SiteRule, open_bundle
 from device.classifier import Classifier
-from device.decision import Judgement
+from device.decision import Judgement, Span
 from device.live import Auscultation, CycleResult, entry_as_json, stopped_by_signals
 from device.segmenter import LEAST_TAIL_SECONDS
 from device.signal import SAMPLE_RATE, FloatArray
@@ -26,7 +26,7 @@ from firmware_config.settings import load_settings
 from tests.device.bundle_maker import make_bundle
 
 QUALITY = load_settings(environment={}).quality
-RULE = SiteRule(k=2, n=4, threshold=0.5, least_cycles=3)
+RULE = SiteRule(pooling="share", share=0.5, threshold=0.5, stretch_cycles=10, least_cycles=3)
 
 
 class Sound:
@@ -144,16 +144,16 @@ def test_too_little_sound_is_not_enough(classifier: Classifier, seconds: float, 
 def test_a_site_is_flagged_by_its_rule(tmp_path: Path) -> None:
     sound = blocks_of(auscultate(1, 40.0).samples)
 
-    def verdict(logits: tuple[float, ...], k: int) -> str:
-        rule = SiteRule(k=k, n=8, threshold=0.5, least_cycles=2)
-        bundle = open_bundle(make_bundle(tmp_path / f"{logits[0]}-{k}", logits=logits, site_rule=rule))
+    def verdict(logits: tuple[float, ...], share: float) -> str:
+        rule = SiteRule(pooling="share", share=share, threshold=0.5, stretch_cycles=6, least_cycles=2)
+        bundle = open_bundle(make_bundle(tmp_path / f"{logits[0]}-{share}", logits=logits, site_rule=rule))
         session = Auscultation(Sound(sound), Classifier(bundle), QUALITY)
         finished(session)
         return session.summary.verdict
 
-    assert verdict((0.0, 9.0, 0.0, 0.0), 2) == "flagged"
-    assert verdict((0.0, 9.0, 0.0, 0.0), 8) == "flagged"
-    assert verdict((9.0, 0.0, 0.0, 0.0), 1) == "nothing flagged"
+    assert verdict((0.0, 9.0, 0.0, 0.0), 0.3) == "flagged"
+    assert verdict((0.0, 9.0, 0.0, 0.0), 1.0) == "flagged"
+    assert verdict((9.0, 0.0, 0.0, 0.0), 0.1) == "nothing flagged"
 
 
 def test_a_session_ends_after_exactly_so_much_sound(classifier: Classifier) -> None:
@@ -264,7 +264,7 @@ class Breaking:
         self.fingerprint, self.segmentation, self.site_rule = "f", classifier.segmentation, RULE
         self.left, self.answer = cycles, Judgement(probability, probability >= RULE.threshold, "normal")
 
-    def judge(self, samples: FloatArray) -> Judgement:
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
         self.left -= 1
         if self.left < 0:
             raise BundleError("the model answers NaN: do not use it")
@@ -310,9 +310,9 @@ def test_what_is_judged_lies_on_the_grid_of_24_bits(classifier: Classifier) -> N
 class Slow(Classifier):
     """A model that takes longer than a breath: a loaded board."""
 
-    def judge(self, samples: FloatArray) -> Judgement:
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
         time.sleep(0.4)
-        return super().judge(samples)
+        return super().judge(samples, span)
 
 
 class Clocked(Sound):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.signal
+from pydantic import ValidationError
 
 from device.audio import read_audio
 from device.signal import (
@@ -78,6 +79,17 @@ def test_exact_div_refuses_a_remainder() -> None:
 )
 def test_log_mel_equals_the_reference_extractor(samples: FloatArray) -> None:
     np.testing.assert_allclose(log_mel(samples, FrontEnd()), reference_log_mel(samples), rtol=0, atol=1e-3)
+
+
+def test_the_floor_of_the_front_end_bounds_the_log_mels_from_below() -> None:
+    quiet = tone(440.0, WINDOW_SAMPLES)
+    kaldi = log_mel(quiet, FrontEnd())
+    floored = log_mel(quiet, FrontEnd(floor=1e-3))
+    np.testing.assert_array_equal(floored, np.maximum(kaldi, np.log(np.float32(1e-3))))
+    assert kaldi.min() < floored.min()
+    for floor in (1e-8, 1.1):
+        with pytest.raises(ValidationError):
+            FrontEnd(floor=floor)
 
 
 @pytest.mark.filterwarnings("ignore:At least one mel filter")
