@@ -64,9 +64,15 @@ def pool(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return result
 
 
+def moment_centres(moments: int) -> npt.NDArray[np.float64]:
+    """Samples (moments,) of a window that its moments are about."""
+    result: npt.NDArray[np.float64] = np.arange(moments) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
+    return result
+
+
 def moments_of(span: Span, moments: int) -> slice:
     """The moments of a window whose centre lies in a span; where there is none, the one nearest to its middle."""
-    centres = np.arange(moments) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
+    centres = moment_centres(moments)
     first, last = (int(place) for place in np.searchsorted(centres, span))
     if first == last:
         first = int(np.abs(centres - sum(span) / 2).argmin())

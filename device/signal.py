@@ -151,12 +151,23 @@ def pad(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
     return np.pad(samples, (0, missing), mode="reflect" if front_end.padding == "reflect" else "constant")
 
 
+def mel_edges(mels: int, low_hz: float, high_hz: float) -> npt.NDArray[np.float64]:
+    """Edges (mels + 2,) of kaldi's triangular filters, in mel."""
+    return np.linspace(1127.0 * np.log1p(low_hz / 700.0), 1127.0 * np.log1p(high_hz / 700.0), mels + 2)
+
+
+def mel_centres(mels: int, low_hz: float, high_hz: float) -> npt.NDArray[np.float64]:
+    """Hz (mels,) at the peaks of the same filters."""
+    result: npt.NDArray[np.float64] = 700.0 * np.expm1(mel_edges(mels, low_hz, high_hz)[1:-1] / 1127.0)
+    return result
+
+
 @lru_cache(maxsize=8)
 def mel_filters(mels: int, low_hz: float, high_hz: float) -> FloatArray:
     """Kaldi's triangular filters (FFT bins, mels): triangles in mel space, peak 1, no area normalisation."""
     bins = np.fft.rfftfreq(FFT_SAMPLES, 1 / SAMPLE_RATE)
     mel = 1127.0 * np.log1p(bins / 700.0)[:, None]
-    edges = np.linspace(1127.0 * np.log1p(low_hz / 700.0), 1127.0 * np.log1p(high_hz / 700.0), mels + 2)
+    edges = mel_edges(mels, low_hz, high_hz)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (mel - left) / (centre - left), (right - mel) / (right - centre)
     filters: FloatArray = np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)

@@ -35,7 +35,7 @@ from device.signal import (
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, union
 from trainer.metrics import Float64Array, IntArray
-from trainer.recipe import AugmentationRecipe, DataRecipe
+from trainer.recipe import AugmentationRecipe, DataRecipe, Recipe
 
 OVERLAP_SECONDS = 0.05  # an event that reaches less far into a stretch is not heard in it
 ATTEMPTS = 4
@@ -237,6 +237,12 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
             return found
         whole = union([cycle.label for cycle in self.visible(drawn.recording, start, end)])
         return found if found == whole else None
+
+
+def crops_of(corpus: Corpus, cache: AudioCache, front_end: FrontEnd, recipe: Recipe, seed: int) -> TrainingCrops:
+    """The training crops of a corpus, as a recipe draws and varies them."""
+    moments, cycle_loss = recipe.model.moments, recipe.optimizer.cycle_loss
+    return TrainingCrops(corpus, cache, front_end, recipe.data, recipe.augmentation, seed, moments, cycle_loss)
 
 
 def sped(samples: FloatArray, largest: float, random: np.random.Generator) -> tuple[FloatArray, float]:

@@ -19,20 +19,20 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from device.decision import abnormal_probability
+from device.decision import abnormal_probability, pool
 from device.labels import LABELS
 from device.signal import FloatArray, FrontEnd, raw_window, split
 from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.checkpoints import load_initial
 from trainer.corpora.cycle import Corpus
-from trainer.crops import UNKNOWN, TrainingCrops, located
+from trainer.crops import TrainingCrops, located
 from trainer.files import write_atomically
 from trainer.machine import Machine
-from trainer.metrics import IntArray, auroc, choose_threshold, fit_temperature
-from trainer.model import AST, Ensemble, SeparableStem
+from trainer.metrics import Float64Array, IntArray, auroc, choose_threshold, fit_temperature
+from trainer.model import Ensemble, Network, network
 from trainer.protocols import default_protocol, examples, inputs_of, labels_of, worst_window
-from trainer.recipe import OptimizerRecipe, Recipe
+from trainer.recipe import DataRecipe, OptimizerRecipe, Recipe
 from trainer.run import (
     CHECKPOINT_FILE,
     EVENTS_FOLDER,
@@ -47,10 +47,10 @@ from trainer.run import (
 )
 from trainer.sam import SAM, backward_twice
 from trainer.sampler import draw, weights
-from trainer.yamnet import fit_to
+from trainer.splits import family
 
 NORMALISATION_CROPS = 1024
-FIRST_WINDOWS = 128
+NOWHERE = 1e-12  # weight of a moment outside of a span: its logarithm is still a number
 RANK_STEP = 7_919_993  # between the seeds of two processes
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -124,7 +124,8 @@ def measure_normalisation(crops: TrainingCrops, front_end: FrontEnd, seed: int) 
     total, squares, count = 0.0, 0.0, 0
     for index in chosen:
         cycle = crops.cycles[int(index)]
-        start, end, _ = crops.crop(cycle, random)
+        crop = crops.crop(cycle, random)
+        start, end = crop.start_seconds, crop.end_seconds
         with located(cycle.recording, start, end):
             samples = split(crops.cache.cut(cycle.recording, start, end))[0]
             log_mels = raw_window(samples, front_end).astype(np.float64)
@@ -174,8 +175,18 @@ def soft_targets(classes: Tensor, smoothing: float) -> Tensor:
     return hot * (1.0 - smoothing) + smoothing / len(LABELS)
 
 
-def predict(model: AST | Ensemble, inputs: FloatArray, device: torch.device) -> FloatArray:
-    """Logits (n, classes) of model inputs (n, frames, mels), in eval mode without gradients."""
+def pooled(logits: Tensor, members: Tensor) -> Tensor:
+    """`device.decision.pool` of each span: (batch, spans, classes) of moments' logits (batch, moments, classes).
+
+    `members` (batch, spans, moments) are 1 for a span's own moments and 0 elsewhere.
+    """
+    against_normal = logits - logits[..., :1]
+    shares = members / members.sum(dim=-1, keepdim=True).clamp(min=1.0)
+    return torch.logsumexp(against_normal.unsqueeze(1) + (shares + NOWHERE).log().unsqueeze(-1), dim=2)
+
+
+def predict(model: Network | Ensemble, inputs: FloatArray, device: torch.device) -> FloatArray:
+    """Logits (n, moments, classes) of model inputs (n, frames, mels), in eval mode without gradients."""
     model.eval()
     at_once = model.config.windows_at_once
     with torch.inference_mode():
@@ -198,9 +209,9 @@ class Validation:
             raise FitError(f"the validation patients have normal or abnormal {self.protocol} only; add patients")
         self.inputs, self.owner = inputs_of(chosen, cache, front_end)
 
-    def logits(self, model: AST | Ensemble, machine: Machine) -> FloatArray:
+    def logits(self, model: Network | Ensemble, machine: Machine) -> FloatArray:
         """Logits of every stretch (n, classes); the worst window speaks for a long one. Processes share the work."""
-        raw = predict(model, self.inputs[machine.rank :: machine.processes], machine.device)
+        raw = pool(predict(model, self.inputs[machine.rank :: machine.processes], machine.device)).astype(np.float32)
         raw = machine.together(raw, len(self.inputs))
         return worst_window(raw, abnormal_probability(raw), self.owner)[0]
 
@@ -208,21 +219,29 @@ class Validation:
 class Learner(nn.Module):
     """From a micro-batch to its loss: what is wrapped for several processes, another precision or compilation."""
 
-    def __init__(self, model: AST, frame_head: nn.Linear, frame_loss: float) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
-        self.model, self.frame_loss = model, frame_loss
-        # a head that does not learn must not wait for gradients
-        self.frame_head = frame_head if frame_loss else None
+        self.model = model
 
-    def forward(self, windows: Tensor, targets: Tensor, moments: Tensor) -> Tensor:
-        """Cross-entropy of the crops, and by `frame_loss` that of the time columns that somebody annotated."""
-        states = self.model.tokens(windows)
-        loss = F.cross_entropy(self.model.classified(states), targets)
-        if self.frame_head is not None:
-            logits = self.frame_head(self.model.dropout(self.model.columns(states)))
-            surprise = -(moments * logits.log_softmax(dim=-1)).sum()
-            loss = loss + self.frame_loss * surprise / moments.sum().clamp(min=1.0)
-        return loss
+    def forward(self, windows: Tensor, members: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Mean cross-entropy of spans (batch, spans) by their weights; shapes as `Fit.batches` gives them."""
+        surprise = -(targets * pooled(self.model(windows), members).log_softmax(dim=-1)).sum(dim=-1)
+        return (surprise * weights).sum() / weights.sum().clamp(min=NOWHERE)
+
+
+def probabilities(crops: TrainingCrops, data: DataRecipe) -> Float64Array:
+    """How likely each cycle (n,) is drawn."""
+    cycles = crops.cycles
+    return weights(
+        [cycle.label for cycle in cycles],
+        data.balance,
+        [cycle.patient for cycle in cycles],
+        data.patient_balance,
+        corpora=[crops.recordings[cycle.recording].corpus for cycle in cycles],
+        corpus_balance=data.corpus_balance,
+        devices=[family(cycle.device) for cycle in cycles],
+        device_balance=data.device_balance,
+    )
 
 
 class Fit:
@@ -234,12 +253,10 @@ class Fit:
         """Without `validation` all patients train, and the weights of the last epoch are the ones to keep."""
         torch.manual_seed(seed)
         self.recipe, self.crops, self.validation, self.machine, self.seed = recipe, crops, validation, machine, seed
-        # channels last: a step of `compact` takes a seventh less time
-        self.model: AST = AST(recipe.model).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # channels last: a step of MobileNet takes a third less time
+        self.model: Network = network(recipe.model).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.checkpointing = machine.checkpointing
-        # learns beside the model and is not part of it
-        self.frame_head = nn.Linear(recipe.model.dim, recipe.model.classes).to(machine.device)
-        self.learner = Learner(self.model, self.frame_head, recipe.optimizer.frame_loss)
+        self.learner = Learner(self.model)
         self.average = AveragedModel(
             self.model, multi_avg_fn=moving_average(recipe.optimizer.average_decay), use_buffers=True
         )
@@ -255,16 +272,10 @@ class Fit:
         self.wrapped = machine.set_up(self.learner)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
-        labels, patients = zip(*((cycle.label, cycle.patient) for cycle in crops.cycles), strict=True)
-        self.probabilities = weights(labels, recipe.data.balance, patients, recipe.data.patient_balance)
+        self.probabilities = probabilities(crops, recipe.data)
         self.draws = recipe.data.draws or len(crops.cycles)
         together = recipe.optimizer.batch * recipe.optimizer.accumulation * machine.processes
         self.steps_per_epoch = max(1, self.draws // together)
-
-    def first_windows(self) -> Tensor:
-        """Some crops of the first epoch (n, frames, mels), the same in every process."""
-        chosen = draw(self.probabilities, FIRST_WINDOWS, self.seed, 0)
-        return torch.stack([self.crops[0, position, int(index)][0] for position, index in enumerate(chosen)])
 
     def drawn(self, epoch: int) -> list[tuple[int, int, int]]:
         """Keys of this process's crops: every `processes`-th micro-batch of the epoch's draws, which all share."""
@@ -277,22 +288,18 @@ class Fit:
             if position // optimizer.batch % processes == self.machine.rank
         ]
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """This process's micro-batches of one epoch, mixed up.
 
-        Windows (batch, frames, mels), soft targets (batch, classes), and those of each time column of the model's
-        tokens (batch, columns, classes), all 0 where nobody knows.
+        Windows (batch, frames, mels), and of every span its moments (batch, spans, moments), soft targets (batch, spans,
+        classes) and weight (batch, spans). A mixture has the spans of both its windows, each with its share.
         """
         optimizer, device = self.recipe.optimizer, self.machine.device
         # the epoch's keys are the sampler: workers may take them in any order and still cut the same windows
         loader = DataLoader(self.crops, optimizer.batch, sampler=self.drawn(epoch), num_workers=self.machine.workers)
         random = np.random.default_rng((self.seed, epoch, 3))
-        columns = self.recipe.model.grid[1]
-        centres = ((torch.arange(columns) + 0.5) * self.recipe.model.frames / columns).long()
-        for windows, classes, heard in loader:
+        for windows, members, classes, shares in loader:
             targets = soft_targets(classes, optimizer.label_smoothing)
-            heard = heard[:, centres]
-            moments = soft_targets(heard.clamp(min=0), 0.0) * (heard != UNKNOWN).unsqueeze(-1)
             mixup = self.recipe.augmentation.mixup
             if mixup:
                 # drawn for the other processes' micro-batches, too: the same mixtures however many share the work
@@ -302,9 +309,9 @@ class Fit:
                 ]
                 share, order = mixtures[self.machine.rank][0], torch.from_numpy(mixtures[self.machine.rank][1])
                 windows = share * windows + (1.0 - share) * windows[order]
-                targets = share * targets + (1.0 - share) * targets[order]
-                moments = share * moments + (1.0 - share) * moments[order]
-            yield windows.to(device), targets.to(device), moments.to(device)
+                members, targets = (torch.cat([one, one[order]], dim=1) for one in (members, targets))
+                shares = torch.cat([share * shares, (1.0 - share) * shares[order]], dim=1)
+            yield windows.to(device), members.to(device), targets.to(device), shares.to(device)
 
     def train_epoch(self, epoch: int, watcher: Watcher) -> float:
         """One epoch of SAM steps; returns the mean loss of all processes. FitError on a loss that is not finite."""
@@ -314,9 +321,9 @@ class Fit:
         self.wrapped.train()
         watcher.epoch_started(epoch, optimizer.epochs, self.steps_per_epoch)
         began, losses = time.monotonic(), []
-        for number, (windows, targets, moments) in enumerate(self.batches(epoch)):
+        for number, batch in enumerate(self.batches(epoch)):
             last = (number + 1) % optimizer.accumulation == 0
-            loss = self.micro_step(windows, targets, moments, last)
+            loss = self.micro_step(batch, last)
             if not np.isfinite(loss):
                 raise self.lost(f"the loss is {loss}", epoch, number)
             losses.append(loss)
@@ -342,13 +349,13 @@ class Fit:
         keys = self.drawn(epoch)[number * batch : (number + 1) * batch]
         return ", ".join(sorted({self.crops.cycles[index].recording for _, _, index in keys}))
 
-    def micro_step(self, windows: Tensor, targets: Tensor, moments: Tensor, last: bool = True) -> float:
+    def micro_step(self, batch: Tensors, last: bool = True) -> float:
         """Gradients of one micro-batch, shared with the other processes in the `last` of a step; returns its loss."""
         with self.machine.without_sharing(self.wrapped, enabled=not last):
             loss = backward_twice(
                 self.learner,
                 self.sam,
-                lambda: self.wrapped(windows, targets, moments),
+                lambda: self.wrapped(*batch),
                 self.machine.device,
                 1.0 / self.recipe.optimizer.accumulation,
                 unshared=lambda: self.machine.without_sharing(self.wrapped),
@@ -370,9 +377,9 @@ class Fit:
         return norm
 
     @property
-    def serving(self) -> AST:
+    def serving(self) -> Network:
         """The weights that are validated and kept."""
-        return cast(AST, self.average.module) if self.recipe.optimizer.average_decay else self.model
+        return cast(Network, self.average.module) if self.recipe.optimizer.average_decay else self.model
 
     def validate(self, validation: Validation) -> dict[str, float]:
         """Validation readings of the serving weights at their own best threshold with Se >= Sp."""
@@ -417,7 +424,6 @@ class Fit:
             **prefixed(self.model.state_dict(), "model"),
             **prefixed(self.average.state_dict(), "average"),
             **prefixed(self.best_weights, "best"),
-            **prefixed(self.frame_head.state_dict(), "frame_head"),
             **prefixed(moments, "optimizer"),
         }
         metadata = {"identity": identity, "seed": self.seed, "progress": dataclasses.asdict(self.progress)}
@@ -439,7 +445,6 @@ class Fit:
         self.model.load_state_dict(under(tensors, "model"))
         self.average.load_state_dict(under(tensors, "average"))
         self.best_weights = under(tensors, "best")
-        self.frame_head.load_state_dict(under(tensors, "frame_head"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in under(tensors, "optimizer").items():
             index, key = name.split(".", 1)
@@ -497,11 +502,7 @@ def train(
         if resume and (folder / CHECKPOINT_FILE).is_file():
             fit.load(folder, identity)
         elif fit.recipe.init:
-            load_initial(fit.recipe.init, fit.model)
-            if isinstance(fit.model.stem, SeparableStem):
-                fit_to(fit.model.stem, fit.crops.front_end, fit.first_windows().to(fit.machine.device))
-                # another machine's arithmetic may end in other last bits, and nothing else would ever level them
-                fit.model.stem.load_state_dict(fit.machine.told(fit.model.stem.state_dict()))
+            load_initial(fit.recipe.init, fit.model, fit.recipe.init_sha256)
         if not fit.machine.agree(fit.progress.epochs_done):
             raise FitError(
                 f"{folder}: the processes do not see the same checkpoint there; give an --out on a disk that all share"

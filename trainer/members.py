@@ -13,11 +13,11 @@ from typing import Literal, Protocol
 from device.signal import FloatArray, FrontEnd
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
-from trainer.crops import TrainingCrops
+from trainer.crops import crops_of
 from trainer.fit import Fit, FitError, Validation, Watcher, identity, train
 from trainer.machine import Machine
 from trainer.metrics import IntArray
-from trainer.model import AST
+from trainer.model import Network, network
 from trainer.recipe import Recipe
 from trainer.run import member_folder, refit_folder
 from trainer.splits import Fold
@@ -29,7 +29,7 @@ SEED_STEP = 1000  # between members, so that no member of one seed repeats a mem
 class Member:
     """One trained model, and what it says of patients whom it has never met."""
 
-    model: AST
+    model: Network
     held_out: Corpus
     """Those patients."""
     labels: IntArray
@@ -45,7 +45,7 @@ class Member:
 class Refitted:
     """A model that all patients trained."""
 
-    model: AST
+    model: Network
     epochs_done: int
 
 
@@ -83,7 +83,7 @@ def train_members(
     for number, (training, held_out) in enumerate(sides):
         watcher.member_started(number, len(sides), training, held_out)
         own_seed = seed + SEED_STEP * number
-        crops = TrainingCrops(training, cache, front_end, recipe.data, recipe.augmentation, own_seed)
+        crops = crops_of(training, cache, front_end, recipe, own_seed)
         held = None if held_out is None else Validation(held_out, cache, front_end)
         fit = Fit(recipe, crops, held, machine, own_seed)
         left = None if minutes is None else (minutes - (time.monotonic() - began) / 60) / (len(sides) - number)
@@ -95,7 +95,7 @@ def train_members(
         if not done:
             raise FitError(f"{folder}: model {number + 1} has no finished epoch; raise --epochs or --minutes")
         best = held is not None and keep == "best"
-        model = AST(recipe.model).to(machine.device).eval()
+        model = network(recipe.model).to(machine.device).eval()
         model.load_state_dict(fit.best_weights if best else fit.serving.state_dict())
         if held_out is None or held is None:
             refitted.append(Refitted(model, done))

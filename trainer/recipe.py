@@ -79,8 +79,10 @@ class DataRecipe(_Section):
     """Share of the normal draws from wholly normal recordings that are cut anywhere in the recording."""
     balance: Balance = "class"
     """Weighted random sampling: by class, by normal against abnormal, or none."""
-    corpora: dict[str, float] = {}
-    """Share of the draws by corpus, each with its own balance; empty draws from all as from one."""
+    corpus_balance: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Of several corpora: 0 draws every cycle alike, 1 every corpus, however many cycles it has."""
+    device_balance: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The same of the stethoscopes of a corpus."""
     patient_balance: float = Field(default=0.0, ge=0.0, le=1.0)
     """Inside a balanced group: 0 draws every cycle alike, 1 every patient, however many cycles each has."""
     draws: int = Field(default=0, ge=0)

@@ -14,7 +14,7 @@ from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from trainer.files import replacing
-from trainer.model import AST, Ensemble
+from trainer.model import Ensemble, Network, network
 from trainer.recipe import Recipe
 
 SCHEMA = 1
@@ -171,7 +171,7 @@ def begun(folder: Path) -> bool:
     return any(folder.glob(f"member-*/{CHECKPOINT_FILE}"))
 
 
-def assemble(members: Sequence[AST]) -> AST | Ensemble:
+def assemble(members: Sequence[Network]) -> Network | Ensemble:
     """The model that a run serves: its only member, or the mean of several."""
     return members[0] if len(members) == 1 else Ensemble(members)
 
@@ -191,7 +191,7 @@ def read_facts(folder: Path) -> RunFacts:
         raise RunError(f"{path}: {key}: {problem['msg']}; the run is of another version, train again") from error
 
 
-def load_model(folder: Path, facts: RunFacts) -> AST | Ensemble:
+def load_model(folder: Path, facts: RunFacts) -> Network | Ensemble:
     """The finished model of a run in eval mode; keys and shapes are matched strictly."""
     tensors, _ = load_tensors(folder / WEIGHTS_FILE)
     if file_digest(folder / WEIGHTS_FILE) != facts.weights:
@@ -200,7 +200,7 @@ def load_model(folder: Path, facts: RunFacts) -> AST | Ensemble:
             "--resume', or restore it from a backup"
         )
     data = facts.recipe.data
-    model = assemble([AST(facts.recipe.model) for _ in range(data.refit or data.members)])
+    model = assemble([network(facts.recipe.model) for _ in range(data.refit or data.members)])
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
