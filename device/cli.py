@@ -113,7 +113,7 @@ def exam(
     source: Annotated[str, typer.Option("--source", help="mic or demo.")] = "mic",
     seconds: Annotated[
         float, typer.Option("--seconds", min=1.0, max=MOST_SECONDS, callback=_number, help="Sound at each site.")
-    ] = 20.0,
+    ] = 30.0,
     bundle: BundleOption = None,
     precision: PrecisionOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, an exam object last.")] = False,
@@ -124,8 +124,8 @@ def exam(
 ) -> int:
     """Listen at several sites, one after another, and say what they come to together.
 
-    One flagged site flags the exam; nothing is flagged only when every site was heard well enough. On a terminal it
-    waits for Enter before each site, and sites without an answer are offered again.
+    One flagged site flags the exam; nothing is flagged only when the stretch of every site is complete. On a terminal
+    it waits for Enter before each site, and sites without an answer are offered again.
     """
     import json
     from functools import partial
@@ -207,7 +207,8 @@ def _auscultate(
             for happened in session.run():
                 recorder.add(happened)
                 if opened.demo and isinstance(happened, CycleResult):
-                    simulated.append(replace(happened, samples=happened.samples[:0]))
+                    # a copy: a view of no samples would keep them all
+                    simulated.append(replace(happened, samples=happened.samples[:0].copy()))
                 for view in views:
                     view.show(happened)
         finally:

@@ -17,8 +17,8 @@ class Exam:
 
     @property
     def verdict(self) -> Verdict:
-        """`flagged` as soon as one site is; `nothing flagged` only when every required site says so."""
-        verdicts = [self.heard[site].verdict if site in self.heard else "not enough" for site in self.required]
+        """`flagged` as soon as one site is; `nothing flagged` only when every required site is complete and says so."""
+        verdicts = [answer(self.heard[site]) if site in self.heard else "not enough" for site in self.required]
         if "flagged" in [*verdicts, *(summary.verdict for summary in self.heard.values())]:
             return "flagged"
         if all(verdict == "nothing flagged" for verdict in verdicts):
@@ -31,8 +31,8 @@ class Exam:
         lines = []
         for site in self.required:
             summary = self.heard.get(site)
-            why = "not heard yet" if summary is None else "; ".join([summary.verdict, *summary.reasons])
-            lines.append(f"{site}: {why}")
+            why = ["not heard yet"] if summary is None else [summary.verdict, *summary.reasons, progress(summary)]
+            lines.append(f"{site}: {'; '.join(why)}")
         return lines
 
     @property
@@ -52,6 +52,21 @@ class Exam:
         }
 
 
+def answer(summary: Summary) -> Verdict:
+    """What a site says to its exam: a stretch that is not complete clears nobody."""
+    complete = summary.verdict != "nothing flagged" or summary.stretches > 0
+    return summary.verdict if complete else "not enough"
+
+
+def progress(summary: Summary) -> str:
+    """How far a site's first stretch came."""
+    if summary.stretches:
+        return "stretch complete"
+    return (
+        f"stretch not complete, {summary.breaths_wanted} more good breath{'s' * (summary.breaths_wanted != 1)} needed"
+    )
+
+
 def left(required: Sequence[str], heard: Mapping[str, Summary]) -> list[str]:
     """Sites still to be heard, those that gave no answer among them."""
-    return [site for site in required if site not in heard or heard[site].verdict in ("not enough", "poor quality")]
+    return [site for site in required if site not in heard or answer(heard[site]) in ("not enough", "poor quality")]

@@ -13,7 +13,7 @@ import numpy as np
 from device.bundle import Segmentation, SiteRule
 from device.decision import Judgement, SiteDecision, Span, Verdict
 from device.quality import SILENCE_DBFS, Quality, judge, level_dbfs
-from device.segmenter import Segment, Segmenter
+from device.segmenter import LEAST_RHYTHM, Segment, Segmenter
 from device.signal import SAMPLE_RATE, FloatArray, quantise
 from device.sources import Block, CaptureError, Source
 from device.timeline import BREAKS, Entry, Timeline
@@ -22,7 +22,6 @@ from firmware_config.settings import QualitySettings
 
 LATEST_CYCLES = 16  # kept for the view
 RATE_CYCLES = 5  # a rhythm older than so many cycles is no longer shown
-LEAST_RHYTHM = 0.3  # to be called one
 PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
 WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
 FINISH_SECONDS = 1.0  # for the cycles that still wait when a session is stopped
@@ -58,6 +57,8 @@ class CycleResult:
     demo: bool
     samples: FloatArray = field(repr=False, compare=False)
     """(n,) at 16 kHz, exactly as they were judged: the cycle, and the sound around a short one."""
+    span: Span | None = None
+    """Where the cycle lies in these samples; None where it is all of them."""
     phase_seconds: float | None = None
     """Where inspiration gives way to expiration, where a pause between them was heard."""
     period_seconds: float = 0.0
@@ -108,9 +109,15 @@ class Summary:
     gradable_seconds: float
     reasons: tuple[str, ...]
     breaths_per_minute: float | None
-    """Over the last few breath cycles."""
+    """Over the last few breath cycles; None where there is no rhythm, or none that the breaths found agree with."""
     not_validated: tuple[str, ...]
     """Why this subject is outside of what the model was validated on."""
+    stretches: int = 0
+    """Complete ones; the first decided the verdict."""
+    stretches_flagged: int = 0
+    """Of these."""
+    breaths_wanted: int = 0
+    """Good breaths that complete the running stretch."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -134,6 +141,9 @@ class Summary:
             "cycles": self.cycles,
             "gradable": self.gradable,
             "flagged": self.flagged,
+            "stretches": self.stretches,
+            "stretches_flagged": self.stretches_flagged,
+            "breaths_wanted": self.breaths_wanted,
             "dropped": self.dropped,
             "seconds": self.seconds,
             "reasons": list(self.reasons),
@@ -178,7 +188,6 @@ class Auscultation:
         self.lost_seconds: float | None = None
         """Since when no sound comes, for a microphone is gone; None while it comes."""
         self._waiting: deque[Segment] = deque()
-        self._accounted_end = 0
         self._gradable_samples = 0
 
     def run(self) -> Iterator[CycleResult | Entry]:
@@ -256,24 +265,16 @@ class Auscultation:
         self.decision.end()
         yield self.timeline.entry("end", note)
 
-    def _unaccounted(self, segment: Segment) -> int:
-        """Samples of a segment that no earlier one had; overlapping windows share samples, and each counts once."""
-        new = max(0, segment.end - max(segment.start, self._accounted_end))
-        self._accounted_end = max(self._accounted_end, segment.end)
-        return new
-
     def _drop(self, reason: str) -> Entry:
         segment = self._waiting.popleft()
         self.dropped_cycles += 1
-        samples = self._unaccounted(segment)
-        self.timeline.drop(samples)
+        self.timeline.drop(segment.samples.size)
         span = f"{segment.start_seconds:.1f}-{segment.end_seconds:.1f} s"
         return self.timeline.entry("dropped", f"cycle at {span} not judged: {reason}")
 
     def _judge(self, segment: Segment) -> CycleResult:
         quality = judge(segment.samples, self.quality, segment.clarity, segment.snr_db)
         judgement, seconds = None, 0.0
-        new = self._unaccounted(segment)
         if quality.gradable:
             began = time.perf_counter()
             try:
@@ -283,7 +284,7 @@ class Auscultation:
                 raise
             seconds = time.perf_counter() - began
             self.decision.add(judgement)
-            self._gradable_samples += new
+            self._gradable_samples += segment.samples.size
         else:
             self.decision.refuse(quality.reason)
         self.cycles += 1
@@ -298,6 +299,7 @@ class Auscultation:
             seconds,
             self.source.demo,
             segment.judged,
+            segment.span,
             None if segment.phase is None else segment.phase / SAMPLE_RATE,
             segment.period_seconds,
         )
@@ -324,6 +326,9 @@ class Auscultation:
             reasons=tuple(self.decision.reasons),
             breaths_per_minute=respiratory_rate(list(self.latest)),
             not_validated=self.not_validated(),
+            stretches=self.decision.stretches,
+            stretches_flagged=self.decision.stretches_flagged,
+            breaths_wanted=self.decision.breaths_wanted,
         )
 
 

@@ -49,7 +49,11 @@ class Screened:
         return {
             "recording": printable(self.recording),
             **{
-                name: full[name] for name in ("verdict", "probability", "cycles", "seconds", "reasons", "not_validated")
+                name: full[name]
+                for name in (
+                    *("verdict", "probability", "cycles", "stretches", "stretches_flagged"),
+                    *("seconds", "reasons", "not_validated"),
+                )
             },
         }
 
@@ -66,8 +70,9 @@ class Results:
     """
 
     COLUMNS = (
-        *("recording", "verdict", "probability", "cycles", "heard", "missing", "dropped", "gradable", "reasons"),
-        *("not_validated", "sha256", "bundle", "precision", "cycle_threshold", "site_threshold", "quality_limits"),
+        *("recording", "verdict", "probability", "cycles", "stretches", "stretches_flagged"),
+        *("heard", "missing", "dropped", "gradable", "reasons", "not_validated"),
+        *("sha256", "bundle", "precision", "cycle_threshold", "site_threshold", "quality_limits"),
     )
 
     def __init__(self, path: Path, model: Classifier, quality: QualitySettings) -> None:

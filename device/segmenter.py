@@ -38,8 +38,10 @@ WEIGHTS_FILE = Path(__file__).with_name("breath_detector.npz")
 
 SOUNDING = 0.45  # a breath begins above, and ends below
 ONSET = 0.45  # within a breath another one begins at a peak above this
-LEAST_GAP_SECONDS = 1.2  # what lies unjudged between breaths becomes a window from this length on
-LEAST_TAIL_SECONDS = 0.5  # less than this at the end stays unjudged
+LEAST_RHYTHM = 0.3  # confidence from which a rhythm is one
+LEAST_GAP_SECONDS = (
+    1.2  # what lies unjudged between breaths becomes a window from this length on; in a rhythm, its period
+)
 RHYTHM_STEPS = 12 * STEPS_PER_SECOND  # how far back the rhythm is looked for
 LEAST_RHYTHM_SECONDS = 4.0  # less shows no rhythm
 PERIOD_SECONDS = (1.0, 6.0)  # 60 down to 10 breaths a minute
@@ -217,10 +219,7 @@ class Segmenter:
         """The stream breaks off here: what was not yet judged, in windows up to the end; `reset` comes next."""
         self._heard_end = end = self._cursor + self._audio.size
         latest = end if self._ended is None else min(end, self._sample(self._ended) + self._pause_samples)
-        segments = [*self._close(latest), *self._windows(end)]
-        if end - self._cursor >= LEAST_TAIL_SECONDS * SAMPLE_RATE:
-            segments += self._rest(end, self.settings.shortest_seconds)
-        return segments
+        return [*self._close(latest), *self._between(end, self.settings.shortest_seconds)]
 
     def _advance(self, samples: FloatArray) -> list[Segment]:
         self._step += 1
@@ -261,7 +260,7 @@ class Segmenter:
         return []
 
     def _close(self, end: int) -> list[Segment]:
-        """The breath that began, up to sample `end`; before it a window, where much lies unjudged."""
+        """The breath that began, up to sample `end`; before it windows, where more lies unjudged than a pause."""
         began, ended = self._began, self._ended
         self._began = self._ended = None
         if began is None:
@@ -272,9 +271,7 @@ class Segmenter:
         if not self.settings.shortest_seconds * SAMPLE_RATE <= sounding <= longest:
             return []
         end = min(end, start + round(longest))
-        segments = self._windows(start)
-        if start - self._cursor >= LEAST_GAP_SECONDS * SAMPLE_RATE:
-            segments += self._rest(start, LEAST_GAP_SECONDS)
+        segments = self._between(start, LEAST_GAP_SECONDS)
         return [*segments, self._emit(start, end, "breath", self._phase(start, start + sounding))]
 
     def _phase(self, start: int, end: int) -> int | None:
@@ -306,17 +303,30 @@ class Segmenter:
         return round(self.settings.context_seconds * SAMPLE_RATE)
 
     def _windows(self, limit: int) -> list[Segment]:
-        """As many windows as fit before sample `limit`, one after the other."""
+        """As many windows as fit before sample `limit`, one after the other; none in the pauses of a rhythm."""
         length = round(self.settings.window_seconds * SAMPLE_RATE)
+        if self._cursor + length > limit or self._is_pause(limit):
+            return []
         segments = []
         while self._cursor + length <= limit:
             segments.append(self._emit(self._cursor, self._cursor + length, "window"))
         return segments
 
-    def _rest(self, end: int, least_seconds: float) -> list[Segment]:
-        """One window of what lies before sample `end`, reaching back into what is judged if there is little."""
-        start = max(self._cursor, end - round(self.settings.window_seconds * SAMPLE_RATE))
-        return [self._emit(start, end, "window")] if end - start >= least_seconds * SAMPLE_RATE else []
+    def _between(self, end: int, least_seconds: float) -> list[Segment]:
+        """What lies unjudged before sample `end` in windows, the last one shorter."""
+        if end - self._cursor < least_seconds * SAMPLE_RATE or self._is_pause(end):
+            return []
+        segments = self._windows(end)
+        if end - self._cursor >= least_seconds * SAMPLE_RATE:
+            segments.append(self._emit(self._cursor, end, "window"))
+        return segments
+
+    def _is_pause(self, end: int) -> bool:
+        """Whether a rhythm explains that no breath was found from the cursor to sample `end`."""
+        if self.settings.method == "windows":
+            return False
+        period, confidence = rhythm(np.array(self._activity))
+        return confidence >= LEAST_RHYTHM and end - self._cursor < period * SAMPLE_RATE
 
     def _emit(
         self,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from device.audio_store import AudioStore
+from device.decision import SiteDecision, Span
 from device.signal import SAMPLE_RATE
 from device.store import KEPT, UNSTORED, StoreError, open_database, told, transaction
 from firmware_config.settings import Layer, load_settings
@@ -133,6 +134,7 @@ def about_lines(session: Row) -> list[str]:
         f"verdict: {text['verdict']} (probability {text['probability']}) {session['reasons'] or ''}",
         *([f"NOT VALIDATED: {text['not_validated']}"] if text["not_validated"] else []),
         f"{len(session['cycles'])} cycles; {account}",
+        *([f"{text['stretches_flagged']} of {text['stretches']} stretches flagged"] if session["stretches"] else []),
     ]
     return [f"{text['demo']} {line}".strip() for line in lines]
 
@@ -204,7 +206,6 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
     """
     from device.audio import AudioError
     from device.classifier import open_classifier
-    from device.decision import SiteDecision
 
     session = read_session(file, number)
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
@@ -227,7 +228,7 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
             decision.refuse(cycle["reason"])
         elif not why:
             try:
-                judgement = classifier.judge(audio.read(number, at))
+                judgement = classifier.judge(audio.read(number, at), _span(cycle))
             except AudioError:
                 why = DAMAGED
             else:
@@ -239,7 +240,10 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
             left_out[why] = (*left_out.get(why, ()), at)
     identical, verdict = replayed - len(differing), None
     unstored = any(entry["kind"] == UNSTORED for entry in session["timeline"])
-    if session["verdict"] and not unstored and not left_out.keys() - {NOT_GRADED}:
+    # before schema 3 sites were decided by another rule
+    decided = session["verdict"] and session["stretches"] is not None
+    if decided and not unstored and not left_out.keys() - {NOT_GRADED}:
+        decision.end()
         verdict = decision.verdict
         before, now = (session["probability"], session["verdict"]), (decision.probability, verdict)
         differing += [Difference(None, before, now)] * (before != now)
@@ -254,6 +258,12 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
         left_out,
         verdict,
     )
+
+
+def _span(cycle: Row) -> Span | None:
+    """Where a cycle lies in its stored sound; None where it is all of it, as before schema 3."""
+    before = cycle["context_start_sample"]
+    return None if before is None else (cycle["start_sample"] - before, cycle["end_sample"] - before)
 
 
 def _unreplayable(cycle: Row, audio: AudioStore) -> str:

@@ -22,7 +22,7 @@ from device.timeline import Entry
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import Settings
 
-VERSION: Final = 2
+VERSION: Final = 3
 LOCK_SECONDS = 1.0  # waiting for another writer; sound waits in the queue meanwhile
 RETRY_SECONDS = (5.0, 60.0)  # from one try to the next while nothing can be stored: at first, and at most
 RETENTION_CYCLES = 100  # the audio's age and size are looked at once in so many cycles
@@ -35,13 +35,14 @@ TABLES = (
     site TEXT NOT NULL, demo INTEGER NOT NULL, bundle TEXT NOT NULL, bundle_name TEXT NOT NULL,
     settings_fingerprint TEXT NOT NULL, settings TEXT NOT NULL, not_validated TEXT NOT NULL,
     verdict TEXT, probability REAL, heard_samples INTEGER, missing_samples INTEGER, dropped_samples INTEGER,
-    gradable_samples INTEGER, reasons TEXT
+    gradable_samples INTEGER, reasons TEXT, stretches INTEGER, stretches_flagged INTEGER
 )""",
     """CREATE TABLE cycles (
     session INTEGER NOT NULL REFERENCES sessions(id), number INTEGER NOT NULL, demo INTEGER NOT NULL,
     start_sample INTEGER NOT NULL, end_sample INTEGER NOT NULL, kind TEXT NOT NULL, rhythm REAL NOT NULL,
     level_dbfs REAL NOT NULL, reason TEXT NOT NULL, quality TEXT NOT NULL, probability REAL, class TEXT,
-    flag INTEGER NOT NULL, inference_seconds REAL, audio TEXT NOT NULL, PRIMARY KEY (session, number)
+    flag INTEGER NOT NULL, inference_seconds REAL, audio TEXT NOT NULL, context_start_sample INTEGER,
+    PRIMARY KEY (session, number)
 )""",
     """CREATE TABLE timeline (
     session INTEGER NOT NULL REFERENCES sessions(id), demo INTEGER NOT NULL, sample INTEGER NOT NULL,
@@ -56,14 +57,20 @@ FROM_VERSION_1 = (
     f"""INSERT INTO sessions SELECT id, started_at, ended_at, source, '', demo, bundle, '', settings, '', '', verdict,
     probability, CAST(round(heard_seconds * {SAMPLE_RATE}) AS INTEGER),
     CAST(round(missing_seconds * {SAMPLE_RATE}) AS INTEGER), iif(ended_at IS NULL, NULL, 0),
-    CAST(round(gradable_seconds * {SAMPLE_RATE}) AS INTEGER), reasons FROM old_sessions""",
+    CAST(round(gradable_seconds * {SAMPLE_RATE}) AS INTEGER), reasons, NULL, NULL FROM old_sessions""",
     f"""INSERT INTO cycles SELECT session, number, demo, CAST(round(start_seconds * {SAMPLE_RATE}) AS INTEGER),
     CAST(round(end_seconds * {SAMPLE_RATE}) AS INTEGER), kind, rhythm, level_dbfs, reason, '{{}}', probability, class,
-    flag, NULL, '' FROM old_cycles""",
+    flag, NULL, '', NULL FROM old_cycles""",
     "INSERT INTO timeline SELECT session, demo, sample, kind, missing_samples, note FROM old_timeline",
     *(f"DROP TABLE old_{table}" for table in ("timeline", "cycles", "sessions")),
 )
-MIGRATIONS = {0: TABLES, 1: FROM_VERSION_1}
+# Version 2 judged all of a cycle's samples, and told sites by any cycles in a row.
+FROM_VERSION_2 = (
+    "ALTER TABLE cycles ADD COLUMN context_start_sample INTEGER",
+    "ALTER TABLE sessions ADD COLUMN stretches INTEGER",
+    "ALTER TABLE sessions ADD COLUMN stretches_flagged INTEGER",
+)
+MIGRATIONS = {0: TABLES, 1: FROM_VERSION_1, 2: FROM_VERSION_2}
 
 
 class StoreError(RespSAMError):
@@ -253,12 +260,14 @@ class Store:
         seconds = (summary.heard_seconds, summary.missing_seconds, summary.dropped_seconds, summary.gradable_seconds)
         account = [round(one * SAMPLE_RATE) for one in seconds]
         words = ("; ".join(summary.reasons), "; ".join(summary.not_validated))
-        known = (time.time(), summary.verdict, summary.probability, *account, *words, self.session)
+        stretches = (summary.stretches, summary.stretches_flagged)
+        known = (time.time(), summary.verdict, summary.probability, *account, *words, *stretches, self.session)
         with told(self.file, "not stored"), transaction(self._database):
             self._add_outage(outage)
             self._database.execute(
                 "UPDATE sessions SET ended_at=?, verdict=?, probability=?, heard_samples=?, missing_samples=?, "
-                "dropped_samples=?, gradable_samples=?, reasons=?, not_validated=? WHERE id=?",
+                "dropped_samples=?, gradable_samples=?, reasons=?, not_validated=?, stretches=?, stretches_flagged=? "
+                "WHERE id=?",
                 known,
             )
 
@@ -292,13 +301,13 @@ class Store:
         self._database.execute("INSERT INTO timeline VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def _add_cycle(self, cycle: CycleResult) -> None:
-        judgement = cycle.judgement
+        judgement, start_sample = cycle.judgement, round(cycle.start_seconds * SAMPLE_RATE)
         self._insert(
             "cycles",
             session=self.session,
             number=cycle.number,
             demo=self.demo,
-            start_sample=round(cycle.start_seconds * SAMPLE_RATE),
+            start_sample=start_sample,
             end_sample=round(cycle.end_seconds * SAMPLE_RATE),
             kind=cycle.kind,
             rhythm=cycle.rhythm,
@@ -309,6 +318,7 @@ class Store:
             flag=cycle.flagged,
             inference_seconds=None if judgement is None else cycle.inference_seconds,
             audio=KEPT if self._settings.audio else "",
+            context_start_sample=None if cycle.span is None else start_sample - cycle.span[0],
             **{"class": None if judgement is None else judgement.label},
         )
 

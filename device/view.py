@@ -78,12 +78,26 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
         f"{summary.heard_seconds:.1f} s heard ({summary.gradable_seconds:.1f} s gradable), "
         f"{summary.missing_seconds:.1f} s missing, {summary.dropped_seconds:.1f} s dropped"
     )
-    lines = [f"verdict: {summary.verdict.upper()}{likely}", *(f"  {reason}" for reason in summary.reasons), account]
+    lines = [f"verdict: {summary.verdict.upper()}{likely}", *(f"  {reason}" for reason in summary.reasons)]
+    if summary.stretches > 1:
+        lines.append(f"  {summary.stretches_flagged} of {summary.stretches} stretches flagged")
+    lines.append(account)
     if summary.not_validated:
         lines.append(f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}")
     if agreement is not None:
         lines.append(str(agreement))
     return [f"{mark}{line}" for line in [*lines, AID]]
+
+
+def later_stretches(summary: Summary) -> list[str]:
+    """How far the stretch after the complete ones is, and how many of those are flagged; nothing before."""
+    if not summary.stretches:
+        return []
+    wanted = summary.breaths_wanted
+    return [
+        f"stretch {summary.stretches + 1}: {wanted} more good breath{'s' * (wanted != 1)}; "
+        f"{summary.stretches_flagged} of {summary.stretches} stretches flagged"
+    ]
 
 
 def exam_lines(exam: Exam, demo: bool) -> list[str]:
@@ -214,9 +228,9 @@ class LiveView:
 
     def _footer(self, summary: Summary) -> RenderableType:
         line = Text(no_wrap=True, overflow="ellipsis")
-        line.append(f"{_mark(summary.demo)}so far: ")
+        line.append(f"{_mark(summary.demo)}{'complete' if summary.stretches else 'so far'}: ")
         line.append(summary.verdict.upper(), style=STYLES.get(summary.verdict, "bold"))
-        why = Text("; ".join(summary.reasons), no_wrap=True, overflow="ellipsis")
+        why = Text("; ".join([*summary.reasons, *later_stretches(summary)]), no_wrap=True, overflow="ellipsis")
         account = Text(
             f"{clock(summary.heard_seconds)} heard, {summary.missing_seconds:.1f} s missing, "
             f"{summary.gradable_seconds:.1f} s gradable; {summary.flagged} of {summary.gradable} cycles flagged",

@@ -241,7 +241,7 @@ def test_an_exam_is_several_sites(
     respsam_device: Device, tmp_path: Path, logits: tuple[float, ...], verdict: str
 ) -> None:
     own = make_bundle(tmp_path / "bundle", logits=logits)
-    options = ("--source", "demo", "--fast", "--seconds", 12, "--site", "p1", "--site", "p2", "--age", 5)
+    options = ("--source", "demo", "--fast", "--seconds", 30, "--site", "p1", "--site", "p2", "--age", 5)
     answer = respsam_device("exam", *options, "--json", "--bundle", own, "--no-store")
     assert (answer.code, answer.error) == (0, "")
     summaries = [one for one in answer.objects if one["type"] == "summary"]
@@ -251,6 +251,7 @@ def test_an_exam_is_several_sites(
     assert summaries[0]["source"] != summaries[1]["source"], "each site has a sound of its own"
     lines = respsam_device("exam", *options, "--bundle", own, "--no-store").out.splitlines()
     assert f"DEMO EXAM: {verdict.upper()}" in lines
+    assert sum(line.endswith("; stretch complete") for line in lines) == 2
 
 
 def test_an_exam_with_a_site_too_short_clears_nobody(respsam_device: Device, tmp_path: Path) -> None:
@@ -314,7 +315,7 @@ def test_an_exam_whose_model_breaks_clears_nobody(
 ) -> None:
     def logits(self: Classifier, inputs: FloatArray) -> FloatArray:
         judged.append(len(inputs))
-        return np.full((len(inputs), 4), np.nan) if len(judged) > 9 else whole(self, inputs)
+        return np.full((len(inputs), 1, 4), np.nan) if len(judged) > 9 else whole(self, inputs)
 
     judged: list[int] = []
     whole = Classifier.logits

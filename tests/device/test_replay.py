@@ -13,11 +13,12 @@ import soundfile
 
 import device.cli
 from device.audio_store import AudioStore
-from device.bundle import open_bundle
+from device.bundle import Segmentation, open_bundle
 from device.signal import SAMPLE_RATE
 from device.simulator import auscultate
 from tests.device.bundle_maker import make_bundle
 
+SPANS = "SELECT number, start_sample - context_start_sample, end_sample - context_start_sample FROM cycles"
 Device = Callable[..., tuple[int, str, str]]
 
 
@@ -42,7 +43,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return make_bundle(tmp_path / "bundle")
+    """Its cycles are judged in their context, by their own moments."""
+    return make_bundle(tmp_path / "bundle", moments=14, segmentation=Segmentation(context_seconds=8.0))
 
 
 @pytest.fixture
@@ -75,6 +77,21 @@ def test_every_cycle_and_the_verdict_come_out_the_same(respsam_device: Device, a
     code, out, _ = respsam_device("replay", 1)
     assert all(line.startswith("DEMO ") for line in out.splitlines())
     assert f"{done['identical']} of {done['identical']} replayed cycles identical" in out
+
+
+def test_a_cycle_without_a_context_is_replayed_whole(respsam_device: Device, audio: AudioStore, file: Path) -> None:
+    """As stored before schema 3; it is then another cycle, so the moments of the context do count."""
+    change(file, "UPDATE cycles SET context_start_sample = NULL WHERE number = 5")
+    code, done = replayed(respsam_device)
+    assert (code, [one["number"] for one in done["differing"] if one["number"]]) == (3, [5])
+
+
+def test_a_site_decided_by_an_older_rule_is_not_decided_again(
+    respsam_device: Device, audio: AudioStore, file: Path
+) -> None:
+    change(file, "UPDATE sessions SET stretches = NULL, stretches_flagged = NULL, probability = 0.123")
+    code, done = replayed(respsam_device)
+    assert (code, done["verdict"], done["exact"]) == (0, None, True)
 
 
 def test_with_the_shipped_bundle_from_a_recording_at_another_rate(
@@ -182,7 +199,11 @@ def test_a_session_without_sound_cannot_be_replayed(respsam_device: Device, bund
 
 def test_the_sound_kept_is_what_the_cycle_says(audio: AudioStore, file: Path) -> None:
     with sqlite3.connect(file) as database:
-        lengths = dict(database.execute("SELECT number, end_sample - start_sample FROM cycles"))
+        spans = {number: span for number, *span in database.execute(SPANS)}
     for one in audio.kept(1):
         info = soundfile.info(one.path)
-        assert (info.frames, info.samplerate, info.subtype) == (lengths[one.number], SAMPLE_RATE, "PCM_24")
+        start, end = spans[one.number]
+        assert (info.samplerate, info.subtype) == (SAMPLE_RATE, "PCM_24")
+        assert 0 <= start < end <= info.frames <= 8 * SAMPLE_RATE
+    longest = max(soundfile.info(one.path).frames for one in audio.kept(1))
+    assert longest == 8 * SAMPLE_RATE

@@ -1,14 +1,14 @@
 """The segmenter on simulated breathing, whose breaths are known, and on sound without a rhythm."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import scipy.signal
 
 from device.bundle import Segmentation
-from device.live import LEAST_RHYTHM
-from device.segmenter import LEAST_GAP_SECONDS, Segment, Segmenter, rhythm
+from device.segmenter import LEAST_GAP_SECONDS, LEAST_RHYTHM, Segment, Segmenter, rhythm
 from device.signal import SAMPLE_RATE, FloatArray
 from device.simulator import Breath, auscultate
 
@@ -87,6 +87,9 @@ def test_a_short_cycle_is_judged_with_the_sound_around_it_and_nothing_that_came_
             assert np.array_equal(samples[at : at + segment.judged.size], segment.judged)
             assert at <= segment.start - 1000 and at + segment.judged.size >= segment.end - 1000
             assert at + segment.judged.size <= begin + block
+            assert segment.span is not None
+            assert np.array_equal(segment.judged[slice(*segment.span)], segment.samples)
+            assert segment.context_start == at + 1000
     assert told > 5
 
 
@@ -150,17 +153,46 @@ def test_segments_are_the_stream_where_they_say_they_are() -> None:
         np.testing.assert_array_equal(segment.samples, samples[segment.start : segment.end])
 
 
-@pytest.mark.parametrize("seconds", [2.0, 3.9, 9.0, 13.7, 30.2])
-@pytest.mark.parametrize("kind", ["breathing", "noise", "windows"])
-def test_only_short_pauses_stay_unjudged(seconds: float, kind: str) -> None:
-    samples = noise(seconds) if kind == "noise" else auscultate(5, seconds).samples
+def unjudged(samples: FloatArray, segments: list[Segment]) -> list[float]:
+    """Lengths in seconds of what no segment has."""
     heard = np.zeros(samples.size, bool)
-    for segment in cut(samples, Segmentation(method="windows" if kind == "windows" else "breath")):
+    for segment in segments:
         heard[segment.start : segment.end] = True
     edges = np.flatnonzero(np.diff(np.concatenate([[0], ~heard, [0]])))
-    gaps = (edges[1::2] - edges[::2]) / SAMPLE_RATE
-    assert gaps.max(initial=0.0) < LEAST_GAP_SECONDS
-    assert gaps.sum() < 0.25 * seconds
+    return [float(gap) for gap in (edges[1::2] - edges[::2]) / SAMPLE_RATE]
+
+
+@pytest.mark.parametrize("seconds", [2.0, 3.9, 9.0, 13.7, 30.2])
+@pytest.mark.parametrize("kind", ["breathing", "noise", "windows"])
+def test_only_pauses_stay_unjudged(seconds: float, kind: str) -> None:
+    samples = noise(seconds) if kind == "noise" else auscultate(5, seconds).samples
+    segments = cut(samples, Segmentation(method="windows" if kind == "windows" else "breath"))
+    gaps = unjudged(samples, segments)
+    periods = [one.period_seconds for one in segments if one.rhythm >= LEAST_RHYTHM]
+    assert max(gaps, default=0.0) < max([LEAST_GAP_SECONDS, *periods])
+    assert sum(gaps) < 0.25 * seconds
+
+
+@pytest.mark.parametrize("method", ["breath", "windows"])
+@pytest.mark.parametrize("context_seconds", [0.0, 8.0])
+def test_no_two_segments_share_a_sample(method: str, context_seconds: float) -> None:
+    settings = Segmentation.model_validate({"method": method, "context_seconds": context_seconds})
+    for seed in SEEDS:
+        quiet = np.zeros(SAMPLE_RATE * 3, np.float32)
+        samples = np.concatenate([auscultate(seed, 40).samples, quiet, noise(9), auscultate(seed + 50, 20).samples])
+        segments = cut(samples, settings)
+        assert all(one.end <= other.start for one, other in pairwise(segments))
+
+
+def test_a_breath_that_is_missed_in_a_rhythm_is_heard_in_windows() -> None:
+    heard = auscultate(2, 60, breaths_per_minute=15, abnormal_share=0.0)
+    missed = heard.breaths[10]
+    first, stop = (round(at * SAMPLE_RATE) for at in (missed.onset_seconds, missed.end_seconds))
+    samples = heard.samples.copy()
+    samples[first:stop] = noise(1 + stop / SAMPLE_RATE)[first:stop]
+    kinds = [(one.kind, one.start < stop and one.end > first) for one in cut(samples) if one.start_seconds > 15]
+    assert ("window", True) in kinds
+    assert [one.kind for one in cut(heard.samples) if one.start_seconds > 15].count("window") == 0
 
 
 def test_no_breath_is_longer_or_shorter_than_the_bundle_allows() -> None:
@@ -185,8 +217,8 @@ def test_steady_noise_falls_back_to_windows(colour: str) -> None:
     segments = cut(samples)
     assert {segment.kind for segment in segments} == {"window"}
     assert {segment.samples.size for segment in segments} == {40_000}
-    starts = [segment.start for segment in segments[:-1]]
-    assert starts == [20_000 * number for number in range(len(starts))]
+    starts = [segment.start for segment in segments]
+    assert starts == [40_000 * number for number in range(len(starts))]
     assert segments[-1].end == samples.size
 
 

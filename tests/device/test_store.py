@@ -61,6 +61,30 @@ INSERT INTO timeline VALUES (4, 1, 320100, 'gap', 23456, 'our queue was full');
 PRAGMA user_version = 1;
 """
 
+VERSION_2 = """
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, started_at REAL NOT NULL, ended_at REAL, source TEXT NOT NULL,
+    site TEXT NOT NULL, demo INTEGER NOT NULL, bundle TEXT NOT NULL, bundle_name TEXT NOT NULL,
+    settings_fingerprint TEXT NOT NULL, settings TEXT NOT NULL, not_validated TEXT NOT NULL,
+    verdict TEXT, probability REAL, heard_samples INTEGER, missing_samples INTEGER, dropped_samples INTEGER,
+    gradable_samples INTEGER, reasons TEXT
+);
+CREATE TABLE cycles (
+    session INTEGER NOT NULL REFERENCES sessions(id), number INTEGER NOT NULL, demo INTEGER NOT NULL,
+    start_sample INTEGER NOT NULL, end_sample INTEGER NOT NULL, kind TEXT NOT NULL, rhythm REAL NOT NULL,
+    level_dbfs REAL NOT NULL, reason TEXT NOT NULL, quality TEXT NOT NULL, probability REAL, class TEXT,
+    flag INTEGER NOT NULL, inference_seconds REAL, audio TEXT NOT NULL, PRIMARY KEY (session, number)
+);
+CREATE TABLE timeline (
+    session INTEGER NOT NULL REFERENCES sessions(id), demo INTEGER NOT NULL, sample INTEGER NOT NULL,
+    kind TEXT NOT NULL, missing_samples INTEGER NOT NULL, note TEXT NOT NULL
+);
+CREATE INDEX timeline_of_session ON timeline (session);
+INSERT INTO sessions VALUES (4, 1.5, 60.5, 'mic', '', 0, 'b', 'n', 's', '{}', '', 'flagged', 0.7, 9, 0, 0, 9, 'wheeze');
+INSERT INTO cycles VALUES (4, 1, 0, 0, 9, 'breath', 0.5, -40.5, '', '{}', 0.5, 'wheeze', 1, 0.01, 'kept');
+PRAGMA user_version = 2;
+"""
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Heard:
@@ -145,7 +169,7 @@ def test_the_file_is_written_ahead_and_synchronously(file: Path) -> None:
     pragmas = [store._database.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
     store.close()
     assert pragmas == ["wal", 2, 1, 1]
-    assert rows(file, "PRAGMA user_version") == [(2,)]
+    assert rows(file, "PRAGMA user_version") == [(3,)]
 
 
 def test_a_jump_of_the_clock_changes_no_sample(file: Path, demo: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +198,7 @@ def test_a_file_of_version_1_is_migrated_to_what_a_new_one_is(file: Path, tmp_pa
     Store(beginning(tmp_path / "fresh.sqlite")).close()
     schema = "SELECT type, name, sql FROM sqlite_master ORDER BY name"
     assert rows(file, schema) == rows(tmp_path / "fresh.sqlite", schema)
-    assert rows(file, "PRAGMA user_version") == [(2,)]
+    assert rows(file, "PRAGMA user_version") == [(3,)]
     old = "SELECT id, started_at, ended_at, source, demo, settings_fingerprint, settings, verdict, probability, "
     account = "heard_samples, missing_samples, dropped_samples, gradable_samples, reasons FROM sessions WHERE id < 10"
     assert rows(file, old + account) == [
@@ -182,14 +206,38 @@ def test_a_file_of_version_1_is_migrated_to_what_a_new_one_is(file: Path, tmp_pa
         (9, 70.5, None, "mic", 0, "s", "", None, None, None, None, None, None, None),
     ]
     assert rows(file, "SELECT * FROM cycles WHERE session = 4") == [
-        (4, 1, 1, 1601, 39_999, "breath", 0.5, -40.5, "", "{}", 0.123456789, "wheeze", 1, None, ""),
-        (4, 2, 1, 39_999, 80_000, "window", 0.0, -90.0, "too quiet", "{}", None, None, 0, None, ""),
+        (4, 1, 1, 1601, 39_999, "breath", 0.5, -40.5, "", "{}", 0.123456789, "wheeze", 1, None, "", None),
+        (4, 2, 1, 39_999, 80_000, "window", 0.0, -90.0, "too quiet", "{}", None, None, 0, None, "", None),
     ]
     assert rows(file, "SELECT * FROM timeline WHERE session = 4") == [
         (4, 1, 320_100, "gap", 23_456, "our queue was full")
     ]
     assert rows(file, "SELECT max(id), count(*) FROM sessions") == [(10, 3)]
     assert rows(file, "PRAGMA foreign_key_check") == []
+
+
+def test_a_file_of_version_2_is_migrated_and_says_nothing_of_spans_and_stretches(
+    file: Path, tmp_path: Path, demo: Heard
+) -> None:
+    file.parent.mkdir()
+    with sqlite3.connect(file) as database:
+        database.executescript(VERSION_2)
+    database.close()
+    new = Store(beginning(file))
+    keep(demo, new)
+    new.close()
+    Store(beginning(tmp_path / "fresh.sqlite")).close()
+    for table in ("sessions", "cycles", "timeline"):
+        columns = f"SELECT name, type, \"notnull\", pk FROM pragma_table_info('{table}')"
+        assert rows(file, columns) == rows(tmp_path / "fresh.sqlite", columns)
+    assert rows(file, "PRAGMA user_version") == [(3,)]
+    assert rows(file, "SELECT context_start_sample, audio, probability FROM cycles WHERE session = 4") == [
+        (None, "kept", 0.5)
+    ]
+    assert rows(file, "SELECT verdict, stretches, stretches_flagged FROM sessions") == [
+        ("flagged", None, None),
+        (demo[2].verdict, demo[2].stretches, demo[2].stretches_flagged),
+    ]
 
 
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 7", "CREATE TABLE recipes (name)"])
