@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
+from trainer.yamnet import ORIGIN, YAMNET
+
 from device.bundle import Manifest
 from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
 from trainer.evaluate import latest
 from trainer.view import FLATTERED, LIES, interval
-from trainer.yamnet import ORIGIN, YAMNET
 
 MODEL_CARD: Final = "MODEL_CARD.md"
 TEMPLATE: Final = "model_card.md"
