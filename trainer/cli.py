@@ -92,7 +92,7 @@ def fit(
     corpus: CorpusOption,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "compact",
+    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "mobilenet",
     part: PartOption = None,
     split: SplitOption = "official",
     lenient: LenientOption = False,
@@ -294,7 +294,7 @@ def study(
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0.0, help="Of training a cell in all; at least one epoch.")
     ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "compact",
+    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "mobilenet",
     draws: Annotated[int | None, typer.Option("--draws", min=1, help="An epoch; over the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
     only: Annotated[
