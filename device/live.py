@@ -346,7 +346,7 @@ class Auscultation:
 def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
     """Breaths a minute lately; None where the breaths that were found and the autocorrelation do not agree.
 
-    The autocorrelation alone is wrong by an octave in a tenth of simulated sessions at 20 a minute, and in most at 60.
+    The autocorrelation alone is wrong by an octave in a quarter of simulated sessions at 20 a minute, in most at 60.
     Two phases of a breath that were found as two breaths are wrong by an octave on the other side.
     """
     latest = cycles[-RATE_CYCLES:]
