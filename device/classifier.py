@@ -10,6 +10,7 @@ import numpy as np
 from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, ModelFile, open_bundle
 from device.decision import Judgement, abnormal_probability, judge
 from device.labels import LABELS
+from device.runtime import load_onnxruntime
 from device.signal import FloatArray, windows
 from firmware_config.settings import BundleSettings
 
@@ -33,8 +34,7 @@ class Engine(Protocol):
 
 def open_session(model: bytes, threads: int = 1, providers: Sequence[Any] = (CPU,)) -> Any:
     """An onnxruntime session of an ONNX model, on the CPU unless told; its threads are stated and never spin."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -46,8 +46,7 @@ def open_session(model: bytes, threads: int = 1, providers: Sequence[Any] = (CPU
 
 def fallback_providers(engines: Path) -> list[Any]:
     """What onnxruntime can run a model with here, the fastest first; what TensorRT builds inside of it is kept."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     kept = {"trt_fp16_enable": True, "trt_engine_cache_enable": True, "trt_engine_cache_path": engines / ORT_FOLDER}
     options = {"TensorrtExecutionProvider": {name: str(value) for name, value in kept.items()}}
     available = onnxruntime.get_available_providers()
