@@ -217,7 +217,7 @@ def load_settings(
 def read_toml(file: Path) -> Layer:
     """A settings file as a layer that bears its name; SettingsError where it cannot be read or is not TOML."""
     try:
-        return Layer(str(file), tomllib.loads(file.read_text(encoding="utf-8")))
+        return Layer(str(file), tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise SettingsError(f"{file}: cannot read the settings: {error.strerror}; check --config") from error
     except UnicodeDecodeError as error:
