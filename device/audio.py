@@ -184,8 +184,8 @@ def _opened(path: Path, warn: bool = False) -> Iterator[tuple["soundfile.SoundFi
     """libsndfile's view of a recording, behind a header that counts what is there; AudioError when there is none."""
     import soundfile
 
-    _refuse_what_is_no_file(path)
     try:
+        _refuse_what_is_no_file(path)
         wav = read_wav_header(path)
         mended = _mended(path, wav, warn)
         with _forward_only(os.fsencode(path) if mended is None else mended) as file:  # bytes: it need not be UTF-8

@@ -39,7 +39,7 @@ def one_blas_thread() -> Iterator[None]:
     """Matrix products inside run on the calling thread.
 
     OpenBLAS would divide a product of 100 frames among all cores, and its threads spin while they wait for more: an 8 s
-    log-mel took three times as long, twenty times with torch loaded. The results are the same bits.
+    log-mel took three times as long, seven times beside torch's threads. The results are the same bits.
     """
     with _blas().limit(limits=1):
         yield
