@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, printable, run
+from firmware_config.command_line import (
+    ConfigOption,
+    application,
+    counted,
+    one_line,
+    printable,
+    run,
+    wrapped,
+)
 from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "respsam-device"
 INTERRUPTED = 130
+AUTO = "auto"
 MOST_SECONDS = 7 * 86_400.0  # of one session
 
 app = application("Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.")
@@ -57,6 +66,13 @@ SensitivityOption = Annotated[
 AgeOption = Annotated[
     float | None, typer.Option("--age", min=0.0, max=120.0, callback=_number, help="The patient's age in years.")
 ]
+ChannelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--channel", metavar="N|auto", help="Counted from 0; auto takes a recording's channel with breathing in it."
+    ),
+]
+SiteOption = Annotated[str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 SessionArgument = Annotated[
     int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
@@ -82,10 +98,9 @@ def listen(
         float | None,
         typer.Option("--seconds", min=0.1, max=MOST_SECONDS, callback=_number, help="Stop after so much sound."),
     ] = None,
+    channel: ChannelOption = None,
     age: AgeOption = None,
-    site: Annotated[
-        str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")
-    ] = None,
+    site: SiteOption = None,
     sensitivity: SensitivityOption = None,
     no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this session.")] = False,
     config: ConfigOption = None,
@@ -98,10 +113,10 @@ def listen(
     from device.classifier import open_classifier
     from device.population import Subject
 
-    settings = _settings(config, bundle, precision, sensitivity, no_store)
+    settings = _settings(config, bundle, precision, sensitivity, no_store, channel)
     classifier = open_classifier(settings.bundle)
     _warn_of_fallback(classifier)
-    opened = _source(source, fast, seconds, settings)
+    opened = _source(source, fast, seconds, settings, by_itself=channel == AUTO)
     subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
     return INTERRUPTED if _auscultate(opened, classifier, settings, subject, seconds, json_output) else 0
 
@@ -230,22 +245,28 @@ def screen(
         Path | None,
         typer.Option("--out", help="File for the verdicts, .csv or JSON lines; one that was stopped goes on."),
     ] = None,
+    channel: ChannelOption = None,
+    age: AgeOption = None,
+    site: SiteOption = None,
     sensitivity: SensitivityOption = None,
     config: ConfigOption = None,
 ) -> int:
     """Give each recording a verdict, as fast as possible.
 
-    A recording that cannot be read is named, the others go on, and the exit code is 2.
+    All that looks like sound is screened. A recording that cannot be read is named, the others go on, and the exit
+    code is 2. `--age` and `--site` hold for all of them.
     """
     import json
     from collections import Counter
     from contextlib import ExitStack, closing
 
-    from device.screening import Results, find_recordings, model
+    from device.screening import Heard, Results, find_recordings, model
     from device.screening import screen as screened
 
-    settings = _settings(config, bundle, precision, sensitivity)
-    recordings = find_recordings(paths)
+    settings = _settings(config, bundle, precision, sensitivity, channel=channel)
+    heard = Heard("auto" if channel == AUTO else settings.audio.channel, age, site)
+    found = find_recordings(paths)
+    recordings = found.recordings
     _warn_of_fallback(model(settings.bundle))
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -256,21 +277,23 @@ def screen(
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
             left = recordings
-        for one in _with_progress(screened(left, settings.bundle, settings.quality), len(left)):
+        for one in _with_progress(screened(left, settings.bundle, settings.quality, heard), len(left)):
             for warning in one.warnings:
                 _warn(warning)
+            if results is not None:
+                results.add(one)
             if one.summary is None:
-                typer.echo(f"{PROGRAM}: error: {one.error}", err=True)
+                typer.echo(wrapped(f"{PROGRAM}: error: {one_line(one.error)}", sys.stderr), err=True)
                 counts["could not be read"] += 1
                 continue
             counts[one.summary.verdict] += 1
-            if results is not None:
-                results.add(one)
-            else:
-                typer.echo(json.dumps(one.as_json()) if json_output else _screened_line(one))
-    if len(recordings) > 1 or not left:
+            if results is None:
+                line = json.dumps(one.as_json()) if json_output else wrapped(_screened_line(one), sys.stdout)
+                typer.echo(line)
+    if len(recordings) > 1 or not left or found.ignored:
         total = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        typer.echo(f"{len(recordings)} recording{'s' * (len(recordings) > 1)}: {total}", err=True)
+        ignored = f"; {counted(found.ignored, 'other file')} ignored" if found.ignored else ""
+        typer.echo(f"{counted(len(recordings), 'recording')}: {total}{ignored}", err=True)
     return 2 if counts["could not be read"] else 0
 
 
@@ -473,11 +496,15 @@ def _settings(
     precision: str | None = None,
     sensitivity: float | None = None,
     no_store: bool = False,
+    channel: str | None = None,
 ) -> "Settings":
     """The settings with a command's flags over them."""
     from firmware_config.settings import load_settings
 
+    if channel not in (None, AUTO) and not channel.isdecimal():
+        raise typer.BadParameter(f"{channel!r} is neither a number from 0 on nor {AUTO}", param_hint="--channel")
     flags = {
+        "audio.channel": None if channel in (None, AUTO) else int(channel),
         "bundle.path": None if bundle is None else str(bundle),
         "bundle.precision": precision,
         "bundle.sensitivity": sensitivity,
@@ -486,7 +513,11 @@ def _settings(
     return load_settings(config, flags)
 
 
-def _source(source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0) -> "Source":
+def _source(
+    source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0, by_itself: bool = False
+) -> "Source":
+    """`by_itself` takes the channel of a recording that has breathing in it."""
+    from device.audio import looks_like_sound
     from device.screening import told_warnings
     from device.sources import DemoSource, FileSource, MicrophoneSource
 
@@ -495,14 +526,18 @@ def _source(source: str, fast: bool, seconds: float | None, settings: "Settings"
     if source == "mic":
         if fast:
             raise typer.BadParameter("a microphone cannot be heard faster; leave --fast out", param_hint="--fast")
+        if by_itself:
+            raise typer.BadParameter("of a microphone the channel must be a number", param_hint="--channel")
         return MicrophoneSource(settings.audio)
+    if not Path(source).exists() and ("/" in source or looks_like_sound(Path(source))):
+        raise typer.BadParameter(f"{printable(Path(source))}: no such file; check the path", param_hint="--source")
     if not Path(source).is_file():
         raise typer.BadParameter(
             f"{source!r} is neither mic nor demo nor a recording (for folders there is '{PROGRAM} screen')",
             param_hint="--source",
         )
     with told_warnings() as told:
-        opened = FileSource(Path(source), fast=fast)
+        opened = FileSource(Path(source), fast=fast, channel="auto" if by_itself else settings.audio.channel)
     for warning in told:
         _warn(warning)
     return opened
@@ -568,7 +603,8 @@ def _screened_line(one: "Screened") -> str:
     assert summary is not None
     likely = "   -" if summary.probability is None else f"{summary.probability:.2f}"
     reasons = f"  ({'; '.join(summary.reasons)})" if summary.reasons else ""
-    line = f"{summary.verdict:<15}  {likely}  {summary.cycles:3d} cycles  {printable(one.recording)}{reasons}"
+    cycles = f"{counted(summary.cycles, 'cycle'):>10}"
+    line = f"{summary.verdict:<15}  {likely}  {cycles}  {printable(one.recording)}{reasons}"
     return f"{line}  {NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else line
 
 
@@ -578,4 +614,4 @@ def _warn_of_fallback(classifier: "Classifier") -> None:
 
 
 def _warn(message: str) -> None:
-    typer.echo(f"{PROGRAM}: warning: {message}", err=True)
+    typer.echo(wrapped(f"{PROGRAM}: warning: {one_line(message)}", sys.stderr), err=True)

@@ -105,10 +105,10 @@ def _access_to_sound() -> Finding:
 
 
 def _bundle(settings: BundleSettings) -> Iterator[Finding]:
-    import onnxruntime
-
     from device.classifier import open_classifier, self_test
+    from device.runtime import load_onnxruntime
 
+    onnxruntime = load_onnxruntime()
     try:
         classifier = open_classifier(settings)
         worst = self_test(classifier)

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from device.bundle import Bundle, open_bundle
 from device.classifier import Classifier
+from device.runtime import disable_telemetry
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, FloatArray, windows
 from firmware_config.errors import RespSAMError
 
@@ -207,6 +208,8 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
     AST's usual patches of 16 every 10, whatever the bundle's stem is; a bundle of several models counts once each.
     """
     import torch
+
+    disable_telemetry()
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     torch.set_num_threads(threads)

@@ -85,7 +85,7 @@ class BundleSettings(Section):
     @property
     def engines(self) -> Path:
         """Where TensorRT's engines are kept, following the XDG base directories."""
-        return _given_or("", "XDG_CACHE_HOME", ".cache", "respsam/engines")
+        return cache_folder("engines")
 
 
 class QualitySettings(Section):
@@ -217,7 +217,7 @@ def load_settings(
 def read_toml(file: Path) -> Layer:
     """A settings file as a layer that bears its name; SettingsError where it cannot be read or is not TOML."""
     try:
-        return Layer(str(file), tomllib.loads(file.read_text(encoding="utf-8")))
+        return Layer(str(file), tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise SettingsError(f"{file}: cannot read the settings: {error.strerror}; check --config") from error
     except UnicodeDecodeError as error:
@@ -225,6 +225,11 @@ def read_toml(file: Path) -> Layer:
     # beside TOMLDecodeError: bare ValueError for numbers and dates beyond any range, RecursionError for deep nesting
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{file}: not TOML: {error}") from error
+
+
+def cache_folder(below: str) -> Path:
+    """A folder for what can be made again, following the XDG base directories."""
+    return _given_or("", "XDG_CACHE_HOME", ".cache", f"respsam/{below}")
 
 
 def _given_or(given: str, variable: str, home: str, below: str) -> Path:

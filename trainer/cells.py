@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
+from device.runtime import disable_telemetry
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
@@ -321,7 +322,7 @@ def _reach(cluster: str) -> None:
 
 
 def _on_ray(cells: Collection[Cell], plan: Plan, jobs: int, cluster: str) -> Iterator[tuple[Cell, str | None]]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    disable_telemetry()
     # at the priority of the command: Ray's own 15 starves beside anything else that computes
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:

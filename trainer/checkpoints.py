@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from device.runtime import disable_telemetry
 from firmware_config.errors import RespSAMError
 from trainer.mobilenet import AudioSetMobileNet, MobileNetConfig
 from trainer.model import AST, ModelConfig, Network
@@ -169,6 +170,7 @@ def checkpoint_file(source: str) -> Path:
 
 
 def _from_hub(name: str) -> Path:
+    disable_telemetry()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
