@@ -202,15 +202,20 @@ def ours(bundle: Bundle, name: str, threads: int) -> tuple[Callable[[FloatArray]
 
 
 def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object], dict[str, Any]]:
-    """transformers' extractor to 1024 frames and fp32 torch: random weights, as wide and deep as the bundle's model.
+    """transformers' extractor to 1024 frames and an AST in fp32 torch, with random weights and patches of 16 every 10.
 
-    AST's usual patches of 16 every 10, whatever the bundle's stem is; a bundle of several models counts once each.
+    As wide and deep as the bundle's AST, once for each of its members; AST base where the bundle is another network.
     """
     import torch
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
+    from trainer.model import ModelConfig
+
     torch.set_num_threads(threads)
     sizes = cast(dict[str, Any], bundle.manifest.architecture)
+    alike = sizes["architecture"] == ModelConfig().architecture
+    if not alike:
+        sizes = ModelConfig().model_dump()
     mels, members = int(sizes["mels"]), int(sizes.get("members", 1))
     config = ASTConfig(  # type: ignore[call-arg]
         hidden_size=sizes["dim"],
@@ -231,7 +236,9 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
 
     fbank = "torchaudio" if find_spec("torchaudio") else "its own numpy"
     attention = config._attn_implementation
-    return classify, {"precision": "fp32", "attention": attention, "log-mel": fbank, "models": members}
+    sizes_of = "the bundle's" if alike else "AST base"
+    found = {"precision": "fp32", "attention": attention, "log-mel": fbank, "models": members, "sizes": sizes_of}
+    return classify, found
 
 
 def serve(bundle: Path, name: str, threads: int) -> None:
