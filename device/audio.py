@@ -15,6 +15,7 @@ SUFFIXES = (".wav", ".flac")
 RIFF_UNKNOWN_SIZE = 0xFFFFFFFF  # what a recorder writes that cannot seek back
 SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a damaged header's 1 Hz, resampled to 16 kHz, would fill the memory
 BLOCK_FRAMES = 1 << 20
+CLUTTER = ("__MACOSX", "Thumbs.db", "desktop.ini")  # what a desktop leaves in folders; dot files are so, too
 
 
 class AudioError(RespSAMError):
@@ -23,6 +24,11 @@ class AudioError(RespSAMError):
 
 class ChannelWarning(UserWarning):
     """A recording has several channels; only the first is heard."""
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether a file or folder is a desktop's own (`._name.wav`, `.DS_Store`, `__MACOSX`, `Thumbs.db`)."""
+    return path.name.startswith(".") or path.name in CLUTTER
 
 
 @dataclass(frozen=True)

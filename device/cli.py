@@ -207,8 +207,7 @@ def _auscultate(
             for happened in session.run():
                 recorder.add(happened)
                 if opened.demo and isinstance(happened, CycleResult):
-                    # a copy: a view of no samples would keep them all
-                    simulated.append(replace(happened, samples=happened.samples[:0].copy()))
+                    simulated.append(happened.without_samples())
                 for view in views:
                     view.show(happened)
         finally:

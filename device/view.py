@@ -187,7 +187,12 @@ class LiveView:
     def _header(self, summary: Summary) -> RenderableType:
         rate = summary.breaths_per_minute
         window = self.session.model.segmentation.window_seconds
-        breathing = f"no rhythm, windows of {window:g} s" if rate is None else f"{rate:.0f} breaths a minute"
+        breathing = f"no rhythm, windows of {window:g} s"
+        # a copy first: cycles come in from another thread
+        if rate is not None:
+            breathing = f"{rate:.0f} breaths a minute"
+        elif any(cycle.kind == "breath" for cycle in list(self.session.latest)):
+            breathing = "breathing rate unsure"
         level, lost = self.session.level_dbfs, self.session.lost_seconds
         low, high = METER_DBFS
         meter = self._bar((level - low) / (high - low), 2 * BAR_CELLS)

@@ -25,9 +25,10 @@ from export.onnx_graph import parity, run, to_onnx
 from export.quantize import CALIBRATION_CYCLES, CONVERTED, FP32, Form, Precision, draw_hash, layers, patient_balanced
 from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
-from trainer.audio_cache import AudioCache, with_audio
-from trainer.corpora import Corpus, load_corpus
+from trainer.audio_cache import AudioCache, open_corpora
+from trainer.corpora import Corpus, Source
 from trainer.evaluate import readings_of
+from trainer.experiment import open_run_corpus, request_of
 from trainer.fit import Validation
 from trainer.metrics import Float64Array, Rates
 from trainer.model import Ensemble, Network
@@ -157,14 +158,14 @@ def build(
     *,
     cache_folder: Path,
     wanted: Wanted = NOTHING_MORE,
-    data: Path | None = None,
+    data: Sequence[Path] = (),
     name: str | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> Built:
     """Export, measure, quantize, test and pack a finished run into `out`, a folder or a file ending in .respsam.
 
-    `data` is where its corpus is now, `cache_folder` where decoded audio is kept. Raises BuildError, QuantizeError,
+    `data` is where its corpora are now, `cache_folder` where decoded audio is kept. Raises BuildError, QuantizeError,
     RunError, CorpusError or AudioError for what was given and GateRefused for what was measured; `out` is then as it
     was.
     """
@@ -222,43 +223,29 @@ def check_place(out: Path, force: bool) -> None:
 
 
 def read_corpus(
-    facts: RunFacts, data: Path | None, cache_folder: Path, reporter: Reporter
+    facts: RunFacts, data: Sequence[Path], cache_folder: Path, reporter: Reporter
 ) -> tuple[Corpus, Corpus, AudioCache]:
     """The run's corpus, without and with only its first fold's patients, and the audio; BuildError when it is another.
 
     That fold measures what the build changes. The other members have trained on it, so it says nothing of accuracy.
     The test part takes its place where it chose.
     """
-    root = data or Path(facts.data)
-    if not root.exists():
-        raise BuildError(f"{root}: no corpus here, and the gates need the run's; say where it is with --data")
-    # The whole part, as `trainer fit` read it, so that its audio cache is found again.
-    corpus = load_corpus(facts.corpus, root, part=facts.part, split=facts.split, lenient=facts.lenient, purpose="fit")
-    tested: set[str] = set()
-    if facts.recipe.data.choose_on == "test":
-        test = load_corpus(facts.corpus, root, split=facts.split, lenient=facts.lenient, purpose="evaluate")
-        tested = {one.name for one in test.recordings}
-        corpus = replace(corpus, recordings=corpus.recordings + test.recordings)
+    request = request_of(facts, data)
+    absent = [source.data for source in request.sources if not source.data.exists()]
+    if absent:
+        raise BuildError(f"{absent[0]}: no corpus here, and the gates need the run's; say where it is with --data")
+    opened = open_run_corpus(request, cache_folder, lambda done, total: reporter.busy(f"reading audio {done}/{total}"))
+    corpus = opened.training
     missing = sorted(set(facts.patients) - set(corpus.patients))
     if missing:
         raise BuildError(
-            f"{root}: {len(missing)} of the run's patients are not here, {missing[0]} for one; give --data the corpus "
-            "that the run was trained on"
+            f"{corpus.where}: {len(missing)} of the run's patients are not here, {missing[0]} for one; give --data the "
+            "corpus that the run was trained on"
         )
-    corpus, cache = with_audio(
-        corpus,
-        cache_folder,
-        lenient=facts.lenient,
-        progress=lambda done, total: reporter.busy(f"reading audio {done}/{total}"),
-    )
-    if tested:
-        training, held = (
-            replace(corpus, recordings=tuple(one for one in corpus.recordings if (one.name in tested) == side))
-            for side in (False, True)
-        )
-        return training, held, cache
+    if opened.tested is not None:
+        return corpus, opened.tested, opened.cache
     held_out = set(facts.held_out[0])
-    return only_patients(corpus, set(facts.patients) - held_out), only_patients(corpus, held_out), cache
+    return only_patients(corpus, set(facts.patients) - held_out), only_patients(corpus, held_out), opened.cache
 
 
 def calibrate(
@@ -275,21 +262,23 @@ def calibrate(
         return Calibration(np.empty((0, facts.recipe.model.frames, facts.front_end.mels), np.float32), {})
     root = wanted.calibration_data
     if root is not None:
-        given = load_corpus(
-            facts.corpus, root, part=facts.part, split=facts.split, lenient=facts.lenient, purpose="fit"
+        given = [Source(name, root) for name in dict.fromkeys(source.name for source in facts.corpora)]
+        if len(given) > 1:
+            raise BuildError(f"{root}: the run was trained on {facts.corpus}; --calibration-data is for one corpus")
+        training, cache = open_corpora(
+            given, cache_folder, part=facts.part, split=facts.split, lenient=facts.lenient, purpose="fit"
         )
-        held_out = sorted(set(given.patients) & {name for fold in facts.held_out for name in fold})
+        held_out = sorted(set(training.patients) & {name for fold in facts.held_out for name in fold})
         if held_out:
             raise BuildError(
                 f"{root}: patient {held_out[0]} was held out to measure the model and cannot calibrate it "
                 f"({len(held_out)} such); take them out, or leave --calibration-data out"
             )
-        training, cache = with_audio(given, cache_folder, lenient=facts.lenient)
     drawn = patient_balanced(examples(training, protocol, cache), wanted.calibration_cycles, facts.seed)
     patients, classes = len({one.patient for one in drawn}), len({one.label for one in drawn})
     if patients < 2 or classes < 2:
         raise BuildError(
-            f"{training.root}: calibration on {len(drawn)} {protocol} of {patients} patients and {classes} classes; "
+            f"{training.where}: calibration on {len(drawn)} {protocol} of {patients} patients and {classes} classes; "
             "two of each are the least, give more by --calibration-cycles or --calibration-data"
         )
     whose = "training patients" if root is None else f"patients in {root}"

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from firmware_config.command_line import ConfigOption, application, run
-from trainer.cli import CorpusOption, DataOption, LenientOption, PartOption, SplitOption, protocol_named
+from trainer.cli import (
+    CorpusOption,
+    DataOption,
+    LenientOption,
+    MovedOption,
+    PartOption,
+    ProtocolOption,
+    SplitOption,
+    protocol_for,
+    protocol_named,
+    sources_of,
+)
 
 if TYPE_CHECKING:
     from export.build import Built
@@ -57,9 +68,7 @@ def build(
         Literal["measured", "fp32", "int8"],
         typer.Option("--prefer", help="What a CPU runs by default; measured: int8 where it is 10 % faster here."),
     ] = "measured",
-    data: Annotated[
-        Path | None, typer.Option("--data", help="The run's corpus, where it is not where it was at the fit.")
-    ] = None,
+    data: MovedOption = None,
     name: Annotated[str | None, typer.Option("--name", help="What people call this model.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle in --out.")] = False,
     config: ConfigOption = None,
@@ -84,7 +93,7 @@ def build(
             wanted=Wanted(
                 int8, fp16, target, prefer, calibration_data, calibration_cycles, tuple(keep_float or ()), auto_keep
             ),
-            data=data,
+            data=data or [],
             name=name,
             force=force,
             reporter=Reporter(lambda line: console.print(line, soft_wrap=True, markup=False), status.update),
@@ -132,7 +141,7 @@ def verify(
     corpus: CorpusOption,
     data: DataOption,
     part: PartOption = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", help="events, windows or recordings.")] = None,
+    protocol: ProtocolOption = None,
     split: SplitOption = "official",
     lenient: LenientOption = False,
     json_output: JsonOption = False,
@@ -146,18 +155,18 @@ def verify(
 
     from export import verify as verification
     from firmware_config.settings import load_settings
-    from trainer.audio_cache import with_audio
-    from trainer.corpora import load_corpus
+    from trainer.audio_cache import open_corpora
 
     settings = load_settings(config)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
-    chosen = protocol_named(protocol, corpus)
+    sources, asked = sources_of(corpus, data), protocol_named(protocol) if protocol else None
     opened = verification.open_whole(bundle)
     with Console(stderr=True).status("reading the corpus") as status:
-        read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="evaluate")
-        read, cache = with_audio(read, settings.training.folder, lenient=lenient)
-        verified = verification.verify(opened, read, cache, chosen, settings.quality, status.update)
+        read, cache = open_corpora(
+            sources, settings.training.folder, part=part, split=split, lenient=lenient, purpose="evaluate"
+        )
+        verified = verification.verify(opened, read, cache, protocol_for(asked, read), settings.quality, status.update)
     if json_output:
         typer.echo(json.dumps(verification.as_json(verified, opened)))
     else:

@@ -187,9 +187,10 @@ def _failures(readings: Sequence[Reading]) -> str:
 
 
 def _groups(reading: Reading) -> str:
-    """Of every stethoscope, site and stage of life: how it was read."""
+    """Of every corpus, stethoscope, site and stage of life: how it was read."""
     rows = []
-    for what, key in (("stethoscope", "per_device"), ("site", "per_site"), ("age", "per_age")):
+    by = ("corpus", "per_corpus"), ("stethoscope", "per_device"), ("site", "per_site"), ("age", "per_age")
+    for what, key in by:
         for name, read in reading.get(key, {}).items():
             rates = (interval(read[rate]) for rate in ("sensitivity", "specificity", "score"))
             rows.append((f"{what} {name or 'unknown'}", str(read["n"]), str(read["patients"]), *rates))

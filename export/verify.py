@@ -112,7 +112,7 @@ def verify(
         )
         outcome = outcome_of(form, corpus, cache, protocol, quality)
         if not classifier.kept:
-            raise CorpusError(f"{corpus.root}: nothing in it can be judged; give another --part or --data")
+            raise CorpusError(f"{corpus.where}: nothing in it can be judged; give another --part or --data")
         found = np.concatenate(classifier.kept)
         fp32 = fp32 or (found, outcome)
         shift = rates_shift(outcome.patients, outcome.true, fp32[1].predicted, outcome.predicted).score

@@ -14,9 +14,12 @@ import numpy as np
 
 from device.audio import AudioError, read_audio
 from device.signal import SAMPLE_RATE, FloatArray, resample
-from trainer.corpora.cycle import Corpus, CorpusError, Recording
+from trainer.corpora import Purpose, load_corpora
+from trainer.corpora.cycle import Corpus, CorpusError, Cycle, Recording, Source
 from trainer.files import replacing, write_atomically
 
+CONSTANT = 1e-8  # below one step of 24 bits; what the front end calls constant
+RINGING = SAMPLE_RATE // 50  # samples that the resampler rings on beside a sudden silence
 LAYOUT = 1  # raise when the bytes below would mean something else
 
 
@@ -152,11 +155,51 @@ def _make(
     return AudioCache(audio, spans, tuple(problems))
 
 
+def open_corpora(
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    part: str | None = None,
+    split: str = "official",
+    lenient: bool = False,
+    purpose: Purpose | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Corpus, AudioCache]:
+    """`load_corpora` and `with_audio`: what `--corpus NAME --data DIR` name, and its decoded audio below `folder`."""
+    read = load_corpora(sources, part=part, split=split, lenient=lenient, purpose=purpose)
+    return with_audio(read, folder, lenient=lenient, progress=progress)
+
+
 def with_audio(
     corpus: Corpus, folder: Path, *, lenient: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Corpus, AudioCache]:
-    """The corpus and its cache; with `lenient`, recordings that cannot be decoded are left out and noted."""
+    """The corpus and its cache; with `lenient`, what cannot be decoded and cycles without sound are left out and noted.
+
+    CorpusError names the recording and the cycle that is muted (constant samples, which no window can be made of).
+    """
     cache = open_cache(corpus.recordings, folder, lenient=lenient, progress=progress)
     heard = tuple(recording for recording in corpus.recordings if recording.name in cache.spans)
-    notes = tuple(f"left out ({n} of {len(cache.problems)}): {text}" for n, text in enumerate(cache.problems, 1))
+    notes = [f"left out ({n} of {len(cache.problems)}): {text}" for n, text in enumerate(cache.problems, 1)]
+    muted = [(one, cycle) for one in heard for cycle in one.cycles if _muted(cache, cycle)]
+    if muted:
+        recording, cycle = muted[0]
+        where = f"{recording.audio}: {cycle.label} event {cycle.start_seconds:.2f}-{cycle.end_seconds:.2f} s"
+        if not lenient:
+            more = f" ({len(muted) - 1} more like it)" if len(muted) > 1 else ""
+            raise CorpusError(f"{where} has no sound; remove it, or give --lenient to leave it out{more}")
+        notes.append(f"{len(muted)} events without sound are left out, the first {where}")
+        silent = {cycle for _, cycle in muted}
+        heard = tuple(_without(recording, silent) for recording in heard)
     return dataclasses.replace(corpus, recordings=heard, notes=(*corpus.notes, *cache.notes, *notes)), cache
+
+
+def _muted(cache: AudioCache, cycle: Cycle) -> bool:
+    """Whether all samples of a cycle are the same but for its edges; three of them say no for almost every cycle."""
+    samples = cache.cut(cycle.recording, cycle.start_seconds, cycle.end_seconds)
+    inner = samples[RINGING:-RINGING] if samples.size > 4 * RINGING else samples
+    few = inner[[0, inner.size // 2, -1]] if inner.size else inner
+    return not inner.size or bool(np.ptp(few) < CONSTANT and np.ptp(inner) < CONSTANT)
+
+
+def _without(recording: Recording, cycles: set[Cycle]) -> Recording:
+    return dataclasses.replace(recording, cycles=tuple(cycle for cycle in recording.cycles if cycle not in cycles))

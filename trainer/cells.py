@@ -26,8 +26,8 @@ from device.bundle import Segmentation, SiteRule
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
-from trainer.audio_cache import AudioCache, with_audio
-from trainer.corpora import Corpus, load_corpus
+from trainer.audio_cache import AudioCache, open_corpora
+from trainer.corpora import Corpus, Source
 from trainer.evaluate import Outcome, Subject, of_heard, read_stretches, save_outcome
 from trainer.experiment import Prepared, Request, prepare
 from trainer.files import write_atomically
@@ -89,8 +89,8 @@ class Plan:
 
     def other(self) -> tuple[Corpus, AudioCache]:
         """The corpus that is read but never trained on."""
-        read = load_corpus(self.to_corpus, self.to_data, lenient=self.request.lenient, part="all")
-        return with_audio(read, self.audio_cache, lenient=self.request.lenient)
+        to = Source(self.to_corpus, self.to_data)
+        return open_corpora([to], self.audio_cache, lenient=self.request.lenient, part="all")
 
 
 @lru_cache(maxsize=8)
@@ -167,10 +167,11 @@ def plan_cells(
     # what is gradable decides what a recording reads
     heard = f"recordings-{_digest(plan.quality.model_dump(mode='json'))[:8]}"
     targets = [
-        Target(heard if one == "recordings" else one, one) for one in study.protocols or [default_protocol(corpus.name)]
+        Target(heard if one == "recordings" else one, one) for one in study.protocols or [default_protocol(corpus)]
     ]
     if plan.to_corpus:
-        other, protocol = plan.other()[0], default_protocol(plan.to_corpus)
+        other, _ = plan.other()
+        protocol = default_protocol(other)
         key = f"{protocol}-{other.name}-{_digest(sorted(one.name for one in other.recordings))[:8]}"
         targets.append(Target(key, protocol, elsewhere=other.name))
         notes += other.notes
@@ -265,7 +266,7 @@ def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: A
     """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
     if target.protocol == "recordings":
         return of_heard(hear(gradable(corpus), cache, served, plan.quality), cache, SITE_RULE)
-    subject = Subject("cell", "", served, served.logits, served.front_end, 1.0, 0.0, plan.request.corpus, frozenset())
+    subject = Subject("cell", "", served, served.logits, served.front_end, 1.0, 0.0, frozenset(), frozenset())
     return read_stretches(corpus, cache, subject, target.protocol)
 
 

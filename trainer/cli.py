@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from firmware_config.settings import Settings
     from trainer.audio_cache import AudioCache
-    from trainer.corpora import Corpus
+    from trainer.corpora import Corpus, Source
     from trainer.evaluate import Subject
     from trainer.protocols import Protocol
     from trainer.recipe import Recipe
@@ -30,14 +30,22 @@ app.add_typer(data_app, name="data")
 
 NOTES_SHOWN = 5
 
-CorpusOption = Annotated[str, typer.Option("--corpus", help="icbhi, sprsound or manifest.")]
-DataOption = Annotated[Path, typer.Option("--data", help="Corpus root as published, or any folder of pairs.")]
+CorpusOption = Annotated[
+    list[str], typer.Option("--corpus", help="icbhi, sprsound, kauh or manifest; once for every --data.")
+]
+DataOption = Annotated[
+    list[Path], typer.Option("--data", help="Corpus root as published, or any folder of pairs; may be repeated.")
+]
+MovedOption = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="The run's corpora, where they have moved since the fit, in the same order."),
+]
 PartOption = Annotated[str | None, typer.Option("--part", help="train, test, intra, inter or all.")]
 SplitOption = Annotated[str, typer.Option("--split", help="ICBHI: official or as-published.")]
 LenientOption = Annotated[
     bool, typer.Option("--lenient", help="Leave bad recordings out, counted, instead of stopping.")
 ]
-ProtocolOption = Annotated[str | None, typer.Option("--protocol", help="events, windows or recordings.")]
+ProtocolOption = Annotated[str | None, typer.Option("--protocol", help="events, windows, stretches or recordings.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
@@ -64,13 +72,13 @@ def describe(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.corpora import load_corpus
+    from trainer.corpora import load_corpora
     from trainer.describe import describe as description_of
     from trainer.describe import render
 
     load_settings(config)
     # as published: the counts of the literature; the notes still name the leaking patients
-    read = load_corpus(corpus, data, part=part, split="as-published", audio=False, lenient=lenient)
+    read = load_corpora(sources_of(corpus, data), part=part, split="as-published", audio=False, lenient=lenient)
     _show_notes(read.notes)
     description = description_of(read)
     if json_output:
@@ -104,7 +112,7 @@ def fit(
         int | None, typer.Option("--refit", min=0, help="Models of all patients, served then; over the recipe's.")
     ] = None,
     hold_out: Annotated[
-        str | None, typer.Option("--hold-out", help="patients (folds of them) or device (one a fold).")
+        str | None, typer.Option("--hold-out", help="patients (folds of them), device or maker (one a fold).")
     ] = None,
     batch: Annotated[
         int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")
@@ -142,7 +150,7 @@ def fit(
     from trainer.report import write_report
     from trainer.view import EpochView
 
-    settings = load_settings(config)
+    settings, sources = load_settings(config), sources_of(corpus, data)
     changes = {
         "init": init,
         "data.crops": crops,
@@ -162,7 +170,7 @@ def fit(
     check_started(processes, nodes)
     prepare_folder(out, resume)
     said = _said_first(chosen, out)
-    request = Request(chosen, recipe, corpus, data, part, split, lenient, seed)
+    request = Request(chosen, recipe, sources, part, split, lenient, seed)
     with _progress(console, "reading audio") as progress:
         prepared = prepare(request, settings.training.folder, progress)
     for line in said:
@@ -264,9 +272,9 @@ def evaluate(
 
     settings = load_settings(config)
     console = Console(stderr=True)
-    chosen = protocol_named(protocol, corpus)
+    sources = sources_of(corpus, data)
     opened = evaluation.open_subject(subject, _device(device, settings))
-    read, cache = _to_read([opened], corpus, data, part, split, lenient, settings)
+    read, cache, chosen = _to_read([opened], sources, part, protocol, split, lenient, settings)
     with _progress(console, "listening") as progress:
         reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress)
     _show_notes(evaluation.log_reading(subject, reading))
@@ -307,6 +315,7 @@ def study(
 
     from firmware_config.settings import load_settings
     from trainer.cells import Cell, Plan, plan_cells, run_cells
+    from trainer.corpora import Source
     from trainer.experiment import Request
     from trainer.machine import resolved
     from trainer.recipe import load_recipe
@@ -314,13 +323,15 @@ def study(
     from trainer.study_report import lines_of, notes_on, tables, write_report
 
     settings = load_settings(config)
+    # a worker of Ray has another working folder
+    sources = tuple(Source(one.name, one.data.resolve()) for one in sources_of(corpus, data))
     asked = load_study(name).only(only or [])
     if (name == "transfer" or to_corpus) and not (to_corpus and to_data):
         raise typer.BadParameter("another corpus is read with --to-corpus C --to-data DIR", param_hint="--to-corpus")
     base = load_recipe(recipe)
     recipes = asked.recipes(base, {"data.draws": draws, "optimizer.epochs": epochs})
     plan = Plan(
-        Request(base, "study", corpus, data.resolve(), part, split, lenient),
+        Request(base, "study", sources, part, split, lenient),
         settings.training.folder.resolve(),
         settings.quality,
         to_corpus,
@@ -358,8 +369,12 @@ def study(
 def compare(
     first: Annotated[Path, typer.Argument(help="A run folder or a bundle.", metavar="A")],
     second: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
-    corpus: Annotated[str | None, typer.Option("--corpus", help="icbhi, sprsound or manifest.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Corpus root, or any folder of pairs.")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option("--corpus", help="icbhi, sprsound, kauh or manifest; once for every --data.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Corpus root, or any folder of pairs; may be repeated.")
+    ] = None,
     part: PartOption = None,
     protocol: ProtocolOption = None,
     split: SplitOption = "official",
@@ -377,15 +392,15 @@ def compare(
     from trainer.view import show_comparison
 
     settings = load_settings(config)
-    shared = comparing.corpus_of_runs(first, second) if part is None and corpus is None and data is None else None
+    sources = sources_of(corpus or [], data or [])
+    shared = comparing.protocol_of_runs(first, second) if part is None and not sources else None
     if shared is not None:
-        compared = comparing.on_held_out(first, second, protocol_named(protocol, shared))
-    elif corpus is None or data is None:
+        compared = comparing.on_held_out(first, second, protocol_named(protocol or shared))
+    elif not sources:
         raise typer.BadParameter("a --part, or a bundle, is read on a corpus: give --corpus and --data")
     else:
-        chosen = protocol_named(protocol, corpus)
         one, other = (open_subject(path, _device(device, settings)) for path in (first, second))
-        read, cache = _to_read([one, other], corpus, data, part, split, lenient, settings)
+        read, cache, chosen = _to_read([one, other], sources, part, protocol, split, lenient, settings)
         with _progress(Console(stderr=True), "listening") as progress:
             compared, readings = comparing.on_corpus(one, other, read, cache, chosen, settings.quality, progress)
         for path, reading in zip((first, second), readings, strict=True):
@@ -398,27 +413,29 @@ def compare(
 
 def _to_read(
     subjects: "list[Subject]",
-    corpus: str,
-    data: Path,
+    sources: "tuple[Source, ...]",
     part: str | None,
+    protocol: str | None,
     split: str,
     lenient: bool,
     settings: "Settings",
-) -> "tuple[Corpus, AudioCache]":
-    """The corpus that these models are read on, and its audio; SplitError when one of them was trained on it."""
+) -> "tuple[Corpus, AudioCache, Protocol]":
+    """The corpus that these models are read on, its audio, and how; SplitError when one of them was trained on it."""
     from rich.console import Console
 
     from trainer.audio_cache import with_audio
-    from trainer.corpora import load_corpus
+    from trainer.corpora import load_corpora
     from trainer.evaluate import refuse_trained_patients
 
-    read = load_corpus(corpus, data, part=part, split=split, lenient=lenient, purpose="evaluate")
+    asked = None if protocol is None else protocol_named(protocol)
+    read = load_corpora(sources, part=part, split=split, lenient=lenient, purpose="evaluate")
+    chosen = protocol_for(asked, read)
     for subject in subjects:
         refuse_trained_patients(subject, read, split)
     with _progress(Console(stderr=True), "reading audio") as progress:
         read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
     _show_notes(read.notes)
-    return read, cache
+    return read, cache, chosen
 
 
 @app.command()
@@ -487,7 +504,7 @@ def explain(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
-    data: Annotated[Path | None, typer.Option("--data", help="Where the run's corpus is now, if it has moved.")] = None,
+    data: MovedOption = None,
     device: DeviceOption = "auto",
     config: ConfigOption = None,
 ) -> None:
@@ -495,13 +512,13 @@ def report(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.experiment import prepare
-    from trainer.report import request_of, write_report
+    from trainer.experiment import prepare, request_of
+    from trainer.report import write_report
     from trainer.run import read_facts
 
     settings = load_settings(config)
     console = Console(stderr=True)
-    request = request_of(read_facts(run), data)
+    request = request_of(read_facts(run), data or [])
     with _progress(console, "reading audio") as progress:
         prepared = prepare(request, settings.training.folder, progress)
     with console.status("writing the report"):
@@ -509,31 +526,51 @@ def report(
     typer.echo(f"{path} holds patients' sound: keep it where their recordings are kept")
 
 
-def _heard(corpus: str, data: Path, part: str | None, lenient: bool, config: Path | None) -> tuple[Any, Any, Any]:
+def _heard(
+    corpus: list[str], data: list[Path], part: str | None, lenient: bool, config: Path | None
+) -> tuple[Any, Any, Any]:
     """A corpus, its audio and the settings."""
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.audio_cache import with_audio
-    from trainer.corpora import load_corpus
+    from trainer.audio_cache import open_corpora
 
-    settings = load_settings(config)
+    settings, sources = load_settings(config), sources_of(corpus, data)
     _use_threads(settings)
-    read = load_corpus(corpus, data, part=part, lenient=lenient)
     with _progress(Console(stderr=True), "reading audio") as progress:
-        read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
+        read, cache = open_corpora(sources, settings.training.folder, part=part, lenient=lenient, progress=progress)
     _show_notes(read.notes)
     return read, cache, settings
 
 
-def protocol_named(asked: str | None, corpus: str) -> "Protocol":
-    """What --protocol says, else the corpus's own; typer.BadParameter for another word."""
-    from trainer.protocols import PROTOCOLS, default_protocol
+def sources_of(corpus: list[str], data: list[Path]) -> "tuple[Source, ...]":
+    """The pairs of --corpus and --data, in order; typer.BadParameter where one lacks the other."""
+    from trainer.corpora import Source
 
-    wanted = asked or default_protocol(corpus)
-    chosen = next((known for known in PROTOCOLS if known == wanted), None)
+    if len(corpus) != len(data):
+        raise typer.BadParameter(
+            f"{len(corpus)} --corpus and {len(data)} --data: they are given in pairs, --corpus NAME --data DIR",
+            param_hint="--corpus",
+        )
+    return tuple(Source(name, folder) for name, folder in zip(corpus, data, strict=True))
+
+
+def protocol_named(asked: str) -> "Protocol":
+    """The protocol of that name; typer.BadParameter for another word."""
+    from trainer.protocols import PROTOCOLS
+
+    chosen = next((known for known in PROTOCOLS if known == asked), None)
     if chosen is None:
         raise typer.BadParameter(f"{asked!r} is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    return chosen
+
+
+def protocol_for(asked: "Protocol | None", corpus: "Corpus") -> "Protocol":
+    """What was asked, else the corpus's own; CorpusError where its labels do not allow it."""
+    from trainer.protocols import check_protocol, default_protocol
+
+    chosen = asked or default_protocol(corpus)
+    check_protocol(corpus, chosen)
     return chosen
 
 

@@ -132,16 +132,17 @@ def in_words(shift: Interval) -> str:
     return SAYS[direction(shift)]
 
 
-def corpus_of_runs(first: Path, second: Path) -> str | None:
-    """The corpus of two runs; None when one of them is no run, CompareError when they have another each."""
+def protocol_of_runs(first: Path, second: Path) -> str | None:
+    """What two runs read of held-out stretches; None when one is no run, CompareError on other corpora each."""
     if not all((path / RUN_FILE).is_file() for path in (first, second)):
         return None
-    one, other = read_facts(first).corpus, read_facts(second).corpus
+    facts, others = read_facts(first), read_facts(second)
+    one, other = facts.corpus, others.corpus
     if one != other:
         raise CompareError(
             f"{first} held out patients of {one}, {second} of {other}; give --corpus, --data and --part to read both"
         )
-    return one
+    return facts.choice.threshold.protocol
 
 
 def on_held_out(first: Path, second: Path, protocol: Protocol) -> dict[str, Any]:

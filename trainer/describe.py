@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -13,7 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from device.labels import LABELS
-from trainer.corpora.cycle import POOR_QUALITY, TEST_PARTS, Corpus, Recording, abnormal_shares
+from trainer.corpora.cycle import (
+    AGES,
+    POOR_QUALITY,
+    TEST_PARTS,
+    Corpus,
+    Recording,
+    Source,
+    abnormal_shares,
+    stage_of_life,
+)
 from trainer.metrics import auroc
 
 PERCENTILES = (5, 50, 95)
@@ -22,7 +30,7 @@ NAMED_PATIENTS = 6  # a line names at most so many
 
 @dataclass(frozen=True)
 class Group:
-    """Counts of the recordings that share a part, a device or a site."""
+    """Counts of the recordings that share a corpus, a part, a device, a site, an age or a grain."""
 
     name: str
     patients: int
@@ -47,7 +55,7 @@ class Description:
     """Everything that `trainer data describe` prints."""
 
     corpus: str
-    root: Path
+    sources: tuple[Source, ...]
     patients: int
     recordings: int
     cycles: int
@@ -60,9 +68,16 @@ class Description:
     classes: tuple[ClassCount, ...]
     poor_quality: int
     """Recordings that nobody could annotate."""
+    anonymous: int
+    """Recordings of patients who are not told apart."""
+    corpora: tuple[Group, ...]
     parts: tuple[Group, ...]
     devices: tuple[Group, ...]
     sites: tuple[Group, ...]
+    ages: tuple[Group, ...]
+    """By stage of life."""
+    grains: tuple[Group, ...]
+    """By what carries a label."""
     duration_auroc: float
     """How well duration alone tells abnormal from normal, whichever way round (0.5-1); NaN with one class only."""
     abnormal_is_shorter: bool
@@ -81,7 +96,7 @@ def describe(corpus: Corpus) -> Description:
     ages = _ages(corpus.recordings)
     return Description(
         corpus=corpus.name,
-        root=corpus.root,
+        sources=corpus.sources or (Source(corpus.name, corpus.root),),
         patients=len(corpus.patients),
         recordings=len(corpus.recordings),
         cycles=len(cycles),
@@ -91,9 +106,13 @@ def describe(corpus: Corpus) -> Description:
         patients_without_age=len(corpus.patients) - len(ages),
         classes=tuple(_count(corpus, label) for label in LABELS),
         poor_quality=sum(recording.label == POOR_QUALITY for recording in corpus.recordings),
+        anonymous=sum(recording.anonymous for recording in corpus.recordings),
+        corpora=_groups(corpus.recordings, lambda recording: recording.corpus),
         parts=_groups(corpus.recordings, lambda recording: recording.part),
         devices=_groups(corpus.recordings, lambda recording: recording.device),
         sites=_groups(corpus.recordings, lambda recording: recording.site),
+        ages=_groups(corpus.recordings, lambda recording: stage_of_life(recording.age_years)),
+        grains=_groups(corpus.recordings, lambda recording: recording.grain),
         duration_auroc=max(area, 1 - area),
         abnormal_is_shorter=area < 0.5,
         patients_in_train_and_test=patients_in_train_and_test(corpus),
@@ -150,7 +169,7 @@ def _groups(recordings: Iterable[Recording], key: Callable[[Recording], str]) ->
         members.setdefault(key(recording), []).append(recording)
     if set(members) == {""}:
         return ()
-    return tuple(_group(name, members[name]) for name in sorted(members))
+    return tuple(_group(name, members[name]) for name in sorted(members, key=lambda name: (AGES.get(name, -1.0), name)))
 
 
 def _group(name: str, recordings: list[Recording]) -> Group:
@@ -167,17 +186,19 @@ def _group(name: str, recordings: list[Recording]) -> Group:
 def render(description: Description, console: Console) -> None:
     """Print a description as tables that fit 80 columns."""
     say = _sayer(console)
-    say(f"{description.corpus}: {description.root}", "bold")
+    for source in description.sources:
+        say(f"{source.name}: {source.data}", "bold")
     say(
         f"{_number(description.patients, 'patient')}, {_number(description.recordings, 'recording')}, "
         f"{_number(description.cycles, 'annotated cycle')}"
     )
     say(_people(description))
+    if description.anonymous:
+        say(f"{_number(description.anonymous, 'recording')} of anonymous patients, each counted as a patient")
     if description.without_audio:
         say(f"{_number(description.without_audio, 'recording')} without audio here: counted, no use to fit or evaluate")
     console.print(_class_table(description))
-    if description.parts or description.devices or description.sites:
-        console.print(_group_table(description))
+    console.print(_group_table(description))
     say(_duration_line(description), "bold")
     if description.patients_in_train_and_test:
         say(_overlap_line(description.patients_in_train_and_test), "yellow")
@@ -226,7 +247,15 @@ def _class_table(description: Description) -> Table:
 def _group_table(description: Description) -> Table:
     table = _table("by", "", "patients", "recordings", "cycles", "abnormal", "share")
     table.columns[1].justify, table.columns[1].no_wrap = "left", False
-    for kind, groups in (("part", description.parts), ("device", description.devices), ("site", description.sites)):
+    kinds = {
+        "corpus": description.corpora,
+        "part": description.parts,
+        "device": description.devices,
+        "age": description.ages,
+        "labels": description.grains,
+        "site": description.sites,
+    }
+    for kind, groups in kinds.items():
         for number, group in enumerate(groups, 1):
             share = f"{group.abnormal / group.cycles:.1%}" if group.cycles else "-"
             numbers = (group.patients, group.recordings, group.cycles, group.abnormal)

@@ -22,8 +22,8 @@ from device.signal import FloatArray, FrontEnd
 from firmware_config.command_line import one_line
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
-from trainer.corpora import Corpus, CorpusError, load_corpus
-from trainer.corpora.cycle import Recording, abnormal_shares
+from trainer.corpora import Corpus, CorpusError, load_corpora
+from trainer.corpora.cycle import AGES, Recording, Source, abnormal_shares, stage_of_life
 from trainer.files import replacing, write_atomically
 from trainer.metrics import (
     NO_VERDICT,
@@ -44,14 +44,14 @@ from trainer.metrics import (
     tally,
 )
 from trainer.model import AST, Ensemble
-from trainer.protocols import Protocol, examples, inputs_of, labels_of, worst_window
+from trainer.protocols import Protocol, check_protocol, examples, inputs_of, labels_of, worst_window
 from trainer.recordings import Heard, RunModel, gradable, hear, predicted_class
 from trainer.run import READINGS_FILE, RUN_FILE, RunError, RunFacts, load_model, read_facts, read_rows
 from trainer.splits import SplitError, refuse_shared_patients
 
 BATCH = 64
 ALONE = "alone."
-TEXTS = ("patients", "recordings", "devices", "sites")
+TEXTS = ("patients", "recordings", "devices", "sites", "corpora")
 
 
 READING_KEYS = {"protocol", "corpus", "part", "n", "binary", "exact", "auroc", "confounders", "confusion", "bundle"}
@@ -69,9 +69,9 @@ class Subject:
     front_end: FrontEnd
     temperature: float
     threshold: float
-    trained_corpus: str
+    trained_corpora: frozenset[str]
     trained_patients: frozenset[str] | None
-    """Known for a run; a bundle does not carry patients' names."""
+    """Known for a run, `CORPUS/PATIENT`; a bundle does not carry patients' names."""
     seen_parts: tuple[str, ...] = ()
     """Parts of that corpus whose patients trained or tuned it, where the patients are not known."""
 
@@ -91,7 +91,7 @@ def open_subject(path: Path, device: torch.device) -> Subject:
             manifest.front_end,
             classifier.file.temperature,
             classifier.file.threshold,
-            manifest.corpus,
+            frozenset(manifest.corpus.split("+")),
             None,
             manifest.seen_parts,
         )
@@ -131,7 +131,7 @@ def run_subject(model: AST | Ensemble, facts: RunFacts, name: str, device: torch
         facts.front_end,
         choice.temperature,
         choice.cycle_threshold,
-        facts.corpus,
+        frozenset(source.name for source in facts.corpora),
         # those of a test part that chose, too
         frozenset(facts.patients).union(*facts.held_out),
     )
@@ -154,6 +154,7 @@ class Outcome:
     sites: list[str] = field(default_factory=list)
     classes: Float64Array = field(default_factory=lambda: np.empty((0, len(LABELS))))
     """Calibrated probabilities (n, 4) of all classes; NaN for whole recordings."""
+    corpora: list[str] = field(default_factory=list)
 
     def at(self, rows: IntArray) -> "Outcome":
         """The same of some rows only."""
@@ -191,6 +192,7 @@ def read_stretches(corpus: Corpus, cache: AudioCache, subject: Subject, protocol
         [recording.device for recording in heard],
         [recording.site for recording in heard],
         softmax(worst, subject.temperature),
+        [recording.corpus for recording in heard],
     )
 
 
@@ -220,6 +222,7 @@ def of_heard(heard: Sequence[Heard], cache: AudioCache, rule: SiteRule) -> Outco
         [recording.device for recording in recordings],
         [recording.site for recording in recordings],
         np.full((len(heard), len(LABELS)), np.nan),
+        [recording.corpus for recording in recordings],
     )
 
 
@@ -275,15 +278,6 @@ LEAST_PATIENTS = 10
 # what is taken of a class and of a device, site or age, and where `headline` has it
 OF_A_CLASS = {"any_abnormal": ("binary", "sensitivity"), "exact": ("exact", "sensitivity"), "auroc": ("auroc",)}
 OF_A_PLACE = {name: ("binary", name) for name in ("sensitivity", "specificity", "score")}
-AGES = {
-    "0-1 years": 0.0,
-    "2-5 years": 2.0,
-    "6-11 years": 6.0,
-    "12-17 years": 12.0,
-    "18-64 years": 18.0,
-    "65+ years": 65.0,
-}
-"""Stages of life (NICHD 2012, Pediatric Terminology; the adults in two), and the age at which each begins."""
 Figures = dict[tuple[str, ...], float]
 """Readings by their place in `trainer evaluate --json`."""
 
@@ -323,14 +317,14 @@ def _details(outcome: Outcome, groups: dict[tuple[str, str], BoolArray]) -> Call
 
 
 def _groups(outcome: Outcome) -> dict[tuple[str, str], BoolArray]:
-    """The rows (n,) of every abnormal class, device, site and stage of life; '' where it is unknown."""
+    """The rows (n,) of every abnormal class, corpus, device, site and stage of life; '' where it is unknown."""
     years = outcome.confounders.get("age", np.full(len(outcome.true), np.nan))
-    stages = np.array(["", *AGES])[np.searchsorted(list(AGES.values()), years, side="right") * ~np.isnan(years)]
     columns = {
         "per_class": np.asarray(LABELS)[outcome.true],
+        "per_corpus": np.array(outcome.corpora),
         "per_device": np.array(outcome.devices),
         "per_site": np.array(outcome.sites),
-        "per_age": stages,
+        "per_age": np.array([stage_of_life(age) for age in years]),
     }
     groups = {
         (key, str(name)): column == name
@@ -343,7 +337,7 @@ def _groups(outcome: Outcome) -> dict[tuple[str, str], BoolArray]:
 def score(outcome: Outcome) -> dict[str, Any]:
     """What `trainer evaluate --json` prints of accuracy: every reading `{value, low, high}`, and the confusion matrix.
 
-    A class, device, site or age of fewer than LEAST_PATIENTS has no interval: it would look more certain than it is.
+    A class, corpus, device, site or age of fewer than LEAST_PATIENTS has no interval: it would look too certain.
     """
     groups = _groups(outcome)
     parts = headline(outcome), _details(outcome, groups)
@@ -365,6 +359,7 @@ def score(outcome: Outcome) -> dict[str, Any]:
         "ece": {},
         "sensitivity_at": {},
         "per_class": {},
+        "per_corpus": {},
         "per_device": {},
         "per_site": {},
         "per_age": {},
@@ -407,6 +402,7 @@ def outcome_of(
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Outcome of a subject on a corpus; where it met these patients in training, with what they alone would tell."""
+    check_protocol(corpus, protocol)
     if protocol != "recordings":
         outcome = read_stretches(corpus, cache, subject, protocol)
     else:
@@ -493,11 +489,11 @@ def refuse_trained_patients(subject: Subject, corpus: Corpus, split: str) -> Non
 
     That is SPRSound's intra part, whose patients are in training by design, and anything under `as-published`.
     """
-    if subject.trained_patients is None or subject.trained_corpus != corpus.name or split == "as-published":
+    if subject.trained_patients is None or split == "as-published":
         return
     read = [recording.patient for recording in corpus.recordings if recording.part != "intra"]
     try:
-        refuse_shared_patients(sorted(subject.trained_patients), read, f"{subject.name} on {corpus.root}")
+        refuse_shared_patients(sorted(subject.trained_patients), read, f"{subject.name} on {corpus.where}")
     except SplitError as error:
         raise SplitError(
             f"{error}; read a --part of other patients (--split as-published reads on, labelled)"
@@ -506,22 +502,30 @@ def refuse_trained_patients(subject: Subject, corpus: Corpus, split: str) -> Non
 
 def seen_in_training(subject: Subject, corpus: Corpus) -> bool | None:
     """Whether any of these patients trained or tuned the model; None when a bundle cannot tell."""
-    if subject.trained_corpus != corpus.name:
-        return False
     if subject.trained_patients is not None:
         return bool(subject.trained_patients & set(corpus.patients))
-    parts, seen = {recording.part for recording in corpus.recordings}, set(subject.seen_parts)
+    known = [recording for recording in corpus.recordings if _corpus_of(recording, corpus) in subject.trained_corpora]
+    if not known:
+        return False
+    parts, seen = {recording.part for recording in known}, set(subject.seen_parts)
     # a corpus without parts says nothing of who is in it
     return True if parts & seen - {""} else None if "" in parts | seen else False
 
 
+def _corpus_of(recording: Recording, corpus: Corpus) -> str:
+    return recording.corpus or corpus.name
+
+
 def seen_annotations(subject: Subject, corpus: Corpus) -> tuple[Recording, ...]:
-    """The train part of these patients' corpus, annotations alone; () where they are strangers or it is not there."""
+    """The train part of these patients' corpora, annotations alone; () where they are strangers or it is not there."""
     if "train" in {recording.part for recording in corpus.recordings} or not seen_in_training(subject, corpus):
         return ()
+    return tuple(recording for source in corpus.sources for recording in _published(source))
+
+
+def _published(source: Source) -> tuple[Recording, ...]:
+    """A corpus's train part, with every patient that a model may have met; () where the folder holds none."""
     try:
-        # with every patient that the model may have met
-        published = load_corpus(corpus.name, corpus.root, part="train", split="as-published", audio=False, lenient=True)
+        return load_corpora([source], part="train", split="as-published", audio=False, lenient=True).recordings
     except CorpusError:  # a folder that holds the test part alone
         return ()
-    return published.recordings

@@ -1,8 +1,8 @@
-"""`trainer explain`: where a model's attention lies in a window, and how much of it on seams and on silence.
+"""`trainer explain`: where in a window a model looks, and how much of it on seams and on silence.
 
-Attention is not the whole of a model: the stem mixes neighbours before it, and the residual path goes round it. It is
-read in two ways, because each misses something: rollout sees where the model looks whatever it decides, the
-gradient-weighted form only what speaks for one class.
+It is read in two ways, because each misses something. An AST's rollout shows where its attention lies whatever it
+decides, a MobileNet's moments what each adds to the pooled odds; the gradient-weighted forms show only what speaks for
+one class. Neither is the whole of a model: convolutions mix neighbours, and residual paths go round attention.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ from firmware_config.settings import QualitySettings
 from trainer.crops import repetition
 from trainer.evaluate import as_served
 from trainer.metrics import BoolArray, Float64Array, IntArray
-from trainer.model import AST, Ensemble, ModelConfig
+from trainer.model import AST, Ensemble, ModelConfig, Network, pool_moments
 from trainer.recordings import CachedSource
 from trainer.run import load_model, read_facts
 
@@ -76,6 +76,31 @@ def gradient_weighted(evidence: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return relevance.detach()
 
 
+def evidence_of(member: Network, windows: Tensor, classes: IntArray) -> tuple[Float64Array, Float64Array]:
+    """Where one network looks, and what speaks for `classes` (batch,): two grids (batch, rows, columns) that sum to 1."""
+    chosen = torch.from_numpy(classes)
+    if isinstance(member, AST):
+        logits, weights = member.attended(windows)
+        evidence = logits[torch.arange(len(windows)), chosen]
+        return over_grid(rollout(weights), member.config), over_grid(gradient_weighted(evidence, weights), member.config)
+    features = member.features(windows)
+    logits = member.classified(features)
+    evidence = pool_moments(logits)[torch.arange(len(windows)), chosen]
+    # of several windows at once: each one's evidence depends on its own features alone
+    (slope,) = torch.autograd.grad(evidence.sum(), features)
+    activation = (slope.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1).clamp(min=0)
+    abnormal = (logits[..., 1:] - logits[..., :1]).logsumexp(dim=-1)
+    return _shares(abnormal.softmax(dim=1).unsqueeze(1)), _shares(activation)
+
+
+def _shares(grid: Tensor) -> Float64Array:
+    """A grid (batch, rows, columns) as shares of its sum; even where it is 0 all over."""
+    values = grid.detach().double().cpu().numpy()
+    total = values.sum(axis=(1, 2), keepdims=True)
+    even = np.full_like(values, 1.0 / values[0].size)
+    return np.asarray(np.divide(values, total, out=even, where=total > 0))
+
+
 def over_grid(tokens: Tensor, config: ModelConfig) -> Float64Array:
     """What the head's pooled tokens draw from each place of the spectrogram: (batch, rows, columns), each sums to 1.
 
@@ -83,10 +108,7 @@ def over_grid(tokens: Tensor, config: ModelConfig) -> Float64Array:
     """
     pooled = tokens[:, 2:] if config.pooling == "mean" else tokens[:, :2]
     drawn = pooled.mean(dim=1)[:, 2:].double().cpu().numpy()
-    total = drawn.sum(axis=1, keepdims=True)
-    even = np.full_like(drawn, 1.0 / drawn.shape[1])
-    shares: Float64Array = np.divide(drawn, total, out=even, where=total > 0)
-    return shares.reshape(-1, *config.grid)
+    return _shares(torch.from_numpy(drawn.reshape(-1, *config.grid)))
 
 
 def per_frame(grid: Float64Array, frames: int) -> Float64Array:
@@ -140,7 +162,7 @@ class Attended:
     logits: FloatArray
     """(classes,)."""
     rollout: Float64Array
-    """(rows, columns); sums to 1."""
+    """(rows, columns), an AST's rollout or a MobileNet's moments; sums to 1."""
     gradient: Float64Array
     """The same, of what speaks for the class that was asked."""
     seams: BoolArray
@@ -157,7 +179,7 @@ class Attended:
 
 
 def attend(
-    model: AST | Ensemble,
+    model: Network | Ensemble,
     stretches: Sequence[FloatArray],
     front_end: FrontEnd,
     device: torch.device,
@@ -175,14 +197,9 @@ def attend(
         inputs = np.stack([window(samples, front_end) for samples in batch])
         windows = torch.from_numpy(inputs).to(device)
         with torch.no_grad():
-            logits = model(windows).float().cpu().numpy()
+            logits = pool_moments(model(windows)).float().cpu().numpy()
         wanted = logits.argmax(axis=1) if classes is None else classes[start : start + at_once]
-        looked, spoke = [], []
-        for member in members:
-            own, weights = member.attended(windows)
-            evidence = own[torch.arange(len(batch)), torch.from_numpy(wanted)]
-            looked.append(over_grid(rollout(weights), model.config))
-            spoke.append(over_grid(gradient_weighted(evidence, weights), model.config))
+        looked, spoke = zip(*(evidence_of(member, windows, wanted) for member in members), strict=True)
         found += [
             Attended(*one, on_seam(samples.size, front_end), silent(one[0], front_end))
             for one, samples in zip(
@@ -193,7 +210,7 @@ def attend(
 
 
 def attention_shares(
-    model: AST | Ensemble, stretches: Sequence[FloatArray], front_end: FrontEnd, device: torch.device
+    model: Network | Ensemble, stretches: Sequence[FloatArray], front_end: FrontEnd, device: torch.device
 ) -> Shares:
     """The mean over many windows, as the failure signatures read it."""
     return mean_shares([one.shares for one in attend(model, stretches, front_end, device)])
@@ -272,7 +289,7 @@ def explain(
     one = _chosen(results, file, samples.size / SAMPLE_RATE, at_seconds)
     parts = split(one.samples)
     logits = served.logits(np.stack([window(part, facts.front_end) for part in parts]))
-    verdicts = [judge(row[None], choice.temperature, choice.cycle_threshold) for row in logits]
+    verdicts = [judge(row[None], choice.temperature, choice.cycle_threshold, one.span) for row in logits]
     worst = int(np.argmax([verdict.probability for verdict in verdicts]))
     asked = np.array([LABELS.index(verdicts[worst].label)])
     return Explanation(
@@ -321,8 +338,8 @@ def draw(explanation: Explanation, out: Path) -> None:
     extent = (0.0, frames * HOP_SAMPLES / SAMPLE_RATE, 0.0, float(mels))
     titles = (
         "log-mel window; dashed: seams of the repetition, grey bars: silence",
-        "attention rollout",
-        f"attention that speaks for '{verdict.label}' (gradient-weighted)",
+        "where the model looks (an AST's attention rollout, a MobileNet's share of the odds by moment)",
+        f"what speaks for '{verdict.label}' (gradient-weighted)",
     )
     for axis, title, overlay in zip(axes, titles, (None, attended.rollout, attended.gradient), strict=True):
         axis.imshow(

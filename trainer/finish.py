@@ -21,7 +21,7 @@ from trainer.files import write_atomically
 from trainer.fit import calibrate
 from trainer.members import Member, Refitted
 from trainer.metrics import BoolArray, Float64Array, auroc, operating_curve
-from trainer.protocols import Protocol, default_protocol
+from trainer.protocols import Protocol, stretch_protocol
 from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_probabilities, site_score
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, outcome_file, save_tensors
 
@@ -65,7 +65,7 @@ def finish(
     segmentation, site_rule, heard = choose_site_rule(
         members, device, cache, front_end, (temperature, threshold), quality
     )
-    protocol = default_protocol(corpus.name)
+    protocol = stretch_protocol(corpus)
     # what is written from here on belongs together: without run.json the run counts as unfinished
     (folder / RUN_FILE).unlink(missing_ok=True)
     model = assemble([one.model for one in refitted or members])
@@ -89,8 +89,7 @@ def finish(
         recipe=request.recipe,
         front_end=front_end,
         seed=request.seed,
-        corpus=corpus.name,
-        data=str(request.data.resolve()),
+        corpora=[dataclasses.replace(source, data=source.data.resolve()) for source in request.sources],
         part=request.part,
         split=request.split,
         parts=sorted(set(parts_of(corpus)).union(*(parts_of(member.held_out) for member in members))),

@@ -31,7 +31,7 @@ from trainer.files import write_atomically
 from trainer.machine import Machine
 from trainer.metrics import Float64Array, IntArray, auroc, choose_threshold, fit_temperature
 from trainer.model import Ensemble, Network, network
-from trainer.protocols import default_protocol, examples, inputs_of, labels_of, worst_window
+from trainer.protocols import examples, inputs_of, labels_of, stretch_protocol, worst_window
 from trainer.recipe import DataRecipe, OptimizerRecipe, Recipe
 from trainer.run import (
     CHECKPOINT_FILE,
@@ -201,7 +201,7 @@ class Validation:
     """The validation patients' stretches on the corpus's default protocol, computed once."""
 
     def __init__(self, corpus: Corpus, cache: AudioCache, front_end: FrontEnd) -> None:
-        self.protocol = default_protocol(corpus.name)
+        self.protocol = stretch_protocol(corpus)
         chosen = examples(corpus, self.protocol, cache)
         self.labels = labels_of(chosen)
         self.patients = [example.patient for example in chosen]

@@ -1,6 +1,6 @@
 """Sensitivity, specificity and Score in both conventions, areas, calibration, and patient-bootstrap intervals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,6 +170,31 @@ def operating_curve(abnormal: BoolArray, probability: npt.NDArray[np.floating]) 
     sensitivity = (len(positive) - np.searchsorted(positive, thresholds, side="left")) / len(positive)
     specificity = np.searchsorted(negative, thresholds, side="left") / len(negative)
     return np.stack([thresholds, sensitivity, specificity], axis=1)
+
+
+def balanced_curve(
+    abnormal: BoolArray, probability: Float64Array, groups: Sequence[str], counted: BoolArray | None = None
+) -> Float64Array:
+    """`operating_curve` whose Se and Sp are means over groups, each as much as another.
+
+    A group without abnormal ones has no say in Se, one without normal ones none in Sp. Rows that are not `counted` are
+    wrong at every threshold.
+    """
+    if not abnormal.any() or abnormal.all():
+        raise ValueError("a threshold needs normal and abnormal cycles; one of the two is absent")
+    counted = np.ones(len(abnormal), np.bool_) if counted is None else counted
+    values = np.unique(probability.astype(np.float64))
+    thresholds = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
+    names = np.asarray(groups)
+    sensitivities, specificities = [], []
+    for name in sorted(set(groups)):
+        for kind, found in ((abnormal, sensitivities), (~abnormal, specificities)):
+            rows = kind & (names == name)
+            if rows.any():
+                below = np.searchsorted(np.sort(probability[rows & counted]), thresholds, side="left")
+                right = (rows & counted).sum() - below if kind is abnormal else below
+                found.append(right / rows.sum())
+    return np.stack([thresholds, np.mean(sensitivities, axis=0), np.mean(specificities, axis=0)], axis=1)
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], labels: IntArray) -> float:

@@ -176,7 +176,15 @@ class MobileNet(nn.Module):
             raise ValueError(
                 f"windows are {tuple(windows.shape)}, not (batch, {self.config.frames}, {self.config.mels})"
             )
-        features = self.trunk(windows.transpose(1, 2).unsqueeze(1)).mean(dim=2).transpose(1, 2)
-        crackle, wheeze = self.head(self.dropout(features)).unbind(dim=-1)
+        return self.classified(self.features(windows))
+
+    def features(self, windows: Tensor) -> Tensor:
+        """(batch, 384, rows, moments) of windows (batch, frames, mels)."""
+        return self.trunk(windows.transpose(1, 2).unsqueeze(1))  # type: ignore[no-any-return]
+
+    def classified(self, features: Tensor) -> Tensor:
+        """Logits (batch, moments, classes) of what `features` returns."""
+        columns = features.mean(dim=2).transpose(1, 2)
+        crackle, wheeze = self.head(self.dropout(columns)).unbind(dim=-1)
         # two independent sounds as four classes: their softmax is the product of two sigmoids
         return torch.stack([torch.zeros_like(crackle), crackle, wheeze, crackle + wheeze], dim=-1)

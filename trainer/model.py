@@ -4,6 +4,7 @@ The state dict is named by concept, not after another library; `tests/trainer/te
 ASTModel and holds both to the same numbers.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -199,6 +200,12 @@ Network = AST | MobileNet
 def network(config: ModelConfig | MobileNetConfig) -> Network:
     """A network of these sizes, with random weights."""
     return MobileNet(config) if isinstance(config, MobileNetConfig) else AST(config)
+
+
+def pool_moments(logits: Tensor) -> Tensor:
+    """`device.decision.pool` in torch: logits (batch, classes) of moments' logits (batch, moments, classes)."""
+    against_normal = logits - logits[..., :1]
+    return against_normal.logsumexp(dim=1) - math.log(logits.shape[1])
 
 
 class Ensemble(nn.Module):

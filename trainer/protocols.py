@@ -1,9 +1,9 @@
-"""Which stretches of audio a reading of accuracy is taken on, and what is true of each: `events` and `windows`.
+"""Which stretches of audio accuracy is read on, and what is true of each: `events`, `windows` and `stretches`.
 
-The third protocol, `recordings`, runs the device's own live path and lives in `trainer/recordings.py`.
+`recordings` runs the device's own live path and lives in `trainer/recordings.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +12,14 @@ import numpy as np
 from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
 from trainer.audio_cache import AudioCache
-from trainer.corpora.cycle import Corpus
+from trainer.corpora.cycle import Corpus, CorpusError, Grain, Recording
 from trainer.crops import located, overlapping, place
 from trainer.metrics import Float64Array, IntArray
 
-Protocol = Literal["events", "windows", "recordings"]
-PROTOCOLS: tuple[Protocol, ...] = ("events", "windows", "recordings")
+Protocol = Literal["events", "windows", "stretches", "recordings"]
+PROTOCOLS: tuple[Protocol, ...] = ("events", "windows", "stretches", "recordings")
+GRAIN_PROTOCOLS: dict[Grain, Protocol] = {"event": "windows", "cycle": "events", "recording": "recordings"}
+"""What a corpus of one grain is read on by itself: the stretch whose length says nothing of its label."""
 WINDOW_SECONDS = 2.5
 
 
@@ -35,32 +37,58 @@ class Example:
     age_years: float | None
 
 
-def default_protocol(corpus_name: str) -> Protocol:
-    """`windows` where the length of an annotated event betrays its label (SPRSound), else `events`."""
-    return "windows" if corpus_name == "sprsound" else "events"
+def default_protocol(corpus: Corpus) -> Protocol:
+    """The protocol of the corpus's grain; `stretches`, where each recording's own decides, for several grains."""
+    grains = {recording.grain for recording in corpus.recordings}
+    return GRAIN_PROTOCOLS[grains.pop()] if len(grains) == 1 else "stretches"
+
+
+def stretch_protocol(corpus: Corpus) -> Protocol:
+    """The same for a model that is read without the live path: whole recordings are stretches, too."""
+    protocol = default_protocol(corpus)
+    return "stretches" if protocol == "recordings" else protocol
+
+
+def check_protocol(corpus: Corpus, protocol: str) -> None:
+    """CorpusError where a corpus's labels are of another grain than the protocol reads."""
+    for recording in corpus.recordings:
+        if recording.grain == "recording" and protocol not in ("stretches", "recordings"):
+            raise CorpusError(
+                f"{recording.corpus or corpus.name} is labelled by recording: use --protocol recordings, not {protocol}"
+            )
+        if recording.grain == "cycle" and protocol == "windows":
+            raise CorpusError(
+                f"{recording.corpus or corpus.name} is labelled by whole breath cycles, and a window around one holds "
+                "its neighbours: use --protocol events"
+            )
 
 
 def examples(corpus: Corpus, protocol: Protocol, cache: AudioCache) -> list[Example]:
-    """The stretches of `events` (each annotation as it is) or `windows`.
+    """The stretches of `events` (each annotation as it is), `windows` or `stretches`.
 
     windows: 2.5 s centred on each event and shifted inside the recording; abnormal if the event is; a normal event's
-    window is dropped when an adventitious event overlaps it by more than 0.05 s.
+    window is dropped when an adventitious event overlaps it by more than 0.05 s. stretches: windows of events, breath
+    cycles and recordings as they are. CorpusError where the labels are not of this grain.
     """
-    found = []
-    for recording in corpus.recordings:
-        adventitious = [cycle for cycle in recording.cycles if cycle.label != "normal"]
-        for cycle in recording.cycles:
-            start, end = cycle.start_seconds, cycle.end_seconds
-            if protocol == "windows":
-                start, end = place(start, end, WINDOW_SECONDS, cache.seconds(recording.name), 0.5)
-                if cycle.label == "normal" and overlapping(adventitious, start, end):
-                    continue
-            found.append(
-                Example(
-                    recording.name, start, end, cycle.label, cycle.patient, cycle.duration_seconds, recording.age_years
-                )
-            )
-    return found
+    check_protocol(corpus, protocol)
+    return [
+        example
+        for recording in corpus.recordings
+        for example in _examples(recording, protocol in ("windows", "stretches"), cache)
+    ]
+
+
+def _examples(recording: Recording, as_windows: bool, cache: AudioCache) -> Iterator[Example]:
+    adventitious = [cycle for cycle in recording.cycles if cycle.label != "normal"]
+    for cycle in recording.cycles:
+        start, end = cycle.start_seconds, cycle.end_seconds
+        if as_windows and recording.grain == "event":
+            start, end = place(start, end, WINDOW_SECONDS, cache.seconds(recording.name), 0.5)
+            if cycle.label == "normal" and overlapping(adventitious, start, end):
+                continue
+        yield Example(
+            recording.name, start, end, cycle.label, cycle.patient, cycle.duration_seconds, recording.age_years
+        )
 
 
 def labels_of(chosen: Sequence[Example]) -> IntArray:

@@ -1,32 +1,40 @@
-"""The `recordings` protocol: whole recordings through the device's own live path, and the site rule fitted on it."""
+"""The `live` and `recordings` readings: whole recordings through the device's own live path, and the site rule."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
+from scipy.special import logit
 
-from device.bundle import Segmentation, SiteRule
-from device.decision import Judgement, SiteDecision, judge
+from device.bundle import Calibration, Segmentation, SiteRule
+from device.decision import Judgement, SiteDecision, Span, judge
 from device.live import Auscultation, CycleResult, Judge
-from device.signal import FloatArray, FrontEnd, windows
+from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, windows
 from device.sources import Block, paced
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
-from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording, union
+from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, Recording, union
 from trainer.fit import predict
-from trainer.metrics import BoolArray, Float64Array
-from trainer.model import AST, Ensemble
+from trainer.metrics import BoolArray, Float64Array, balanced_curve
+from trainer.model import Ensemble, Network
+from trainer.splits import maker
 
-LEAST_CYCLES = 2  # one breath is not an examination
+LEAST_CYCLES: Final = 2  # one breath is not an examination
+STRETCH_CYCLES: Final = 6  # twelve seconds of a child, twenty of an adult
 UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
-# (pooling, k) in the order of preference
-RULES: tuple[tuple[Literal["kth", "mean"], int], ...] = (
-    *(("kth", k) for k in range(1, 5)),
-    *(("mean", k) for k in range(1, 7)),
+# (pooling, share) in the order of preference
+RULES: Final[tuple[tuple[Literal["share", "mean"], float], ...]] = (
+    ("share", 1 / 3),
+    ("share", 1 / 2),
+    ("share", 1 / 6),
+    ("mean", 1.0),
 )
-WORTH = 0.005  # a rule that asks for more cycles has to score this much better: it flags later
+WORTH: Final = 0.005  # a rule that is harder to explain has to score this much better
+JOINED_SECONDS: Final = (12.0, 24.0, 48.0, 96.0)
+SENSITIVITY_FLOOR: Final = 0.75  # that a calibration on healthy people may not go below
+HEALTHY_FLAGGED: Final = 0.1
 
 
 class RunModel:
@@ -36,7 +44,7 @@ class RunModel:
 
     def __init__(
         self,
-        model: AST | Ensemble,
+        model: Network | Ensemble,
         device: torch.device,
         front_end: FrontEnd,
         segmentation: Segmentation,
@@ -49,12 +57,12 @@ class RunModel:
         self.temperature, self.threshold = temperature, threshold
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, 4) of model inputs (batch, frames, mels)."""
+        """Logits (batch, moments, 4) of model inputs (batch, frames, mels)."""
         return predict(self.model, inputs, self.device)
 
-    def judge(self, samples: FloatArray) -> Judgement:
-        """One cycle (n,) at 16 kHz; the worst window speaks."""
-        return judge(self.logits(windows(samples, self.front_end)), self.temperature, self.threshold)
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
+        """One cycle: all of the samples (n,) at 16 kHz, or the part `span` of them; the worst window speaks."""
+        return judge(self.logits(windows(samples, self.front_end)), self.temperature, self.threshold, span)
 
 
 class CachedSource:
@@ -86,7 +94,20 @@ class Heard:
                 decided.refuse(result.quality.reason)
             else:
                 decided.add(result.judgement)
+        decided.end()
         return decided
+
+    def shown_for(self, cycle: Cycle) -> CycleResult | None:
+        """The gradable cycle on the screen that overlaps an annotated one most, by at least half of the shorter."""
+
+        def shared(one: CycleResult) -> float:
+            return min(cycle.end_seconds, one.end_seconds) - max(cycle.start_seconds, one.start_seconds)
+
+        def meets(one: CycleResult) -> bool:
+            shorter = min(cycle.duration_seconds, one.end_seconds - one.start_seconds)
+            return one.judgement is not None and shared(one) >= shorter / 2
+
+        return max(filter(meets, self.results), key=shared, default=None)
 
 
 def gradable(corpus: Corpus) -> tuple[Recording, ...]:
@@ -119,49 +140,86 @@ def predicted_class(decided: SiteDecision) -> str:
     return union(list(decided.named))
 
 
-def site_score(heard: Sequence[Heard], rule: SiteRule) -> float:
-    """(Se + Sp) / 2 of the rule's verdicts; 'not enough' and 'poor quality' are wrong on both sides."""
-    abnormal = np.array([one.recording.label != "normal" for one in heard])
-    verdicts = np.array([one.decision(rule).verdict for one in heard])
-    sensitivity = np.mean(verdicts[abnormal] == "flagged")
-    return float(sensitivity + np.mean(verdicts[~abnormal] == "nothing flagged")) / 2
-
-
-def site_probabilities(heard: Sequence[Heard], rule: SiteRule) -> tuple[BoolArray, Float64Array]:
-    """Whether each recording is labelled abnormal, and its probability under the rule (0 where there is none)."""
+def site_statistics(heard: Sequence[Heard], rule: SiteRule) -> tuple[BoolArray, Float64Array]:
+    """Whether each recording is labelled abnormal, and its statistic under the rule (0 where there is none)."""
     abnormal = np.array([one.recording.label != "normal" for one in heard])
     return abnormal, np.array([one.decision(rule).probability or 0.0 for one in heard])
 
 
-def fit_site_rule(heard: Sequence[Heard], cycle_threshold: float) -> SiteRule:
-    """Pooling, k and threshold that maximise (Se + Sp) / 2 on these recordings subject to Se >= Sp.
+def makers(recordings: Sequence[Recording]) -> list[str]:
+    """Whose stethoscope each recording was made with."""
+    return [maker(recording.device) for recording in recordings]
 
-    'Not enough' counts as wrong. For each pooling and k the threshold is chosen among the sites' own probabilities;
-    the first of RULES within half a point of the best is taken.
+
+def fit_site_rule(heard: Sequence[Heard]) -> tuple[SiteRule, Float64Array]:
+    """The rule that separates these recordings best over their stethoscopes, and its curve (threshold, Se, Sp).
+
+    Sensitivity and specificity are the means over stethoscopes, each as much as another: a threshold must travel.
+    'Not enough' counts as wrong. The first of RULES within half a point of the best is taken.
     """
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
-    reached: list[tuple[float, SiteRule]] = []
-    for pooling, k in RULES:
-        least = max(LEAST_CYCLES, k)
-        reach_all = SiteRule(pooling=pooling, k=k, threshold=0.0, least_cycles=least)
-        abnormal, scores = site_probabilities(heard, reach_all)
-        values = np.unique(scores)
-        middles = (values[:-1] + values[1:]) / 2
-        if pooling == "kth":
-            # not below the cycle's own: a site of normal cycles is not flagged
-            middles = np.array([cycle_threshold, *middles[middles > cycle_threshold]])
-        best: tuple[float, SiteRule] | None = None
-        for threshold in middles:
-            flagged = scores >= threshold
-            cleared = ~flagged & (counts >= least)
-            sensitivity, specificity = float(flagged[abnormal].mean()), float(cleared[~abnormal].mean())
-            score = (sensitivity + specificity) / 2
-            if sensitivity >= specificity and (best is None or score > best[0]):
-                best = score, reach_all.model_copy(update={"threshold": round(float(threshold), 6)})
-        if best is not None:
-            reached.append(best)
-    # where even the lowest threshold misses more than it falsely flags, one flagged cycle flags the site
-    if not reached:
-        return SiteRule(k=1, threshold=cycle_threshold, least_cycles=LEAST_CYCLES)
-    highest = max(score for score, _ in reached)
-    return next(rule for score, rule in reached if score >= highest - WORTH)
+    devices = makers([one.recording for one in heard])
+    reached: list[tuple[float, SiteRule, Float64Array]] = []
+    for pooling, share in RULES:
+        rule = SiteRule(
+            pooling=pooling, share=share, threshold=0.0, stretch_cycles=STRETCH_CYCLES, least_cycles=LEAST_CYCLES
+        )
+        abnormal, scores = site_statistics(heard, rule)
+        curve = balanced_curve(abnormal, scores, devices, counts >= LEAST_CYCLES)
+        allowed = curve[curve[:, 1] >= curve[:, 2]]
+        best = allowed[np.argmax(allowed[:, 1] + allowed[:, 2])]
+        rule = rule.model_copy(update={"threshold": round(float(best[0]), 6)})
+        reached.append((float(best[1] + best[2]) / 2, rule, curve))
+    highest = max(score for score, *_ in reached)
+    return next((rule, curve) for score, rule, curve in reached if score >= highest - WORTH)
+
+
+def calibration_of(rule: SiteRule, curve: Float64Array) -> Calibration:
+    """How far healthy people may raise the rule's threshold: to where held-out patients still reached the floor."""
+    kept = curve[(curve[:, 1] >= SENSITIVITY_FLOOR) & (curve[:, 0] >= rule.threshold), 0]
+    highest = float(kept.max(initial=rule.threshold))
+    shift = max(0.0, float(logit(np.clip(highest, 1e-6, 1 - 1e-6)) - logit(np.clip(rule.threshold, 1e-6, 1 - 1e-6))))
+    return Calibration(
+        healthy_flagged=HEALTHY_FLAGGED, largest_shift=round(shift, 4), sensitivity_floor=SENSITIVITY_FLOOR
+    )
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One person's recordings of one kind, end to end and again, up to so many seconds."""
+
+    seconds: float
+    abnormal: int
+    abnormal_flagged: int
+    normal: int
+    normal_flagged: int
+
+
+def listen_longer(
+    recordings: Sequence[Recording],
+    cache: AudioCache,
+    model: Judge,
+    quality: QualitySettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Joined]:
+    """How many people are flagged on their normal recordings alone, and on their abnormal ones, by listening time.
+
+    A verdict must not depend on how long one listens.
+    """
+    people: dict[tuple[str, bool], list[FloatArray]] = {}
+    for recording in recordings:
+        people.setdefault((recording.patient, recording.label != "normal"), []).append(cache[recording.name])
+    found, steps = [], len(people) * len(JOINED_SECONDS)
+    for number, seconds in enumerate(JOINED_SECONDS):
+        flagged = {True: 0, False: 0}
+        for done, ((patient, abnormal), parts) in enumerate(people.items(), 1):
+            sound = np.resize(np.concatenate(parts), round(seconds * SAMPLE_RATE))
+            session = Auscultation(CachedSource(patient, sound), model, quality)
+            for _ in session.run():
+                pass
+            flagged[abnormal] += session.summary.verdict == "flagged"
+            if progress is not None:
+                progress(number * len(people) + done, steps)
+        ill = sum(abnormal for _, abnormal in people)
+        found.append(Joined(seconds, ill, flagged[True], len(people) - ill, flagged[False]))
+    return found

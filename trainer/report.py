@@ -18,7 +18,6 @@ from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.describe import describe
 from trainer.evaluate import Outcome, latest, load_outcome, readings_of
-from trainer.experiment import Request
 from trainer.explain import Shares, attention_shares, mean_shares
 from trainer.files import write_atomically
 from trainer.metrics import (
@@ -31,7 +30,7 @@ from trainer.metrics import (
     operating_curve,
 )
 from trainer.model import AST
-from trainer.run import RunFacts, load_model, outcome_file, read_facts, read_metrics
+from trainer.run import load_model, outcome_file, read_facts, read_metrics
 from trainer.sharpness import Sharpness, sharpness
 from trainer.signatures import Signature, attention_on, deaf, oscillating, sharp_minimum
 from trainer.view import FLATTERED, LIES, interval
@@ -94,14 +93,6 @@ class Mistake:
     """Both data: URIs."""
 
 
-def request_of(facts: RunFacts, data: Path | None = None) -> Request:
-    """What the run was made of, so that `prepare` reads it again; `data` where the corpus has moved."""
-    root = data or Path(facts.data)
-    return Request(
-        facts.recipe, facts.recipe_name, facts.corpus, root, facts.part, facts.split, facts.lenient, facts.seed
-    )
-
-
 def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.device) -> Path:
     """Write `report.html` into a finished run's folder; `corpus` is what it was trained on, `cache` has its audio.
 
@@ -116,7 +107,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
     outcome = outcomes[protocol]
     absent = sorted(set(outcome.recordings) - set(cache.spans))
     if absent:
-        raise ReportError(f"{corpus.root}: {absent[0]} of the run is not here; give --data the run's own corpus")
+        raise ReportError(f"{corpus.where}: {absent[0]} of the run is not here; give --data the run's own corpus")
     histories = [read_metrics(folder, number) for number in range(len(facts.held_out))]
     readings, earlier = readings_of(folder, facts)
     # a model of all patients has met everybody whom a member has not

@@ -13,11 +13,12 @@ from torch import Tensor
 from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
+from trainer.corpora.cycle import Source, joined_names
 from trainer.files import replacing
 from trainer.model import Ensemble, Network, network
 from trainer.recipe import Recipe
 
-SCHEMA = 1
+SCHEMA = 2
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -63,9 +64,8 @@ class RunFacts(BaseModel):
     front_end: FrontEnd
     """The recipe's front end with the measured mean and std."""
     seed: int
-    corpus: str
-    data: str
-    """Where the corpus was when the run was made."""
+    corpora: list[Source]
+    """Where the corpora were when the run was made."""
     part: str | None
     split: str
     parts: list[str]
@@ -84,6 +84,11 @@ class RunFacts(BaseModel):
     weights: str
     """sha256 of the weights' file."""
     versions: dict[str, str]
+
+    @property
+    def corpus(self) -> str:
+        """Names of its corpora, joined by +."""
+        return joined_names(self.corpora)
 
     @property
     def fingerprint(self) -> str:
@@ -186,6 +191,8 @@ def read_facts(folder: Path) -> RunFacts:
     try:
         return RunFacts.model_validate_json(path.read_text())
     except ValidationError as error:
+        if '"corpora"' not in path.read_text():
+            raise RunError(f"{path}: the run is of an earlier version (schema 1), train again") from error
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise RunError(f"{path}: {key}: {problem['msg']}; the run is of another version, train again") from error

@@ -1,6 +1,5 @@
 """Weighted random sampling (WRS): which cycles an epoch draws."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,27 +12,48 @@ Balance = Literal["none", "class", "binary"]
 
 
 def weights(
-    labels: Sequence[Label], balance: Balance, patients: Sequence[str] = (), patient_balance: float = 0.0
+    labels: Sequence[Label],
+    balance: Balance,
+    patients: Sequence[str] = (),
+    patient_balance: float = 0.0,
+    *,
+    corpora: Sequence[str] = (),
+    corpus_balance: float = 0.0,
+    devices: Sequence[str] = (),
+    device_balance: float = 0.0,
+    class_balance: float = 1.0,
 ) -> npt.NDArray[np.float64]:
     """Draw probability of each cycle (n,), summing to 1.
 
-    'class': inverse class frequency over the four classes (arXiv 2512.22564). 'binary': normal and abnormal in equal
-    parts, the natural mix inside each; a class of thirty events is then not shown a hundred times an epoch.
-    'none': all alike. Inside each of those groups a patient with c cycles is drawn in proportion to
-    c ** (1 - `patient_balance`), so that a few much recorded patients do not stand for all.
+    Corpora are divided into stethoscopes, these into classes, these into patients. At each level a part of c cycles is
+    drawn in proportion to c ** (1 - its balance): 0 draws every cycle alike, 1 every part, however many cycles it has.
+    `balance` says which classes there are: 'class' all four (inverse class frequency, arXiv 2512.22564), 'binary'
+    normal and abnormal, with the natural mix inside each (a class of thirty events is then not shown a hundred times an
+    epoch), 'none' one.
     """
-    groups = np.array([LABELS.index(label) for label in labels])
+    classes = np.array([LABELS.index(label) for label in labels])
     if balance == "binary":
-        groups = np.minimum(groups, 1)
+        classes = np.minimum(classes, 1)
     elif balance == "none":
-        groups = np.zeros_like(groups)
-    share = np.ones(len(groups))
-    if patient_balance:
-        own = list(zip(groups.tolist(), patients, strict=True))
-        counts = Counter(own)
-        share = np.array([counts[one] ** -patient_balance for one in own])
-    inverse = share / np.bincount(groups, share)[groups]
-    result: npt.NDArray[np.float64] = inverse / inverse.sum()
+        classes = np.zeros_like(classes)
+    levels = (
+        (corpora, corpus_balance),
+        (devices, device_balance),
+        (classes.tolist(), class_balance),
+        (patients, patient_balance),
+    )
+    probability, parents = np.ones(1), np.zeros(len(classes), np.int64)
+    for names, strength in levels:
+        if not len(names):
+            continue
+        rows = list(zip(parents.tolist(), names, strict=True))
+        numbers = {part: number for number, part in enumerate(dict.fromkeys(rows))}
+        parts = np.array([numbers[row] for row in rows])
+        above = np.array([parent for parent, _ in numbers])
+        size = np.bincount(parts) ** (1.0 - strength)
+        probability = probability[above] * size / np.bincount(above, size)[above]
+        parents = parts
+    result: npt.NDArray[np.float64] = probability[parents] / np.bincount(parents)[parents]
     return result
 
 

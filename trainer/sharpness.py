@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.model import pool_moments
+
 RADII = (0.005, 0.01, 0.02, 0.05, 0.1)
 DIRECTIONS = 2
 TINY = 1e-12
@@ -66,7 +68,7 @@ def sharpness(model: nn.Module, windows: Tensor, labels: Tensor, at_once: int, s
     def losses() -> Iterator[Tensor]:
         """What each pass adds to the mean."""
         for some, theirs in zip(torch.split(windows, at_once), torch.split(labels, at_once), strict=True):
-            yield F.cross_entropy(model(some), theirs, reduction="sum") / len(labels)
+            yield F.cross_entropy(pool_moments(model(some)), theirs, reduction="sum") / len(labels)
 
     def loss_at(direction: Direction, radius: float) -> float:
         with moved(model, direction, radius), torch.no_grad():

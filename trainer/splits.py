@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from firmware_config.errors import RespSAMError
 from trainer.corpora.cycle import Corpus, Recording
 
-HoldOut = Literal["patients", "device"]
+HoldOut = Literal["patients", "device", "maker"]
 Fold = tuple[Corpus, Corpus]
 """(training, held out)."""
 
@@ -19,29 +19,62 @@ class SplitError(RespSAMError):
     """A corpus that cannot be divided as asked, or a patient on both sides."""
 
 
+FAMILIES = {
+    "littmann 3200": "Littmann 3200",
+    "litt3200": "Littmann 3200",
+    "littc2se": "Littmann Classic II SE",
+    "littmann classic ii": "Littmann Classic II SE",
+    "meditron": "Meditron",
+    "akgc417l": "AKG C417L",
+    "akg c417l": "AKG C417L",
+    "yunting": "Yunting II",
+}
+"""What the name of a stethoscope holds, and the family it is of; corpora name one stethoscope in several ways."""
+
+
+def family(device: str) -> str:
+    """The stethoscope behind a corpus's name for it, whatever its filter; the name itself where it is not known."""
+    return next((known for part, known in FAMILIES.items() if part in device.casefold()), device)
+
+
+def maker(device: str) -> str:
+    """As `family`, with all Littmanns as one."""
+    return "Littmann" if "litt" in device.casefold() else family(device)
+
+
+GROUPINGS: dict[str, Callable[[str], str]] = {"device": family, "maker": maker}
+
+
+def families_of(corpus: Corpus, hold_out: HoldOut) -> list[str]:
+    """What `hold_out` leaves out in turn of a corpus, by name."""
+    return sorted({GROUPINGS[hold_out](recording.device) for recording in corpus.recordings})
+
+
 def folds_of(corpus: Corpus, hold_out: HoldOut, count: int, seed: int) -> list[Fold]:
-    """`patient_folds`, or one fold a device with `device_folds`."""
-    return patient_folds(corpus, count, seed) if hold_out == "patients" else device_folds(corpus)
+    """`patient_folds`, or one fold a family of stethoscopes with `device_folds`."""
+    if hold_out == "patients":
+        return patient_folds(corpus, count, seed)
+    return device_folds(corpus, GROUPINGS[hold_out])
 
 
 def patient_folds(corpus: Corpus, count: int, seed: int) -> list[Fold]:
     """`count` ways of holding patients out: (training, held out), no patient in both, each held out once.
 
-    Stratified by class and device, because a fold with eighteen wheezes in it chose a threshold that wheezes did not
-    like. Raises SplitError when a side would lack normal or abnormal cycles.
+    Stratified by corpus, class and device, because a fold with eighteen wheezes in it chose a threshold that wheezes
+    did not like. Raises SplitError when a side would lack normal or abnormal cycles.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     # a recording without cycles still has a patient
     rows = [
-        (f"{label} {recording.device}", recording.patient)
+        (f"{recording.corpus} {label} {recording.device}", recording.patient)
         for recording in corpus.recordings
         for label in ([str(cycle.label) for cycle in recording.cycles] or ["none"])
     ]
     strata, patients = [stratum for stratum, _ in rows], np.array([patient for _, patient in rows])
     few = SplitError(
-        f"{corpus.root}: too few patients ({len(corpus.patients)}) for {count} patient-wise folds: one side would lack "
-        "normal or abnormal cycles; add patients or lower the recipe's folds"
+        f"{corpus.where}: too few patients ({len(corpus.patients)}) for {count} patient-wise folds: one side would "
+        "lack normal or abnormal cycles; add patients or lower the recipe's folds"
     )
     folds = []
     try:
@@ -59,26 +92,29 @@ def patient_folds(corpus: Corpus, count: int, seed: int) -> list[Fold]:
     return folds
 
 
-def device_folds(corpus: Corpus) -> list[Fold]:
-    """Each stethoscope held out in turn, in order of name; what its patients recorded with others does not train.
+def device_folds(corpus: Corpus, devices: Callable[[str], str] = family) -> list[Fold]:
+    """Each family of stethoscopes held out in turn, in order of name.
 
-    Raises SplitError for a corpus of one device, or when a side would lack normal or abnormal cycles.
+    What its patients recorded with others does not train. `devices` names the family of a device. A family is passed
+    over where a side would lack normal or abnormal cycles.
+    Raises SplitError for a corpus of one family, or when none can be held out.
     """
-    devices = sorted({recording.device for recording in corpus.recordings})
-    if len(devices) < 2:
-        raise SplitError(f"{corpus.root}: one device only ({devices[0]}); hold patients out instead")
+    families = sorted({devices(recording.device) for recording in corpus.recordings})
+    if len(families) < 2:
+        raise SplitError(f"{corpus.where}: one device only ({families[0]}); hold patients out instead")
     folds = []
-    for device in devices:
-        held = [recording for recording in corpus.recordings if recording.device == device]
+    for name in families:
+        held = [recording for recording in corpus.recordings if devices(recording.device) == name]
         patients = {recording.patient for recording in held}
         training = [recording for recording in corpus.recordings if recording.patient not in patients]
         sides = _only(corpus, training), _only(corpus, held)
-        if not all(_both_kinds(side) for side in sides):
-            raise SplitError(
-                f"{corpus.root}: without {device} one side would lack normal or abnormal cycles; hold patients out "
-                "instead"
-            )
-        folds.append(sides)
+        if all(_both_kinds(side) for side in sides):
+            folds.append(sides)
+    if not folds:
+        raise SplitError(
+            f"{corpus.where}: without {families[0]} one side would lack normal or abnormal cycles, and so with every "
+            "other device; hold patients out instead"
+        )
     return folds
 
 
@@ -96,7 +132,7 @@ def refuse_one_kind(corpus: Corpus) -> None:
     if not _both_kinds(corpus):
         holds = f"every cycle is {kinds}" if kinds else "no cycle is annotated"
         raise SplitError(
-            f"{corpus.root}: {holds}; learning takes normal and abnormal ones, choose another --data or --part"
+            f"{corpus.where}: {holds}; learning takes normal and abnormal ones, choose another --data or --part"
         )
 
 

@@ -14,6 +14,7 @@ from trainer.protocols import WINDOW_SECONDS
 LIES = {
     "events": "annotated events as they are: their length alone tells much, see 'duration'",
     "windows": f"{WINDOW_SECONDS} s around each event: length tells nothing",
+    "stretches": f"{WINDOW_SECONDS} s around each event, each annotated breath cycle, each recording with one label",
     "recordings": "whole recordings through the device's own segmenter: the product",
 }
 
@@ -142,7 +143,7 @@ def show_reading(reading: dict[str, Any], console: Console) -> None:
         matrix.add_row(name, *map(str, counts))
     console.print(matrix, "")
     console.print(_classes(reading["per_class"]), "")
-    for key in ("per_device", "per_site", "per_age"):
+    for key in ("per_corpus", "per_device", "per_site", "per_age"):
         console.print(_places(reading[key], key.removeprefix("per_")), "")
 
 

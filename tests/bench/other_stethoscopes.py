@@ -20,9 +20,8 @@ from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
 from device.simulator import breath
 from firmware_config.settings import load_settings
-from trainer.audio_cache import with_audio
-from trainer.corpora import load_corpus
 from trainer.crops import frequency_response
+from trainer.experiment import open_run_corpus, request_of
 from trainer.fit import Validation, predict
 from trainer.metrics import BoolArray, Float64Array, auroc
 from trainer.model import AST
@@ -60,14 +59,13 @@ def judged(model: AST, held: Validation, inputs: FloatArray, temperature: float)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run")
-    parser.add_argument("--data", type=Path, help="the corpus that it was trained on (default: where it was then)")
+    parser.add_argument("--data", type=Path, nargs="+", help="the corpora of the run (default: where they were then)")
     parser.add_argument("--decibels", type=float, nargs="+", default=[3.0, 6.0, 10.0], help="of the responses")
     asked = parser.parse_args()
     facts = read_facts(asked.run)
     temperature, threshold = facts.choice.temperature, facts.choice.cycle_threshold
-    root, lenient = asked.data or Path(facts.data), facts.lenient
-    read = load_corpus(facts.corpus, root, part=facts.part, split=facts.split, lenient=lenient, purpose="fit")
-    corpus, cache = with_audio(read, load_settings(None).training.folder, lenient=lenient)
+    opened = open_run_corpus(request_of(facts, asked.data or ()), load_settings(None).training.folder)
+    corpus, cache = opened.training, opened.cache
     ways: dict[str, list[Float64Array]] = {"as recorded": [], **{f"{one:g} dB": [] for one in asked.decibels}}
     truth: list[BoolArray] = []
     called: dict[Label, list[float]] = {label: [] for label in LABELS}

@@ -15,7 +15,8 @@ from rich.console import Console
 from device.bundle import BundleError, SiteRule, open_bundle
 from device.classifier import Classifier
 from device.decision import Judgement, Span
-from device.live import Auscultation, CycleResult, entry_as_json, stopped_by_signals
+from device.live import Auscultation, CycleResult, entry_as_json, respiratory_rate, stopped_by_signals
+from device.quality import judge as judge_quality
 from device.signal import SAMPLE_RATE, FloatArray
 from device.simulator import auscultate
 from device.sources import Block, CaptureError, DemoSource, paced
@@ -25,6 +26,7 @@ from firmware_config.settings import load_settings
 from tests.device.bundle_maker import make_bundle
 
 QUALITY = load_settings(environment={}).quality
+CLEAR = judge_quality(np.sin(np.arange(16_000)).astype(np.float32), QUALITY)
 RULE = SiteRule(pooling="share", share=0.5, threshold=0.5, stretch_cycles=10, least_cycles=3)
 
 
@@ -350,14 +352,82 @@ def test_a_recording_waits_for_a_slow_model(tmp_path: Path) -> None:
     assert (session.summary.dropped, session.timeline.dropped) == (0, 0)
 
 
-@pytest.mark.parametrize("per_minute", [15, 30])
-def test_the_respiratory_rate_is_that_of_the_simulated_breathing(classifier: Classifier, per_minute: float) -> None:
-    sound = auscultate(3, 40.0, breaths_per_minute=per_minute).samples
+@pytest.mark.parametrize("seed", [7, 1, 4])
+@pytest.mark.parametrize("per_minute", [12, 20, 30, 60, 80])
+def test_the_respiratory_rate_is_that_of_the_simulated_breathing(
+    classifier: Classifier, per_minute: float, seed: int
+) -> None:
+    """The autocorrelation alone says half of it for these seeds at 20 a minute, and for most at 60."""
+    sound = auscultate(seed, 30.0, breaths_per_minute=per_minute).samples
     session = Auscultation(Sound(blocks_of(sound)), classifier, QUALITY)
     finished(session)
     rate = session.summary.breaths_per_minute
     assert rate == pytest.approx(per_minute, rel=0.15)
     assert session.summary.as_json()["breaths_per_minute"] == pytest.approx(rate, abs=0.05)
+
+
+def breaths(*onsets: float, period: float = 0.0, kind: str = "breath") -> list[CycleResult]:
+    return [
+        CycleResult(1, at, at + 0.8, kind, 0.6, CLEAR, None, 0.0, False, np.empty(0, np.float32), period_seconds=period)
+        for at in onsets
+    ]
+
+
+def test_a_respiratory_rate_that_nobody_can_be_sure_of_is_not_said() -> None:
+    steady, scattered = (0, 2, 4, 6, 8, 10), (0, 1, 4, 5.2, 9.2, 10, 13)
+    assert respiratory_rate(breaths(*steady)) == 30.0
+    assert respiratory_rate(breaths(*steady, period=4.0)) == 30.0, "an octave below"
+    assert respiratory_rate(breaths(*scattered)) is None
+    assert respiratory_rate(breaths(*scattered, period=6.0)) is None
+    assert respiratory_rate(breaths(*steady, period=3.0)) is None, "no octave"
+    assert respiratory_rate(breaths(0, 2, 4)) is None, "two intervals"
+    assert respiratory_rate(breaths(0, 9, 18, 27, 36)) is None, "breaths were missed between them"
+    assert respiratory_rate(breaths(*steady, kind="window")) is None
+    assert respiratory_rate(breaths(*steady, kind="window", period=5.0)) == 12.0, "a strong rhythm of no breaths"
+    varied = [*breaths(0, 2, kind="window", period=5.0), *breaths(4, 6, kind="window", period=2.5)]
+    assert respiratory_rate(varied) is None
+
+
+def test_a_rate_that_is_unsure_is_called_so(classifier: Classifier) -> None:
+    session = Auscultation(Sound([]), classifier, QUALITY)
+    console = Console(file=StringIO(), force_terminal=True, width=100, height=30, color_system=None)
+    pages = []
+    for latest in ([], breaths(0, 1, 4, 5.2, 9.2), breaths(0, 2, 4, 6, 8)):
+        session.latest.clear()
+        session.latest.extend(latest)
+        with console.capture() as captured:
+            console.print(LiveView(session, "tiny", console).page())
+        pages.append(captured.get())
+    said = ("no rhythm, windows of 2.5 s", "breathing rate unsure", "30 breaths a minute")
+    assert [word in page for word, page in zip(said, pages, strict=True)] == [True] * 3
+
+
+def test_the_page_says_how_many_good_breaths_are_wanted_and_then_counts_stretches(tmp_path: Path) -> None:
+    rule = SiteRule(pooling="mean", threshold=0.5, stretch_cycles=3, least_cycles=2)
+    model = Classifier(open_bundle(make_bundle(tmp_path / "bundle", logits=(9.0, 0.0, 0.0, 0.0), site_rule=rule)))
+    session = Auscultation(Sound(blocks_of(auscultate(1, 20.0).samples)), model, QUALITY)
+    console = Console(file=StringIO(), force_terminal=True, width=110, height=30, color_system=None)
+    view, pages = LiveView(session, "tiny", console), []
+    for happened in session.run():
+        if isinstance(happened, CycleResult):
+            with console.capture() as captured:
+                console.print(view.page())
+            pages.append(captured.get())
+    assert "so far: NOT ENOUGH" in pages[0] and "2 more good breaths" in pages[0]
+    assert "1 more good breath " in pages[1] and "NOTHING FLAGGED" not in pages[1]
+    assert "complete: NOTHING FLAGGED" in pages[2]
+    assert "3 breaths together" in pages[2] and "stretch 2: 3 more good breaths; 0 of 1 stretches flagged" in pages[2]
+    summary = session.summary
+    assert (summary.stretches, summary.stretches_flagged) == (summary.gradable // 3, 0)
+    shown = summary.as_json()
+    assert (shown["stretches"], shown["stretches_flagged"]) == (summary.stretches, 0)
+
+
+def test_no_cycle_keeps_more_sound_than_its_own(classifier: Classifier) -> None:
+    results, _ = finished(Auscultation(Sound(blocks_of(auscultate(1, 20.0).samples)), classifier, QUALITY))
+    assert len(results) > 3
+    assert all(one.samples.base is None and one.without_samples().samples.base is None for one in results)
+    assert {one.without_samples().samples.size for one in results} == {0}
 
 
 def test_noise_has_no_respiratory_rate(classifier: Classifier) -> None:

@@ -11,8 +11,8 @@ from export.build import NOTHING_MORE, Built, Reporter, Wanted, build
 from firmware_config.settings import load_settings
 from tests.export.run_maker import MOBILENET, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.audio_cache import with_audio
-from trainer.corpora import load_corpus
+from trainer.audio_cache import open_corpora
+from trainer.corpora import Source
 from trainer.evaluate import evaluate, log_reading, open_subject
 from trainer.run import READINGS_FILE, RunFacts
 
@@ -61,7 +61,7 @@ def patch_run(workshop: Workshop) -> Path:
     """With a reading of the intra test, taken twice, whose notes name a file, and one of earlier weights."""
     run = workshop.root / "patch"
     make_run(run, workshop.data, workshop.cache, PATCH)
-    corpus, cache = with_audio(load_corpus("sprsound", workshop.data, part="intra"), workshop.cache)
+    corpus, cache = open_corpora([Source("sprsound", workshop.data)], workshop.cache, part="intra")
     reading = evaluate(
         open_subject(run, torch.device("cpu")), corpus, cache, "windows", load_settings(environment={}).quality
     )
@@ -92,7 +92,7 @@ def mobilenet_made(workshop: Workshop) -> Made:
         workshop.root / "made" / "bundle.respsam",
         cache_folder=workshop.cache,
         wanted=Wanted(int8=True, prefer="int8"),
-        data=data,
+        data=[data],
         name="Ward 7",
     )
     return Made(run, facts, built, ())

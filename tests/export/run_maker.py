@@ -12,8 +12,8 @@ from device.bundle import Segmentation, SiteRule, ThresholdChoice
 from device.decision import abnormal_probability
 from device.signal import FrontEnd
 from firmware_config.settings import load_settings
-from trainer.audio_cache import with_audio
-from trainer.corpora import load_corpus
+from trainer.audio_cache import open_corpora
+from trainer.corpora import Source
 from trainer.evaluate import evaluate, run_subject
 from trainer.files import write_atomically
 from trainer.finish import population, versions
@@ -100,7 +100,8 @@ def make_run(
     values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)
     recipe = Recipe.model_validate(values)
     front_end = recipe.front_end.model_copy(update={"mean": -6.0, "std": 3.0})
-    corpus, audio = with_audio(load_corpus("sprsound", data, part="train"), cache)
+    source = Source("sprsound", data)
+    corpus, audio = open_corpora([source], cache, part="train")
     folds = [held_out for _, held_out in patient_folds(corpus, 3, 3)[:members]]
     validation = folds[0]
     held = Validation(validation, audio, front_end)
@@ -118,8 +119,7 @@ def make_run(
         recipe=recipe,
         front_end=front_end,
         seed=3,
-        corpus="sprsound",
-        data=str(data),
+        corpora=[source],
         part="train",
         split="official",
         parts=["train"],

@@ -42,8 +42,8 @@ from tests.export.conftest import Made, Workshop
 from tests.export.run_maker import PATCH, make_model, make_run, with_weights
 from tests.full_disk import largest_file
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.audio_cache import with_audio
-from trainer.corpora import load_corpus
+from trainer.audio_cache import open_corpora
+from trainer.corpora import Source
 from trainer.metrics import Rates
 from trainer.model import AST, Block, Ensemble, ModelConfig, Network
 from trainer.protocols import examples
@@ -138,7 +138,7 @@ def test_every_number_is_said(patch_made: Made) -> None:
 def test_calibration_heard_training_patients_only(patch_made: Made, workshop: Workshop) -> None:
     facts, how = patch_made.facts, patch_made.built.bundle.manifest.recipe["quantization"]
     assert isinstance(how, dict) and isinstance(how["calibration"], dict)
-    corpus, cache = with_audio(load_corpus("sprsound", workshop.data, part="train"), workshop.cache)
+    corpus, cache = open_corpora([Source("sprsound", workshop.data)], workshop.cache, part="train")
     training = only_patients(corpus, set(facts.patients) - set(facts.held_out[0]))
     drawn = patient_balanced(examples(training, "windows", cache), 128, facts.seed)
     assert how["calibration"] == {

@@ -14,8 +14,8 @@ from export.verify import open_whole, require, verify
 from firmware_config.errors import GateRefused
 from firmware_config.settings import load_settings
 from tests.export.conftest import Made, Workshop
-from trainer.audio_cache import with_audio
-from trainer.corpora import load_corpus
+from trainer.audio_cache import open_corpora
+from trainer.corpora import Source
 from trainer.evaluate import evaluate, open_subject
 from trainer.metrics import Interval
 
@@ -52,7 +52,7 @@ def expects_something_else(manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize("protocol", ["windows", "recordings"])
 def test_every_file_is_read_as_trainer_evaluate_reads_it(patch_made: Made, workshop: Workshop, protocol: Any) -> None:
     bundle = open_whole(patch_made.built.bundle.path)
-    corpus, cache = with_audio(load_corpus("sprsound", workshop.data, part="intra"), workshop.cache)
+    corpus, cache = open_corpora([Source("sprsound", workshop.data)], workshop.cache, part="intra")
     said: list[str] = []
     verified = verify(bundle, corpus, cache, protocol, QUALITY, said.append)
     assert [one.file.precision for one in verified] == ["fp32", "int8", "int8", "fp16"]
@@ -89,7 +89,7 @@ def test_a_changed_byte_is_refused_and_no_bundle_is_bad_input(patch_made: Made, 
 def test_a_bundle_that_answers_something_else_fails_its_self_test(
     edited: Callable[[Callable[[dict[str, Any]], None]], Path], workshop: Workshop
 ) -> None:
-    corpus, cache = with_audio(load_corpus("sprsound", workshop.data, part="intra"), workshop.cache)
+    corpus, cache = open_corpora([Source("sprsound", workshop.data)], workshop.cache, part="intra")
     with pytest.raises(GateRefused, match=r"model\.onnx: .*self-test off by"):
         verify(open_bundle(edited(expects_something_else)), corpus, cache, "windows", QUALITY)
 

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from tests.trainer.corpus_maker import make_icbhi, make_manifest, make_recordings, make_sprsound
-from trainer.corpora import CorpusError, choose_part, load_corpus, parts_of
+from trainer.corpora import CorpusError, load_corpus, parts_of
 from trainer.corpora.cycle import Corpus, union
 from trainer.corpora.sprsound import part_of
 
@@ -79,7 +79,10 @@ def test_icbhi_has_its_published_counts(shared_data: Path) -> None:
     corpus = load_corpus("icbhi", shared_data / "icbhi", audio=False, split="as-published")
     assert len(corpus.cycles) == 6898
     assert labels(corpus) == {"normal": 3642, "crackle": 1864, "wheeze": 886, "both": 506}
-    train, test = choose_part(corpus, "train", "fit"), choose_part(corpus, "test", "evaluate")
+    train, test = (
+        load_corpus("icbhi", shared_data / "icbhi", audio=False, split="as-published", part=part)
+        for part in ("train", "test")
+    )
     assert (len(train.recordings), len(test.recordings)) == (539, 381)
     assert (len(train.cycles), len(test.cycles)) == (4142, 2756)
     assert set(train.patients) & set(test.patients) == {"156", "218"}
@@ -90,7 +93,7 @@ def test_icbhi_has_its_published_counts(shared_data: Path) -> None:
 
 def test_icbhi_official_keeps_patients_apart(shared_data: Path) -> None:
     corpus = load_corpus("icbhi", shared_data / "icbhi", audio=False)
-    train, test = choose_part(corpus, "train", "fit"), choose_part(corpus, "test", "evaluate")
+    train, test = (load_corpus("icbhi", shared_data / "icbhi", audio=False, part=part) for part in ("train", "test"))
     assert not set(train.patients) & set(test.patients)
     assert (len(train.recordings), len(test.recordings)) == (526, 381)
     assert any("156, 218" in note and "13 training recordings" in note for note in corpus.notes)
@@ -234,7 +237,7 @@ SPRSOUND_DAMAGE = {
     "event without end": (rewrite(event_annotation=[{"start": "0"}]), r"event 1: needs start, end and type"),
     "empty annotation": (text(" \n"), r"the annotation is empty"),
     "broken JSON": (text('{"record_annotation": "Nor'), r"not JSON"),
-    "other JSON": (text("[1, 2]"), r"lacks record_annotation"),
+    "other JSON": (text("[1, 2]"), r"lacks event_annotation"),
     "not text": (binary, r"not UTF-8"),
     "audio missing": (lambda _, audio: audio.unlink(), r"has no wav or flac"),
     "annotation missing": (lambda annotation, _: annotation.unlink(), r"\.wav: has no annotation"),
@@ -294,31 +297,31 @@ def test_damage_in_another_part_does_not_stop_a_fit(sprsound: Path) -> None:
 def test_parts_follow_the_purpose(tmp_path: Path) -> None:
     for part in ("train", "intra", "inter"):
         make_sprsound(tmp_path, patients=2, seconds=5.0, part=part)
-    corpus = load_corpus("sprsound", tmp_path)
-    assert len(corpus.recordings) == 12
-    assert parts_of(choose_part(corpus, None, "fit")) == ("train",)
-    assert parts_of(choose_part(corpus, None, "evaluate")) == ("inter", "intra")
-    assert parts_of(choose_part(corpus, "test", "evaluate")) == ("inter", "intra")
-    assert parts_of(choose_part(corpus, "inter", "evaluate")) == ("inter",)
-    assert choose_part(corpus, "all", "fit").recordings == corpus.recordings
-    assert parts_of(load_corpus("sprsound", tmp_path, part="intra")) == ("intra",)
+
+    def taken(part: str | None, purpose: Literal["fit", "evaluate"]) -> tuple[str, ...]:
+        return parts_of(load_corpus("sprsound", tmp_path, part=part, purpose=purpose))
+
+    assert len(load_corpus("sprsound", tmp_path).recordings) == 12
+    assert taken(None, "fit") == ("train",)
+    assert taken(None, "evaluate") == taken("test", "evaluate") == ("inter", "intra")
+    assert taken("inter", "evaluate") == ("inter",) and taken("intra", "fit") == ("intra",)
+    assert taken("all", "fit") == ("inter", "intra", "train")
     with pytest.raises(CorpusError, match="unknown part 'validation'"):
-        choose_part(corpus, "validation", "fit")
+        taken("validation", "fit")
 
 
 def test_fit_never_takes_a_test_part_by_itself(tmp_path: Path) -> None:
-    corpus = load_corpus("sprsound", make_sprsound(tmp_path, patients=2, part="intra") / "intra_test")
+    root = make_sprsound(tmp_path, patients=2, part="intra") / "intra_test"
     with pytest.raises(CorpusError, match="fit takes the train part, but this holds intra"):
-        choose_part(corpus, None, "fit")
+        load_corpus("sprsound", root, purpose="fit")
     with pytest.raises(CorpusError, match=r"nothing of part 'train' \(this holds intra\)"):
-        choose_part(corpus, "train", "fit")
-    assert choose_part(corpus, "intra", "fit").recordings == corpus.recordings
+        load_corpus("sprsound", root, part="train", purpose="fit")
 
 
 def test_a_corpus_without_parts_is_taken_whole(manifest: Path) -> None:
     corpus = load_corpus("manifest", manifest)
     assert parts_of(corpus) == ("",)
-    assert choose_part(corpus, None, "fit") == choose_part(corpus, None, "evaluate") == corpus
+    assert load_corpus("manifest", manifest, purpose="fit") == load_corpus("manifest", manifest, purpose="evaluate")
 
 
 # --- ICBHI
@@ -504,7 +507,7 @@ def test_nothing_left_is_an_error_even_when_lenient(sprsound: Path) -> None:
 
 
 def test_unknown_corpus_and_split_name_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="unknown corpus 'icbh'; known are icbhi, sprsound, manifest"):
+    with pytest.raises(CorpusError, match="unknown corpus 'icbh'; known are icbhi, sprsound, kauh, manifest"):
         load_corpus("icbh", tmp_path)
     with pytest.raises(CorpusError, match="unknown split 'own'; known are official, as-published"):
         load_corpus("icbhi", tmp_path, split="own")

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 from device.bundle import BundleError
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE
-from trainer.corpora import Corpus, Recording, load_corpus
+from trainer.corpora import Corpus, Recording, Source, load_corpora
 from trainer.corpora.cycle import abnormal_shares
 from trainer.evaluate import (
     Outcome,
@@ -41,6 +41,8 @@ from trainer.run import RUN_FILE, RunError
 from trainer.splits import SplitError
 from trainer.view import show_reading
 
+SPRSOUND = frozenset(["sprsound"])
+
 
 def outcome(n: int = 400, patients: int = 40, seed: int = 0) -> Outcome:
     """Random truth; predictions right in two of three."""
@@ -61,6 +63,7 @@ def outcome(n: int = 400, patients: int = 40, seed: int = 0) -> Outcome:
         ["rare" if owner == 0 else "usual" for owner in owners],
         ["back" if label else "front" for label in true],
         classes,
+        ["kauh" if owner == 0 else "sprsound" for owner in owners],
     )
 
 
@@ -142,6 +145,7 @@ def test_devices_and_sites_and_what_they_cannot_say() -> None:
     assert usual["score"]["low"] < usual["score"]["value"] < usual["score"]["high"]
     # one patient: an interval would be a point
     assert rare["score"]["value"] is not None and rare["score"]["low"] is None
+    assert reading["per_corpus"]["kauh"]["n"] == rare["n"] and reading["per_corpus"]["sprsound"]["patients"] == 39
     assert reading["per_site"]["front"]["score"]["value"] is None and reading["per_site"]["front"]["abnormal"] == 0
     console = Console(width=80, record=True, file=StringIO())
     about = {"corpus": "c", "part": "inter", "protocol": "windows", "patients": 40, "patients_seen_in_training": False}
@@ -215,7 +219,7 @@ def test_neither_run_nor_bundle(tmp_path: Path) -> None:
         ("sprsound", ["intra"], None, True),
         ("sprsound", ["inter"], None, False),
         ("sprsound", [""], None, None),
-        ("sprsound", ["inter"], frozenset({"p0"}), True),
+        ("sprsound", ["inter"], frozenset({"sprsound/p0"}), True),
         ("sprsound", ["intra"], frozenset({"other"}), False),
     ],
 )
@@ -223,9 +227,10 @@ def test_patients_seen_in_training(
     corpus_name: str, parts: list[str], patients: frozenset[str] | None, expected: bool | None
 ) -> None:
     recordings = tuple(
-        Recording(f"r{n}", None, f"p{n}", "d", "s", None, part, "normal", ()) for n, part in enumerate(parts)
+        Recording(f"r{n}", None, f"{corpus_name}/p{n}", "d", "s", None, part, "normal", (), corpus=corpus_name)
+        for n, part in enumerate(parts)
     )
-    subject = Subject("m", "f", None, None, None, 1.0, 0.5, "sprsound", patients, ("train", "intra"))  # type: ignore[arg-type]
+    subject = Subject("m", "f", None, None, None, 1.0, 0.5, SPRSOUND, patients, ("train", "intra"))  # type: ignore[arg-type]
     assert seen_in_training(subject, Corpus(corpus_name, Path(), recordings)) is expected
 
 
@@ -236,22 +241,26 @@ def test_a_corpus_without_parts_says_nothing_of_who_was_seen(
     trained: list[str], read: str, expected: bool | None
 ) -> None:
     """Two of an owner's tables may hold the same patients or others."""
-    subject = Subject("m", "f", None, None, None, 1.0, 0.5, "manifest", None, tuple(trained))  # type: ignore[arg-type]
+    subject = Subject("m", "f", None, None, None, 1.0, 0.5, frozenset(["manifest"]), None, tuple(trained))  # type: ignore[arg-type]
     assert seen_in_training(subject, people("manifest", (read, "p0"))) is expected
 
 
 def people(corpus_name: str, *parts_and_patients: tuple[str, str]) -> Corpus:
-    recordings = (Recording(p, None, p, "d", "s", None, part, "normal", ()) for part, p in parts_and_patients)
+    recordings = (
+        Recording(p, None, f"{corpus_name}/{p}", "d", "s", None, part, "normal", (), corpus=corpus_name)
+        for part, p in parts_and_patients
+    )
     return Corpus(corpus_name, Path("data"), tuple(recordings))
 
 
 def trained_on(corpus_name: str, *patients: str) -> Subject:
-    return Subject("m", "f", None, None, None, 1.0, 0.5, corpus_name, frozenset(patients))  # type: ignore[arg-type]
+    known = frozenset(patient if "/" in patient else f"{corpus_name}/{patient}" for patient in patients)
+    return Subject("m", "f", None, None, None, 1.0, 0.5, frozenset([corpus_name]), known)  # type: ignore[arg-type]
 
 
 def test_a_run_is_not_read_on_its_own_patients_unless_labelled() -> None:
     run, leaky = trained_on("icbhi", "101", "156"), people("icbhi", ("test", "156"), ("test", "200"))
-    with pytest.raises(SplitError, match=r"m on data: 1 patients are in training and in what is read \(156\); read"):
+    with pytest.raises(SplitError, match=r"m on data: 1 patients are in training .* is read \(icbhi/156\); read"):
         refuse_trained_patients(run, leaky, "official")
     refuse_trained_patients(run, leaky, "as-published")
     assert seen_in_training(run, leaky) is True
@@ -272,13 +281,14 @@ def test_only_sprsounds_intra_part_is_excused() -> None:
 
 def test_icbhis_official_split_shares_nobody_and_the_published_one_two(shared_data: Path) -> None:
     def side(split: str, purpose: Literal["fit", "evaluate"]) -> Corpus:
-        return load_corpus("icbhi", shared_data / "icbhi", split=split, audio=False, purpose=purpose)
+        source = Source("icbhi", shared_data / "icbhi")
+        return load_corpora([source], split=split, audio=False, purpose=purpose)
 
     training, test = side("official", "fit"), side("official", "evaluate")
     refuse_trained_patients(trained_on("icbhi", *training.patients), test, "official")
     assert not set(training.patients) & set(test.patients)
     leaking = trained_on("icbhi", *side("as-published", "fit").patients)
-    with pytest.raises(SplitError, match=r"2 patients .*\(156, 218\)"):
+    with pytest.raises(SplitError, match=r"2 patients .*\(icbhi/156, icbhi/218\)"):
         refuse_trained_patients(leaking, side("as-published", "evaluate"), "official")
     refuse_trained_patients(leaking, side("as-published", "evaluate"), "as-published")
 
@@ -289,14 +299,14 @@ def test_a_test_part_that_shares_a_patient_chooses_no_epoch(tmp_path: Path) -> N
     for path in root.rglob("50000000_*"):
         path.rename(path.with_name(path.name.replace("50000000", "40000000")))
     recipe = with_changes(RECIPE, {"data.choose_on": "test"})
-    with pytest.raises(SplitError, match=r"1 patients are in training and in what is read \(40000000\)"):
-        prepare(Request(recipe, "toy", "sprsound", root), tmp_path / "cache")
+    with pytest.raises(SplitError, match=r"1 patients are in training and in what is read \(sprsound/40000000\)"):
+        prepare(Request(recipe, "toy", (Source("sprsound", root),)), tmp_path / "cache")
 
 
 def test_patients_met_in_training_are_a_confounder_read_beside_the_model(tmp_path: Path) -> None:
     for part in ("train", "intra"):
         make_sprsound(tmp_path, part=part, layout="published")
-    intra = load_corpus("sprsound", tmp_path, part="intra")
+    intra = load_corpora([Source("sprsound", tmp_path)], part="intra")
     run = trained_on("sprsound", *intra.patients)
     training = seen_annotations(run, intra)
     assert {recording.part for recording in training} == {"train"}
@@ -307,6 +317,7 @@ def test_patients_met_in_training_are_a_confounder_read_beside_the_model(tmp_pat
         assert share == pytest.approx((sum(own) + np.mean(every)) / (len(own) + 1))
     assert np.isnan(abnormal_shares(training, ["nobody"])[0])
     assert seen_annotations(trained_on("sprsound", "stranger"), intra) == ()
-    assert seen_annotations(run, load_corpus("sprsound", tmp_path)) == ()  # the train part is among what is read
+    # the train part is among what is read
+    assert seen_annotations(run, load_corpora([Source("sprsound", tmp_path)])) == ()
     alone = make_sprsound(tmp_path / "alone", part="intra")
-    assert seen_annotations(run, load_corpus("sprsound", alone, part="intra")) == ()
+    assert seen_annotations(run, load_corpora([Source("sprsound", alone)], part="intra")) == ()

@@ -6,14 +6,15 @@ import pytest
 
 from tests.trainer.corpus_maker import ICBHI_EQUIPMENT, make_icbhi
 from tests.trainer.toy_fit import RECIPE
+from trainer.corpora import Source
 from trainer.experiment import Prepared, Request, prepare
 from trainer.recipe import with_changes
-from trainer.splits import SplitError
+from trainer.splits import SplitError, family
 
 
 def prepared(root: Path, members: int) -> Prepared:
     recipe = with_changes(RECIPE, {"data.hold_out": "device", "data.members": members})
-    return prepare(Request(recipe, "toy", "icbhi", root, part="all"), root / "cache")
+    return prepare(Request(recipe, "toy", (Source("icbhi", root),), part="all"), root / "cache")
 
 
 def notes(root: Path, members: int, refit: int = 0) -> tuple[str, ...]:
@@ -23,7 +24,7 @@ def notes(root: Path, members: int, refit: int = 0) -> tuple[str, ...]:
 
 def test_a_stethoscope_that_nobody_holds_out_is_named(tmp_path: Path) -> None:
     root = make_icbhi(tmp_path)
-    first, *others = sorted(ICBHI_EQUIPMENT)
+    first, *others = sorted(map(family, ICBHI_EQUIPMENT))
     (note,) = notes(root, 1)
     assert f"{first}: held out;" in note and all(f"{other}: not held out" in note for other in others)
     assert note.endswith("--members 3 holds out each in turn")

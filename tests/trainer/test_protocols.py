@@ -1,5 +1,6 @@
 """The stretches that accuracy is read on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,19 @@ from device.audio import read_header
 from device.labels import Label
 from device.signal import FRAMES, SAMPLE_RATE, FrontEnd, SignalError, windows
 from trainer.audio_cache import AudioCache
-from trainer.corpora import Corpus, Cycle, Recording, load_corpus
+from trainer.corpora import Corpus, CorpusError, Cycle, Recording, load_corpus
+from trainer.corpora.cycle import Grain
 from trainer.protocols import (
+    check_protocol,
     default_protocol,
     examples,
     inputs_of,
     labels_of,
+    stretch_protocol,
     worst_window,
 )
+
+GRAINS: tuple[Grain, ...] = ("event", "cycle", "recording")
 
 
 def corpus_of(seconds: float, *events: tuple[float, float, Label]) -> tuple[Corpus, AudioCache]:
@@ -110,5 +116,40 @@ def test_the_worst_window_speaks_for_its_example() -> None:
 
 
 def test_the_default_protocol_is_the_one_that_length_cannot_fool() -> None:
-    assert default_protocol("sprsound") == "windows"
-    assert default_protocol("icbhi") == "events"
+    events, cycles, recordings = (graded(grain) for grain in GRAINS)
+    assert [default_protocol(one) for one in (events, cycles, recordings)] == ["windows", "events", "recordings"]
+    assert default_protocol(mixed := replace(events, recordings=events.recordings + cycles.recordings)) == "stretches"
+    assert [stretch_protocol(one) for one in (events, recordings, mixed)] == ["windows", "stretches", "stretches"]
+
+
+def graded(grain: Grain) -> Corpus:
+    """One recording of ten seconds with labels of a grain."""
+    corpus, _ = corpus_of(10.0, (1.0, 2.0, "normal"), (4.0, 4.5, "both"))
+    one = replace(corpus.recordings[0], grain=grain, corpus=f"by {grain}")
+    return replace(corpus, recordings=(one,))
+
+
+def test_in_stretches_each_recordings_grain_decides() -> None:
+    _, cache = corpus_of(10.0, (1.0, 2.0, "normal"))
+    spans = {
+        grain: [(e.start_seconds, e.end_seconds) for e in examples(graded(grain), "stretches", cache)]
+        for grain in GRAINS
+    }
+    assert spans["cycle"] == spans["recording"] == [(1.0, 2.0), (4.0, 4.5)]
+    assert spans["event"] == [(0.25, 2.75), (3.0, 5.5)]
+
+
+@pytest.mark.parametrize(
+    ("grain", "protocol", "said"),
+    [
+        ("recording", "events", "by recording is labelled by recording: use --protocol recordings, not events"),
+        ("recording", "windows", "use --protocol recordings, not windows"),
+        ("recording", "live", "use --protocol recordings, not live"),
+        ("cycle", "windows", "by cycle is labelled by whole breath cycles, .* use --protocol events"),
+    ],
+)
+def test_labels_of_another_grain_than_the_protocol_are_refused(grain: Grain, protocol: str, said: str) -> None:
+    with pytest.raises(CorpusError, match=said):
+        check_protocol(graded(grain), protocol)
+    for fine in ("stretches", "recordings"):
+        check_protocol(graded(grain), fine)

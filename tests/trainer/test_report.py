@@ -14,8 +14,8 @@ import torch
 from tests.conftest import RunCli
 from tests.export.run_maker import CONVOLUTIONAL, make_run
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.audio_cache import AudioCache, with_audio
-from trainer.corpora import Corpus, load_corpus
+from trainer.audio_cache import AudioCache, open_corpora
+from trainer.corpora import Corpus, Source
 from trainer.evaluate import Outcome, log_reading, open_subject, read_stretches, reading, save_outcome
 from trainer.explain import Share, Shares
 from trainer.metrics import binary_rates, confusion
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data = make_sprsound(root / "corpus")
     folder = root / "run"
     facts = make_run(folder, data, root / "cache", CONVOLUTIONAL, members=2)
-    corpus, cache = with_audio(load_corpus("sprsound", data, part="train"), root / "cache")
+    corpus, cache = open_corpora([Source("sprsound", data)], root / "cache", part="train")
     subject = open_subject(folder, CPU)
     held = {name for names in facts.held_out for name in names}
     judged = dataclasses.replace(corpus, recordings=tuple(one for one in corpus.recordings if one.patient in held))
@@ -240,7 +240,7 @@ def test_the_command_writes_it_again_and_refuses_another_corpus(made: Made, tmp_
     names = [known if name.startswith(NASTY) else name for name in made.outcome.recordings]
     save_outcome(outcome_file(again, "windows"), dataclasses.replace(made.outcome, recordings=names))
     moved = tmp_path / "moved"
-    moved.symlink_to(made.facts.data)
+    moved.symlink_to(made.facts.corpora[0].data)
     result = run_cli("trainer", "report", again, "--data", moved, "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert "report.html holds patients' sound" in result.stdout

@@ -20,7 +20,7 @@ from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_icbhi, make_sprsound
 from tests.trainer.toy_fit import RECIPE
 from trainer.cells import Cell, Plan, Target, minutes_left, plan_cells, run_cells
-from trainer.corpora import load_corpus
+from trainer.corpora import Source, load_corpora
 from trainer.evaluate import Outcome, load_outcome, save_outcome
 from trainer.experiment import Prepared, Request
 from trainer.metrics import choose_threshold
@@ -79,7 +79,7 @@ def _threads() -> Iterator[None]:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     root = tmp_path_factory.mktemp("study")
     data = make_sprsound(root / "corpus", patients=9)
-    plan = Plan(Request(TOY, "toy", "sprsound", data), root / "cache", load_settings(None).quality)
+    plan = Plan(Request(TOY, "toy", (Source("sprsound", data),)), root / "cache", load_settings(None).quality)
     done, cells = planned(STUDY, plan, root / "out")
     assert run_cells(cells, done, heard := Heard()) == 0
     assert [cell.setting for cell in heard.cells] == ["plain", "SAM", "plain", "SAM"]
@@ -107,7 +107,7 @@ def planned(study: Study, plan: Plan, folder: Path, seeds: int = 2, **changes: o
 
 def elsewhere(plan: Plan, data: Path) -> Plan:
     """The plan on another corpus."""
-    return replace(plan, request=replace(plan.request, data=data))
+    return replace(plan, request=replace(plan.request, sources=(Source("sprsound", data),)))
 
 
 def epochs_of(cells: list[Cell]) -> list[int]:
@@ -368,6 +368,7 @@ def invented(folder: Path, better: float) -> tuple[list[Cell], Target, dict[tupl
                 ["d"] * len(true),
                 ["s"] * len(true),
                 np.zeros((len(true), 4)),
+                ["sprsound"] * len(true),
             )
             save_outcome(cell.reading(target), outcome)
             facts = {"recipe": TOY.model_dump(mode="json"), "seed": seed, "held_out": sorted(set(patients))}
@@ -455,7 +456,7 @@ def test_transfer_reads_another_corpus_and_says_how_few_they_are(ground: Ground,
     lines = lines_of(STUDY, cells, plan.targets)
     there: list[Line] = [line for line in lines if line.target.elsewhere]
     assert [line.setting for line in there] == ["plain", "SAM"]
-    whole = load_corpus("icbhi", other, part="all")
+    whole = load_corpora([Source("icbhi", other)], part="all")
     assert set(there[0].outcome.patients) == set(whole.patients)
     assert len(there[0].outcome.true) == 2 * len(whole.cycles)  # two models, each on all of it
     notes = notes_on(STUDY, lines, 2)
@@ -508,7 +509,7 @@ def test_the_command(run_cli: RunCli, ground: Ground, tmp_path: Path) -> None:
 
     (tmp_path / "recipe.toml").write_text(TOY_TOML)
     (tmp_path / "mine.toml").write_text(TOML)
-    data = str(ground.plan.request.data)
+    data = str(ground.plan.request.sources[0].data)
     options = ["--corpus", "sprsound", "--data", data, "--recipe", "recipe.toml", "--out", "studies"]
     result = run_cli("trainer", "study", "mine.toml", *options, "--seeds", "1", "--epochs", "1", "--draws", "16")
     assert result.returncode == 0, result.stderr

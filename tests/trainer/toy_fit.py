@@ -13,7 +13,7 @@ import torch
 from firmware_config.errors import RespSAMError
 from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
-from trainer.crops import TrainingCrops
+from trainer.crops import crops_of
 from trainer.files import write_atomically
 from trainer.fit import Fit, Validation, identity, measure_normalisation, train
 from trainer.machine import Machine, start
@@ -22,15 +22,7 @@ from trainer.splits import patient_folds
 
 RECIPE = Recipe.model_validate(
     {
-        "model": {
-            "stem": "convolutional",
-            "stem_channels": [4, 8],
-            "stem_strides": [[4, 8], [4, 4], [2, 2]],
-            "dim": 16,
-            "depth": 1,
-            "heads": 2,
-            "dropout": 0.1,
-        },
+        "model": {"architecture": "mobilenet", "dropout": 0.1},
         "front_end": {"mels": 32, "high_hz": 4000.0},
         "optimizer": {
             "rho": 0.05,
@@ -43,7 +35,7 @@ RECIPE = Recipe.model_validate(
             "label_smoothing": 0.1,
             "average_decay": 0.9,
             "clip_norm": 5.0,
-            "frame_loss": 0.5,
+            "cycle_loss": 1.0,
         },
         "data": {"crops": "random", "draws": 24, "balance": "binary", "patient_balance": 0.5, "folds": 3},
         "augmentation": {
@@ -102,9 +94,9 @@ def toy_fit(
     recipe = with_changes(recipe, {key.replace("__", "."): value for key, value in changes.items()})
     read, held = with_audio(load_corpus("sprsound", corpus), cache)
     training, validation = patient_folds(read, recipe.data.folds, seed)[0]
-    plain = TrainingCrops(training, held, recipe.front_end, recipe.data, recipe.augmentation, seed)
+    plain = crops_of(training, held, recipe.front_end, recipe, seed)
     front_end = measure_normalisation(plain, recipe.front_end, seed)
-    crops = TrainingCrops(training, held, front_end, recipe.data, recipe.augmentation, seed)
+    crops = crops_of(training, held, front_end, recipe, seed)
     fit = Fit(recipe, crops, Validation(validation, held, front_end), machine or start("cpu"), seed)
     return fit, identity(recipe, read, validation, fit.machine.processes)
 

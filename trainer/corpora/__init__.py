@@ -1,16 +1,79 @@
-"""Annotated lung sounds: ICBHI 2017, SPRSound and plain manifests, read into one `Corpus`."""
+"""Annotated lung sounds: ICBHI 2017, SPRSound, KAUH and plain manifests, read into one `Corpus`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from trainer.corpora.cycle import TEST_PARTS, Corpus, CorpusError, Cycle, Problem, Reading, Recording
+from trainer.corpora.copies import joined, without_copies
+from trainer.corpora.cycle import (
+    TEST_PARTS,
+    Corpus,
+    CorpusError,
+    Cycle,
+    Problem,
+    Reading,
+    Recording,
+    Source,
+    joined_names,
+)
 
-__all__ = ["CORPORA", "Corpus", "CorpusError", "Cycle", "Recording", "choose_part", "load_corpus", "parts_of"]
+__all__ = [
+    "CORPORA",
+    "Corpus",
+    "CorpusError",
+    "Cycle",
+    "Purpose",
+    "Recording",
+    "Source",
+    "load_corpora",
+    "load_corpus",
+    "parts_of",
+]
 
-CORPORA = ("icbhi", "sprsound", "manifest")
+CORPORA = ("icbhi", "sprsound", "kauh", "manifest")
 SPLITS = ("official", "as-published")
 OVERHANG_SECONDS = 0.1  # how far an annotation may reach past the audio: annotators round
 Purpose = Literal["fit", "evaluate"]
+
+
+def load_corpora(
+    sources: Sequence[Source],
+    *,
+    part: str | None = None,
+    split: str = "official",
+    audio: bool = True,
+    lenient: bool = False,
+    purpose: Purpose | None = None,
+) -> Corpus:
+    """Read every source by `load_corpus` into one corpus, recordings and patients named `NAME/...` by their corpus.
+
+    Patients of one name are the same person in all folders of a corpus. A recording that is in two of them counts once;
+    one that is annotated differently there is a CorpusError, as is a folder given twice.
+    """
+    seen: set[tuple[str, Path]] = set()
+    for source in sources:
+        if (key := (source.name, source.data.resolve())) in seen:
+            raise CorpusError(f"--corpus {source.name} --data {source.data} is given twice; leave one out")
+        seen.add(key)
+    read = [
+        load_corpus(one.name, one.data, part=part, split=split, audio=audio, lenient=lenient, purpose=purpose)
+        for one in sources
+    ]
+    recordings = [_prefixed(one, corpus.name) for corpus in read for one in corpus.recordings]
+    folders = [corpus.root for corpus in read for _ in corpus.recordings]
+    kept, problems, notes = joined(recordings, folders)
+    own = (note for corpus in read for note in corpus.notes)
+    notes = tuple(dict.fromkeys((*own, *notes, *_left_out(problems, lenient))))
+    if not kept:
+        raise CorpusError(f"{' + '.join(str(one.data) for one in sources)}: nothing is left; see {problems[0].message}")
+    return Corpus(joined_names(sources), sources[0].data, tuple(kept), notes, tuple(sources))
+
+
+def _prefixed(recording: Recording, corpus: str) -> Recording:
+    name, patient = f"{corpus}/{recording.name}", f"{corpus}/{recording.patient}"
+    cycles = tuple(replace(cycle, recording=name, patient=patient) for cycle in recording.cycles)
+    return replace(recording, name=name, patient=patient, cycles=cycles, corpus=corpus)
 
 
 def load_corpus(
@@ -23,11 +86,12 @@ def load_corpus(
     lenient: bool = False,
     purpose: Purpose | None = None,
 ) -> Corpus:
-    """Read a corpus below `data` and check it.
+    """Read one corpus below `data` and check it; its names as published (`load_corpora` prefixes them).
 
-    `part` is train, test (= test, intra and inter), intra, inter, all or None: what `purpose` takes by itself (see
-    `choose_part`), all without one. `audio=False` reads annotations alone. Anything missing, unreadable, empty or
-    contradictory is a CorpusError that names the file; with `lenient` the recording is left out and noted.
+    `part` is train, test (= test, intra and inter), intra, inter, all or None: what `purpose` takes by itself (fit:
+    train where there are parts, evaluate: the test parts), all without one. `audio=False` reads annotations alone.
+    Anything missing, unreadable, empty or contradictory is a CorpusError that names the file; with `lenient` the
+    recording is left out and noted.
     """
     reading = _read(name, data, split)
     parts = {recording.part for recording in reading.recordings} | {problem.part for problem in reading.problems}
@@ -40,13 +104,22 @@ def load_corpus(
         problems += [problem for problem in reading.unpaired_audio if _covers(taken, problem.part)]
         recordings, unheard = _check_audio(recordings, data)
         problems += unheard
+    recordings, contradictions, notes = without_copies(recordings)
+    problems += contradictions
+    left_out = _left_out(problems, lenient)
+    if not recordings and problems:
+        raise CorpusError(f"{data}: no recording is left of {len(problems)} with problems, first {problems[0].message}")
+    if not recordings:
+        raise CorpusError(f"{data}: no recording is left{'; ' * bool(reading.notes)}{'; '.join(reading.notes[:1])}")
+    return Corpus(name, data, tuple(recordings), (*reading.notes, *notes, *left_out), (Source(name, data),))
+
+
+def _left_out(problems: Sequence[Problem], lenient: bool) -> tuple[str, ...]:
+    """One note a problem; CorpusError on the first unless `lenient`."""
     if problems and not lenient:
         more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise CorpusError(f"{problems[0].message}; or give --lenient to leave it out{more}")
-    if not recordings:
-        raise CorpusError(f"{data}: no recording is left of {len(problems)} with problems, first {problems[0].message}")
-    left_out = (f"left out ({n} of {len(problems)}): {problem.message}" for n, problem in enumerate(problems, 1))
-    return Corpus(name, data, tuple(recordings), (*reading.notes, *left_out))
+    return tuple(f"left out ({n} of {len(problems)}): {problem.message}" for n, problem in enumerate(problems, 1))
 
 
 def _read(name: str, data: Path, split: str) -> Reading:
@@ -60,6 +133,10 @@ def _read(name: str, data: Path, split: str) -> Reading:
         from trainer.corpora.icbhi import read_icbhi
 
         return read_icbhi(data, drop_leaking=split == "official")
+    if name == "kauh":
+        from trainer.corpora.kauh import read_kauh
+
+        return read_kauh(data)
     if name == "manifest":
         from trainer.corpora.manifest import read_manifest
 
@@ -91,17 +168,6 @@ def _check_audio(recordings: list[Recording], data: Path) -> tuple[list[Recordin
 def parts_of(corpus: Corpus) -> tuple[str, ...]:
     """The parts its recordings name, sorted; ("",) for a corpus without parts."""
     return tuple(sorted({recording.part for recording in corpus.recordings}))
-
-
-def choose_part(corpus: Corpus, wanted: str | None, purpose: Purpose) -> Corpus:
-    """The recordings of the wanted part; 'test' is test, intra and inter together.
-
-    Without a wish, fit takes train where the corpus has parts, evaluate the test parts; a corpus without parts is taken
-    whole. CorpusError names the parts there are when the wanted one is empty, or when fit would take a test part.
-    """
-    taken = _taken(set(parts_of(corpus)), wanted, purpose, corpus.root)
-    recordings = tuple(recording for recording in corpus.recordings if recording.part in taken)
-    return Corpus(corpus.name, corpus.root, recordings, corpus.notes)
 
 
 def _taken(parts: set[str], wanted: str | None, purpose: Purpose | None, root: Path) -> set[str]:

@@ -1,10 +1,13 @@
 """What every corpus is read into: cycles with one of four labels, in recordings of patients."""
 
 import math
+import unicodedata
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from device.labels import Label
 from firmware_config.errors import RespSAMError
@@ -12,6 +15,17 @@ from firmware_config.errors import RespSAMError
 POOR_QUALITY = "poor quality"
 TEST_PARTS = ("test", "intra", "inter")
 PARTS = ("train", *TEST_PARTS)
+Grain = Literal["event", "cycle", "recording"]
+"""What carries a label: an event inside a breath cycle, a whole breath cycle, or the whole recording."""
+AGES = {
+    "0-1 years": 0.0,
+    "2-5 years": 2.0,
+    "6-11 years": 6.0,
+    "12-17 years": 12.0,
+    "18-64 years": 18.0,
+    "65+ years": 65.0,
+}
+"""Stages of life (NICHD 2012, Pediatric Terminology; the adults in two), and the age at which each begins."""
 
 
 class CorpusError(RespSAMError):
@@ -19,8 +33,16 @@ class CorpusError(RespSAMError):
 
 
 @dataclass(frozen=True)
+class Source:
+    """One `--corpus NAME --data DIR`."""
+
+    name: str
+    data: Path
+
+
+@dataclass(frozen=True)
 class Cycle:
-    """One annotated breath cycle (ICBHI) or event (SPRSound) of the recording named `recording`."""
+    """One labelled stretch of the recording named `recording`: an event, a breath cycle, or all of it (see `Grain`)."""
 
     recording: str
     start_seconds: float
@@ -53,16 +75,33 @@ class Recording:
     part: str
     label: str
     cycles: tuple[Cycle, ...]
+    grain: Grain = "event"
+    corpus: str = ""
+    """Name of the corpus that it is from."""
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether nobody knows whose it is; then it is the only recording of its patient."""
+        return self.patient == self.name
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Recordings read from `root`; `notes` are the lines that a command prints on stderr before anything else."""
+    """Recordings read from `root`; `notes` are the lines that a command prints on stderr before anything else.
+
+    Of several sources: `name` joins their names by +, `root` is the first one's folder and `sources` holds them all.
+    """
 
     name: str
     root: Path
     recordings: tuple[Recording, ...]
     notes: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """Every folder that it was read from, for messages."""
+        return " + ".join(str(source.data) for source in self.sources) or str(self.root)
 
     @property
     def cycles(self) -> tuple[Cycle, ...]:
@@ -109,6 +148,23 @@ class Reading:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     unpaired_audio: tuple[Problem, ...] = ()
+
+
+def nfc(text: str) -> str:
+    """Text as it is compared: composed, because a Mac writes an accent apart from its letter."""
+    return unicodedata.normalize("NFC", text)
+
+
+def joined_names(sources: Sequence[Source]) -> str:
+    """`sprsound+icbhi`: each name once, in the order given."""
+    return "+".join(dict.fromkeys(source.name for source in sources))
+
+
+def stage_of_life(age_years: float | None) -> str:
+    """The key of AGES that holds this age; "" when it is unknown."""
+    if age_years is None or math.isnan(age_years):
+        return ""
+    return ["", *AGES][bisect_right(list(AGES.values()), age_years)]
 
 
 def union(labels: Sequence[Label]) -> Label:

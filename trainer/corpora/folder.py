@@ -1,13 +1,17 @@
 """Annotations and recordings of one name, anywhere below a folder."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from device.audio import SUFFIXES as AUDIO_SUFFIXES
-from device.audio import AudioError, read_audio
-from trainer.corpora.cycle import CorpusError
+from device.audio import AudioError, is_clutter, read_audio
+from trainer.corpora.cycle import CorpusError, nfc
+
+COPY = re.compile(r" ?\(\d+\)$")  # "name (1)": what a browser or a file manager adds to a second copy
 
 
 def check_folder(root: Path) -> None:
@@ -18,14 +22,44 @@ def check_folder(root: Path) -> None:
         raise CorpusError(f"{root}: is a file; --data takes the folder of this corpus")
 
 
+def walk(root: Path) -> Iterator[Path]:
+    """Every file below `root` but clutter, in order of path; a linked folder is entered once, whatever links to it."""
+    entered = set()
+
+    def refuse(error: OSError) -> None:
+        raise CorpusError(f"{error.filename}: cannot be entered ({error.strerror}); change its permissions")
+
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        entered.add(os.path.realpath(folder))
+        new: list[str] = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(folder, name))
+            if real not in entered and not is_clutter(Path(name)):
+                entered.add(real)
+                new.append(name)
+        folders[:] = new
+        yield from (path for name in sorted(names) if not is_clutter(path := Path(folder, name)) and path.is_file())
+
+
 def files_by_name(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """Files below `root` by name without its suffix; names contain dots, so only a known suffix is taken off."""
+    """Files below `root` by name (NFC) without its suffix; "name (1)" is a copy of "name".
+
+    Names contain dots, so only a known suffix is taken off.
+    """
     found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        # a Mac leaves "._NAME.json" beside every file of an archive
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
-            found.setdefault(path.name[: -len(path.suffix)], []).append(path)
+    # the original before its copies
+    for path in sorted(walk(root), key=lambda path: (bool(COPY.search(path.stem)), path)):
+        if path.suffix.lower() in suffixes:
+            found.setdefault(COPY.sub("", nfc(path.name[: -len(path.suffix)])), []).append(path)
     return found
+
+
+def copies_note(found: dict[str, list[Path]]) -> tuple[str, ...]:
+    """How many files are "name (1)" copies of another."""
+    copies = [path for paths in found.values() for path in paths[1:] if COPY.search(path.stem)]
+    if not copies:
+        return ()
+    return (f"{len(copies)} copies of a recording are not counted again, the first {copies[0]}",)
 
 
 def audio_by_name(root: Path) -> dict[str, list[Path]]:
@@ -37,13 +71,15 @@ def the_one(paths: Sequence[Path]) -> Path:
     """The first of files that are one and the same; CorpusError when they differ."""
     first = paths[0]
     for other in paths[1:]:
-        if not _same(first, other):
+        if not same_sound(first, other):
             raise CorpusError(f"{other}: differs from {first} of the same name; keep one of the two")
     return first
 
 
-def _same(first: Path, other: Path) -> bool:
+def same_sound(first: Path, other: Path) -> bool:
     """Same bytes, or the same samples in another container."""
+    if first.samefile(other):
+        return True
     if first.suffix.lower() == other.suffix.lower():
         return first.read_bytes() == other.read_bytes()
     try:

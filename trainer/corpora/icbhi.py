@@ -10,7 +10,7 @@ from pathlib import Path
 
 from device.labels import Label
 from trainer.corpora.cycle import CorpusError, Cycle, Problem, Reading, Recording, check_span, parse_seconds, union
-from trainer.corpora.folder import audio_by_name, check_folder, files_by_name, read_text, the_one
+from trainer.corpora.folder import audio_by_name, check_folder, copies_note, files_by_name, read_text, the_one, walk
 
 SPLIT_FILE = "ICBHI_challenge_train_test.txt"
 DEMOGRAPHICS_FILE = "demographic_info.txt"
@@ -38,7 +38,7 @@ def read_icbhi(root: Path, drop_leaking: bool = True) -> Reading:
     if not annotations:
         raise CorpusError(f"{root}: no ICBHI annotation (NAME.txt) below it; --data takes the unpacked database")
     split_file, ages = _find(root, SPLIT_FILE), _read_ages(_find(root, DEMOGRAPHICS_FILE))
-    notes, problems = [], []
+    notes, problems = [*copies_note(audio)], []
     split = _read_split(split_file) if split_file else {}
     if split_file is None:
         notes.append(f"{root}: no {SPLIT_FILE} in or beside it; the recordings have no official part")
@@ -85,7 +85,7 @@ def _patients(recordings: list[Recording], part: str) -> set[str]:
 def _find(root: Path, name: str) -> Path | None:
     """The file below `root`, or beside it when `root` is the inner folder of the database."""
     beside = root.resolve().parent / name
-    return next(iter(sorted(root.rglob(name))), beside if beside.is_file() else None)
+    return next((path for path in walk(root) if path.name == name), beside if beside.is_file() else None)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -134,6 +134,8 @@ def _read_recording(name: str, path: Path, audio: list[Path], part: str, ages: M
         part=part,
         label=union([cycle.label for cycle in cycles]),
         cycles=cycles,
+        grain="cycle",
+        corpus="icbhi",
     )
 
 

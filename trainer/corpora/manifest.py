@@ -1,14 +1,20 @@
-"""A plain table of cycles: CSV with path, start, end, label, patient and, if known device, site, age, part."""
+"""A plain table of cycles: CSV with path, start, end, label, patient and, if known device, site, age, part.
+
+A row without start and end labels its whole recording. Read, too, as German Excel or pandas write it: `;` or tabs,
+decimal commas, a `sep=` line, an upper-case header, a nameless index column.
+"""
 
 import csv
 import difflib
 import io
 import math
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from device.audio import SUFFIXES as AUDIO_SUFFIXES
+from device.audio import AudioError, read_header
 from device.labels import LABELS
 from trainer.corpora.cycle import (
     PARTS,
@@ -18,17 +24,30 @@ from trainer.corpora.cycle import (
     Reading,
     Recording,
     check_span,
+    nfc,
     parse_seconds,
     union,
 )
 from trainer.corpora.folder import read_text
 
 FILE = "manifest.csv"
-REQUIRED = ("path", "start", "end", "label", "patient")
-COLUMNS = (*REQUIRED, "device", "site", "age", "part")
+REQUIRED = ("path", "label", "patient")
+COLUMNS = ("path", "start", "end", "label", "patient", "device", "site", "age", "part")
+NUMBERS = ("start", "end", "age")
+OTHER_WORDS = {
+    "path": ("file", "filename", "filepath", "file_name", "wav", "audio", "recording", "name"),
+    "start": ("begin", "onset", "from"),
+    "end": ("stop", "offset", "to"),
+    "label": ("class", "type", "annotation", "event"),
+    "patient": ("subject", "id", "patient_id", "person"),
+    "device": ("stethoscope", "equipment"),
+    "site": ("location", "place", "position"),
+    "part": ("split", "set", "subset"),
+}
+"""What people call a column."""
 
 
-def read_manifest(data: Path) -> Reading:
+def read_manifest(data: Path, corpus: str = "manifest") -> Reading:
     """Every row of the CSV `data`, or of manifest.csv in the folder `data`; paths are relative to the CSV.
 
     A recording's name is its path without the suffix, since files of two folders may share a name.
@@ -38,11 +57,14 @@ def read_manifest(data: Path) -> Reading:
         raise CorpusError(f"{file}: no such manifest; --data takes a CSV file or a folder that holds {FILE}")
     recordings: dict[str, Recording] = {}
     problems: dict[str, Problem] = {}
+    repeated: list[str] = []
     for where, row in _rows(file):
         name = row["path"].strip() or where
         try:
-            recording = _read_row(row, where, file.parent)
+            recording = replace(_read_row(row, where, file.parent), corpus=corpus)
             name = recording.name
+            if name in recordings and recording.cycles and recording.cycles[0] in recordings[name].cycles:
+                repeated.append(where)
             recordings[name] = _joined(recordings[name], recording, where) if name in recordings else recording
         except CorpusError as error:
             # the row's path may be what is wrong, then it stands for a recording of its own
@@ -51,28 +73,61 @@ def read_manifest(data: Path) -> Reading:
     good = tuple(recording for name, recording in recordings.items() if name not in problems)
     if not good and not problems:
         raise CorpusError(f"{file}: has no rows below its header; add the cycles")
-    return Reading(good, tuple(problems.values()))
+    notes = [f"{len(repeated)} rows repeat another and are not counted again, the first {one}" for one in repeated[:1]]
+    return Reading(good, tuple(problems.values()), tuple(notes))
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Where and cells of every row, all columns present; CorpusError on a header or row of the wrong shape."""
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), skipinitialspace=True)
-    header = [column.strip() for column in next(reader)]
-    for column in header:
-        if column not in COLUMNS:
-            near = difflib.get_close_matches(column, COLUMNS, 1, 0.0)[0]
-            raise CorpusError(f"{file}: line 1: unknown column {column!r}; did you mean {near!r}?")
-    missing = [column for column in REQUIRED if column not in header]
-    if missing or len(set(header)) < len(header):
-        fault = f"lacks the column {missing[0]!r}" if missing else "names a column twice"
-        raise CorpusError(f"{file}: line 1: {fault}; the columns are {', '.join(COLUMNS)}")
+    lines = io.StringIO(read_text(file), newline="")
+    first, skipped = lines.readline(), 0
+    if first.casefold().startswith("sep="):
+        first, skipped = lines.readline(), 1
+    delimiter = max(",;\t", key=first.count)
+    lines.seek(lines.tell() - len(first))
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t")
+    header = _header(next(reader), f"{file}: line {1 + skipped}")
     for cells in _readable(reader, file):
         if not any(cell.strip() for cell in cells):
             continue
-        where = f"{file}: line {reader.line_num}"
+        where = f"{file}: line {reader.line_num + skipped}"
         if len(cells) != len(header):
             raise CorpusError(f"{where}: has {len(cells)} cells under {len(header)} columns; correct the row")
-        yield where, dict.fromkeys(COLUMNS, "") | dict(zip(header, cells, strict=True))
+        row = dict.fromkeys(COLUMNS, "") | {name: nfc(cell) for name, cell in zip(header, cells, strict=True) if name}
+        if delimiter != ",":
+            row |= {name: row[name].replace(",", ".") for name in NUMBERS}
+        yield where, row
+
+
+def _header(cells: Sequence[str], where: str) -> list[str]:
+    """The columns' names; "" for one that is skipped: an index before the others, or nothing behind them."""
+    header = [cell.strip().casefold() for cell in cells]
+    known = [number for number, column in enumerate(header) if column in COLUMNS]
+    if not known:
+        raise CorpusError(
+            f"{where} reads {','.join(cells)[:60]!r}, which is no header of a manifest; it names the columns, at least "
+            f"{', '.join(REQUIRED)}"
+        )
+    for number, column in enumerate(header):
+        if column not in COLUMNS and (column or known[0] < number < known[-1]):
+            if number == 0 and column.startswith("unnamed:"):
+                header[0] = ""
+                continue
+            raise CorpusError(f"{where}: unknown column {cells[number].strip()!r}; {_meant(column, header)}")
+    named = [column for column in header if column]
+    missing = [column for column in REQUIRED if column not in named]
+    if missing or len(set(named)) < len(named):
+        fault = f"lacks the column {missing[0]!r}" if missing else "names a column twice"
+        raise CorpusError(f"{where}: {fault}; the columns are {', '.join(COLUMNS)}")
+    return header
+
+
+def _meant(column: str, header: Sequence[str]) -> str:
+    """`did you mean 'path'?`, of the columns that are not there, or what columns there are."""
+    absent = [known for known in COLUMNS if known not in header]
+    near = [known for known in absent if column in OTHER_WORDS.get(known, ())]
+    near = near or difflib.get_close_matches(column, absent, 1)
+    return f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(COLUMNS)}; remove it"
 
 
 def _readable(reader: Iterator[list[str]], file: Path) -> Iterator[list[str]]:
@@ -89,27 +144,51 @@ def _read_row(row: Mapping[str, str], where: str, folder: Path) -> Recording:
         raise CorpusError(f"{where}: path {cell['path']!r} is no wav or flac; convert the recording")
     if not cell["patient"]:
         raise CorpusError(f"{where}: no patient; without one the split could not keep patients apart")
-    label = next((known for known in LABELS if known == cell["label"]), None)
+    label = next((known for known in LABELS if known == cell["label"].casefold()), None)
     if label is None:
         raise CorpusError(f"{where}: unknown label {cell['label']!r}; known are {', '.join(LABELS)}")
     if cell["part"] not in ("", *PARTS):
         raise CorpusError(f"{where}: unknown part {cell['part']!r}; known are {', '.join(PARTS)} or nothing")
-    start, end = (parse_seconds(cell[column], 1.0, f"{where}: {column}") for column in ("start", "end"))
-    check_span(start, end, where)
     age = _years(cell["age"], where) if cell["age"] else None
-    name, audio = _without_suffix(cell["path"]), folder / cell["path"]
-    cycle = Cycle(name, start, end, label, cell["patient"], cell["device"], cell["site"])
+    name, audio = _without_suffix(cell["path"]), _find(folder, cell["path"])
+    unspanned = not cell["start"] and not cell["end"]
+    span = whole(audio) if unspanned else _span(cell, where)
+    cycles = (Cycle(name, *span, label, cell["patient"], cell["device"], cell["site"]),) if span else ()
     return Recording(
         name=name,
-        audio=audio if audio.is_file() else None,
+        audio=audio,
         patient=cell["patient"],
         device=cell["device"],
         site=cell["site"],
         age_years=age,
         part=cell["part"],
         label=label,
-        cycles=(cycle,),
+        cycles=cycles,
+        grain="recording" if unspanned else "cycle",
     )
+
+
+def _span(cell: Mapping[str, str], where: str) -> tuple[float, float]:
+    start, end = (parse_seconds(cell[column], 1.0, f"{where}: {column}") for column in ("start", "end"))
+    check_span(start, end, where)
+    return start, end
+
+
+def whole(audio: Path | None) -> tuple[float, float] | None:
+    """All of a recording; None where there is none that can be read, which is said when its audio is checked."""
+    try:
+        return (0.0, read_header(audio).seconds) if audio else None
+    except AudioError:
+        return None
+
+
+def _find(folder: Path, path: str) -> Path | None:
+    """The file of this path; its name on disk may be written with accents apart, its row by Windows."""
+    for written in (path, path.replace("\\", "/")):
+        for form in ("NFC", "NFD"):
+            if (found := folder / unicodedata.normalize(form, written)).is_file():
+                return found
+    return None
 
 
 def _years(text: str, where: str) -> float:
@@ -128,8 +207,21 @@ def _joined(known: Recording, row: Recording, where: str) -> Recording:
         if getattr(known, field) != getattr(row, field):
             said, before = getattr(row, field), getattr(known, field)
             raise CorpusError(f"{where}: {field} {said!s} of {row.name}, but {before!s} in a row before; correct one")
+    if row.cycles and row.cycles[0] in known.cycles:
+        return known
+    if "recording" in (known.grain, row.grain):
+        raise CorpusError(f"{where}: {row.name} has a label as a whole and another row; correct one")
+    same = [cycle for cycle in known.cycles if _span_of(cycle) == _span_of(row.cycles[0])]
+    if same:
+        raise CorpusError(
+            f"{where}: {row.cycles[0].label} of the span that is {same[0].label} in a row before; correct one"
+        )
     cycles = (*known.cycles, *row.cycles)
     return replace(known, cycles=cycles, label=union([cycle.label for cycle in cycles]))
+
+
+def _span_of(cycle: Cycle) -> tuple[float, float]:
+    return cycle.start_seconds, cycle.end_seconds
 
 
 def _without_suffix(path: str) -> str:

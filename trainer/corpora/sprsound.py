@@ -1,11 +1,13 @@
 """SPRSound (Zhang et al., IEEE TBioCAS 2022): children's lung sounds, NAME.json and its wav or flac.
 
 NAME is patient_age_gender_site_number; the sites are p1 left posterior, p2 left lateral, p3 right posterior and
-p4 right lateral.
+p4 right lateral. Releases since 2024 have p5 to p8, too, no patient (the name begins with _) and no record label.
 """
 
 import json
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from device.labels import Label
@@ -20,10 +22,10 @@ from trainer.corpora.cycle import (
     parse_seconds,
     union,
 )
-from trainer.corpora.folder import audio_by_name, check_folder, files_by_name, read_text, the_one
+from trainer.corpora.folder import audio_by_name, check_folder, copies_note, files_by_name, read_text, the_one
 
 DEVICE = "Yunting II"
-NAME = re.compile(r"(?P<patient>[^_]+)_(?P<age>\d+(?:\.\d+)?)_(?P<gender>[01])_(?P<site>p[1-4])_(?P<number>[^_]+)")
+NAME = re.compile(r"(?P<patient>[^_]*)_(?P<age>\d+(?:\.\d+)?)_(?P<gender>[01])_(?P<site>p[1-8])_(?P<number>[^_]+)")
 # a word of a folder's name ("train_json", "intra_test", "train2022_wav"), so that "latest" is no test
 PART = re.compile(r"(?<![a-z])(intra|inter|train|test)(?![a-z])")
 PART_ORDER = ("intra", "inter", "train", "test")
@@ -36,6 +38,7 @@ EVENT_LABELS: dict[str, Label] = {
     "Stridor": "wheeze",
     "Wheeze+Crackle": "both",
 }
+RECORD_KEYS = ("record_annotation", "recording_annotation")
 RECORD_LABELS = {
     "Normal": "normal",
     "CAS": "wheeze",
@@ -51,13 +54,18 @@ def read_sprsound(root: Path) -> Reading:
     annotations, audio = files_by_name(root, (".json",)), audio_by_name(root)
     if not annotations:
         raise CorpusError(f"{root}: no NAME.json below it; --data takes a folder with SPRSound annotations")
-    recordings, problems = [], []
+    recordings: list[Recording] = []
+    problems, unlabelled = [], []
     for name, paths in annotations.items():
         part = part_of(paths[0], root)
         try:
             if any(part_of(path, root) != part for path in paths):
                 raise CorpusError(f"{paths[1]}: {name} is also in {paths[0]}, another part; keep one of the two")
-            recordings.append(_read_recording(name, the_one(paths), audio.get(name, []), part))
+            recording = _read_recording(name, the_one(paths), audio.get(name, []), part)
+            if recording is None:
+                unlabelled.append(paths[0])
+            else:
+                recordings.append(recording)
         except CorpusError as error:
             problems.append(Problem(str(error), part))
     unpaired = (
@@ -66,7 +74,30 @@ def read_sprsound(root: Path) -> Reading:
         if name not in annotations
         for path in paths
     )
-    return Reading(tuple(recordings), tuple(problems), unpaired_audio=tuple(unpaired))
+    notes = (*copies_note(audio), *_notes(recordings, unlabelled))
+    return Reading(tuple(recordings), tuple(problems), notes, tuple(unpaired))
+
+
+def _notes(recordings: list[Recording], unlabelled: list[Path]) -> Iterator[str]:
+    """What a reader of the corpus must know of it."""
+    if unlabelled:
+        yield f"{len(unlabelled)} recordings have no event and no label: left out, the first {unlabelled[0]}"
+    nameless = [recording.name for recording in recordings if recording.anonymous]
+    if nameless:
+        yield (
+            f"{len(nameless)} recordings are of anonymous patients: each stands for a patient of its own, so that a "
+            f"patient-wise split cannot be promised, the first {nameless[0]}"
+        )
+    overlapping = [name for recording in recordings for name in _overlaps(recording)]
+    if overlapping:
+        yield f"{len(overlapping)} events overlap the event before them: taken as they are, the first {overlapping[0]}"
+
+
+def _overlaps(recording: Recording) -> Iterator[str]:
+    spans = sorted((cycle.start_seconds, cycle.end_seconds) for cycle in recording.cycles)
+    for (_, end), (start, _) in pairwise(spans):
+        if start < end:
+            yield f"in {recording.name} at {start:g} s"
 
 
 def part_of(path: Path, root: Path) -> str:
@@ -79,40 +110,48 @@ def part_of(path: Path, root: Path) -> str:
     return ""
 
 
-def _read_recording(name: str, path: Path, audio: list[Path], part: str) -> Recording:
+def _read_recording(name: str, path: Path, audio: list[Path], part: str) -> Recording | None:
+    """None where nothing says what is in it."""
     fields = NAME.fullmatch(name)
     if fields is None:
         raise CorpusError(f"{path}: not an SPRSound name (patient_age_gender_site_number); rename or remove it")
     record, events = _read_json(path)
+    patient = fields["patient"] or name
     cycles = tuple(
-        _read_event(event, f"{path}: event {number}", name, fields["patient"], fields["site"])
+        _read_event(event, f"{path}: event {number}", name, patient, fields["site"])
         for number, event in enumerate(events, 1)
     )
-    _check_record(record, cycles, path)
+    if record is None and not cycles:
+        return None
+    if record is not None:
+        _check_record(record, cycles, path)
     return Recording(
         name=name,
         audio=the_one(audio) if audio else None,
-        patient=fields["patient"],
+        patient=patient,
         device=DEVICE,
         site=fields["site"],
         age_years=float(fields["age"]),
         part=part,
-        label=RECORD_LABELS[record],
+        label=union([cycle.label for cycle in cycles]) if record is None else RECORD_LABELS[record],
         cycles=cycles,
+        grain="event",
+        corpus="sprsound",
     )
 
 
-def _read_json(path: Path) -> tuple[str, list[object]]:
-    """Record annotation and raw events."""
+def _read_json(path: Path) -> tuple[str | None, list[object]]:
+    """Record annotation, None where the release has none, and raw events."""
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path}: not JSON ({error}); copy it again") from error
-    record = content.get("record_annotation") if isinstance(content, dict) else None
-    events = content.get("event_annotation") if isinstance(content, dict) else None
-    if not isinstance(record, str) or not isinstance(events, list):
-        raise CorpusError(f"{path}: lacks record_annotation or event_annotation; not an SPRSound annotation")
-    if record not in RECORD_LABELS:
+    found = content if isinstance(content, dict) else {}
+    events = found.get("event_annotation")
+    record = next((found[key] for key in RECORD_KEYS if key in found), None)
+    if not isinstance(events, list):
+        raise CorpusError(f"{path}: lacks event_annotation; not an SPRSound annotation")
+    if record is not None and record not in RECORD_LABELS:
         raise CorpusError(f"{path}: unknown record_annotation {record!r}; known are {', '.join(RECORD_LABELS)}")
     return record, events
 
