@@ -209,13 +209,8 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
     import torch
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
-    from trainer.model import ModelConfig
-
     torch.set_num_threads(threads)
-    sizes = cast(dict[str, Any], bundle.manifest.architecture)
-    alike = sizes["architecture"] == ModelConfig().architecture
-    if not alike:
-        sizes = ModelConfig().model_dump()
+    sizes, sizes_of = usual_sizes(cast(dict[str, Any], bundle.manifest.architecture))
     mels, members = int(sizes["mels"]), int(sizes.get("members", 1))
     config = ASTConfig(  # type: ignore[call-arg]
         hidden_size=sizes["dim"],
@@ -236,9 +231,18 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
 
     fbank = "torchaudio" if find_spec("torchaudio") else "its own numpy"
     attention = config._attn_implementation
-    sizes_of = "the bundle's" if alike else "AST base"
     found = {"precision": "fp32", "attention": attention, "log-mel": fbank, "models": members, "sizes": sizes_of}
     return classify, found
+
+
+def usual_sizes(architecture: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Sizes of the AST that a bundle's model is compared with, and whose they are."""
+    from trainer.model import ModelConfig
+
+    base = ModelConfig()
+    if architecture["architecture"] == base.architecture:
+        return architecture, "the bundle's"
+    return base.model_dump(), "AST base"
 
 
 def serve(bundle: Path, name: str, threads: int) -> None:

@@ -24,6 +24,10 @@ CORPORA: Final = {
         '"An open access database for the evaluation of respiratory sound classification algorithms", Physiological '
         "Measurement, 2019."
     ),
+    "kauh": (
+        'KAUH. Cite M. Fraiwan et al., "A dataset of lung sounds recorded from the chest wall using an electronic '
+        'stethoscope", Data in Brief, 2021.'
+    ),
     "manifest": "A corpus of its owner's, under its owner's terms.",
 }
 NETWORKS: Final = {"ast": "An Audio Spectrogram Transformer", "mobilenet": "A MobileNetV3"}
@@ -66,7 +70,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         classes=", ".join(manifest.labels[1:]),
         network=NETWORKS[_architecture(manifest)],
         sizes=SIZES[_architecture(manifest)].format(**manifest.architecture),
-        corpus=CORPORA.get(manifest.corpus, manifest.corpus) + f" {ORIGIN}" * _began_at_efficientat(manifest),
+        corpus="\n\n".join(_sources(manifest)),
         pooling=_pooling(manifest),
         calibration=_calibration(manifest),
         context=_context(manifest),
@@ -113,6 +117,14 @@ def _architecture(manifest: Manifest) -> str:
 
 def _began_at_efficientat(manifest: Manifest) -> bool:
     return _architecture(manifest) == "mobilenet" and str(manifest.recipe.get("init", "")).startswith(EFFICIENTAT)
+
+
+def _sources(manifest: Manifest) -> Iterator[str]:
+    """Whose sounds and whose weights are in it."""
+    for name in manifest.corpus.split("+"):
+        yield CORPORA.get(name, name)
+    if _began_at_efficientat(manifest):
+        yield ORIGIN
 
 
 def _pooling(manifest: Manifest) -> str:
@@ -249,13 +261,18 @@ def _asked(path: str, kept_float: Sequence[str]) -> list[str]:
 
 def _commands(manifest: Manifest) -> Iterator[str]:
     recipe, metrics = manifest.recipe, manifest.metrics
-    fit = f"--corpus {manifest.corpus} --data DIR --recipe {recipe['name']} --seed {recipe['seed']}"
+    fit = f"{_pairs(manifest.corpus)} --recipe {recipe['name']} --seed {recipe['seed']}"
     yield f"respsam-trainer fit {fit} --out RUN"
     readings: Any = metrics["readings"]
     for reading, _ in latest(readings):
-        where = f"--corpus {reading['corpus']} --data DIR {_part(reading['part'])}--protocol {reading['protocol']}"
+        where = f"{_pairs(reading['corpus'])} {_part(reading['part'])}--protocol {reading['protocol']}"
         yield f"respsam-trainer evaluate RUN {where}"
     yield f"respsam-export build RUN{_options(manifest)} --out BUNDLE"
+
+
+def _pairs(corpora: str) -> str:
+    """The options that open corpora, whose names are joined by +."""
+    return " ".join(f"--corpus {name} --data DIR" for name in corpora.split("+"))
 
 
 def _options(manifest: Manifest) -> str:

@@ -159,8 +159,8 @@ def with_weights(run: Path, model: nn.Module) -> None:
 
 
 def front_end_of(config: ModelConfig | MobileNetConfig) -> FrontEnd:
-    """As many bands as the model takes; so few as MELS of them stop where the made corpora do."""
-    return FrontEnd(mels=config.mels, high_hz=4000.0 if config.mels == MELS else 8000.0)
+    """As many bands as the model takes; few of them stop where the made corpora do."""
+    return FrontEnd(mels=config.mels, high_hz=4000.0 if config.mels <= MOBILENET.mels else 8000.0)
 
 
 def widest_gap(probability: Any) -> float:

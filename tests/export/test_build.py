@@ -698,3 +698,10 @@ def test_times_are_of_rounds_in_turns(patch_made: Made) -> None:
     for one in patch_made.built.served:
         assert (one.milliseconds > 0) == (one.times_fp32 > 0) == one.for_cpu
     assert patch_made.built.served[0].times_fp32 == 1.0
+
+
+def test_the_card_of_several_corpora_credits_each_and_opens_each(patch_made: Made) -> None:
+    manifest = patch_made.built.bundle.manifest.model_copy(update={"corpus": "icbhi+kauh"})
+    card = model_card(manifest, {file.path: 1 for file in manifest.files})
+    assert "Rocha" in card and "Fraiwan" in card and "GPL-3.0" not in card
+    assert "fit --corpus icbhi --data DIR --corpus kauh --data DIR --recipe" in card
