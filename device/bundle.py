@@ -5,7 +5,6 @@ A folder, or its zip with the suffix `.respsam`. Nothing in it is used before th
 
 import hashlib
 import json
-import math
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -90,29 +89,22 @@ class Segmentation(_Part):
 
 
 class SiteRule(_Part):
-    """When a site is flagged: by the gradable cycles of its first stretch, which has a stated number of them."""
+    """When a site is flagged: by the gradable cycles of its first stretch, which has a stated number of them, together.
 
-    pooling: Literal["share", "mean"]
-    """'share': so many of the cycles reach `threshold` each by itself; 'mean': their mean log-odds reach it."""
+    On held-out patients of all corpora their mean log-odds ranked recordings better (AUROC 0.94) than the strongest
+    cycle (0.91), or that which a sixth, a third or half of them reach (0.91 to 0.93).
+    """
+
     threshold: float = Field(ge=0.0, le=1.0)
-    """On a calibrated probability."""
-    share: float = Field(default=0.5, gt=0.0, le=1.0)
-    """Of the stretch's gradable cycles, rounded up; only for the pooling 'share'."""
+    """That the mean log-odds of the cycles must reach, as a calibrated probability."""
     stretch_cycles: int = Field(ge=1)
     """Gradable cycles of a stretch: its verdict is then complete and does not change."""
     least_cycles: int = Field(ge=1)
     """A session that ends with fewer gradable cycles than this is 'not enough'."""
 
-    def needed(self, cycles: int) -> int:
-        """How many of so many gradable cycles must reach the threshold by the pooling 'share'."""
-        return max(1, math.ceil(self.share * cycles - 1e-9))
-
     @property
     def in_words(self) -> str:
         """`A site is flagged when` this."""
-        if self.pooling == "share":
-            needed = self.needed(self.stretch_cycles)
-            return f"{needed} of its first {self.stretch_cycles} gradable cycles reach {self.threshold:.3f}"
         return f"its first {self.stretch_cycles} gradable cycles reach {self.threshold:.3f} together (mean log-odds)"
 
     @model_validator(mode="after")

@@ -58,10 +58,11 @@ def leading_class(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 
 def pool(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Logits (..., classes) of moments' (..., moments, classes): log of the mean odds against normal, normal at 0."""
-    against_normal = logits.astype(np.float64) - logits[..., NORMAL : NORMAL + 1].astype(np.float64)
+    exact = np.asarray(logits, dtype=np.float64)
+    against_normal: npt.NDArray[np.float64] = exact - exact[..., NORMAL : NORMAL + 1]
     with np.errstate(invalid="ignore"):  # NaN stays NaN: whoever judges says so in words
-        result: npt.NDArray[np.float64] = np.logaddexp.reduce(against_normal, axis=-2) - np.log(logits.shape[-2])
-    return result
+        summed: npt.NDArray[np.float64] = np.logaddexp.reduce(against_normal, axis=-2)
+    return summed - np.float64(np.log(exact.shape[-2]))
 
 
 def moment_centres(moments: int) -> npt.NDArray[np.float64]:
@@ -106,10 +107,8 @@ def sounds(labels: Sequence[Label]) -> list[str]:
     return sorted({sound for label in labels for sound in (("crackle", "wheeze") if label == "both" else (label,))})
 
 
-def statistic(probability: npt.NDArray[np.float64], rule: SiteRule) -> float:
-    """One probability of a stretch's cycles (count,), at least one: what meets the rule's threshold."""
-    if rule.pooling == "share":
-        return float(np.sort(probability)[-rule.needed(probability.size)])
+def together(probability: npt.NDArray[np.float64]) -> float:
+    """One probability of a stretch's cycles (count,), at least one: that of their mean log-odds."""
     return float(expit(logit(np.clip(probability, SUREST, 1.0 - SUREST)).mean()))
 
 
@@ -169,9 +168,9 @@ class SiteDecision:
 
     @property
     def probability(self) -> float | None:
-        """The first stretch's statistic so far; None before the rule's least number of cycles."""
+        """That of the first stretch's cycles so far, together; None before the rule's least number of cycles."""
         first = self._first
-        return statistic(np.array(first), self.rule) if len(first) >= self.rule.least_cycles else None
+        return together(np.array(first)) if len(first) >= self.rule.least_cycles else None
 
     @property
     def verdict(self) -> Verdict:
@@ -206,21 +205,14 @@ class SiteDecision:
         return listed if self.ended else [f"{_counted(self.breaths_wanted, 'more good breath')}", *listed]
 
     def _reached(self, probabilities: tuple[float, ...]) -> bool:
-        return statistic(np.array(probabilities), self.rule) >= self.rule.threshold
+        return together(np.array(probabilities)) >= self.rule.threshold
 
     @property
     def _evidence(self) -> str:
-        """`3 of 6 breaths reach 0.46, a site is flagged from 2 on`, `6 breaths together 0.71, flagged from 0.55`."""
-        first, rule = self._first, self.rule
-        if rule.pooling == "mean":
-            together = statistic(np.array(first), rule)
-            return f"{_counted(len(first), 'breath')} together {together:.2f}, flagged from {rule.threshold:.2f}"
-        reached = sum(probability >= rule.threshold for probability in first)
-        reach = "reaches" if reached == 1 else "reach"
-        return (
-            f"{reached} of {_counted(len(first), 'breath')} {reach} {rule.threshold:.2f}, a site is flagged from "
-            f"{rule.needed(len(first))} on"
-        )
+        """`6 breaths together 0.71, flagged from 0.55`."""
+        first = self._first
+        breaths, probability = _counted(len(first), "breath"), together(np.array(first))
+        return f"{breaths} together {probability:.2f}, flagged from {self.rule.threshold:.2f}"
 
 
 def _counted(count: int, what: str) -> str:

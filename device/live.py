@@ -356,7 +356,7 @@ def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
     intervals = onsets[onsets <= LONGEST_INTERVAL_SECONDS]
     if intervals.size < LEAST_INTERVALS:
         # breaths were heard as one: only a strong and steady rhythm says how long they are
-        return 60.0 / period if sureness >= SURE_RHYTHM else None
+        return 60.0 / period if period and sureness >= SURE_RHYTHM else None
     interval = float(np.median(intervals))
     if _alike(period, interval):
         return 60.0 / interval

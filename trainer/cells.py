@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from device.bundle import Segmentation, SiteRule
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
@@ -34,10 +33,10 @@ from trainer.files import write_atomically
 from trainer.fit import identity
 from trainer.machine import Machine, start
 from trainer.members import train_members
-from trainer.model import AST
+from trainer.model import network
 from trainer.protocols import Protocol, default_protocol
 from trainer.recipe import Recipe
-from trainer.recordings import RunModel, gradable, hear
+from trainer.recordings import UNFITTED, RunModel, gradable, hear, segmentation_for
 from trainer.run import WEIGHTS_FILE, load_tensors, read_metrics, save_tensors
 from trainer.study import Study, StudyError
 from trainer.view import EpochView
@@ -45,10 +44,9 @@ from trainer.view import EpochView
 CELL_FILE = "cell.json"
 ERROR_FILE = "error.txt"
 START_RAY = "start one with 'ray start --head', or leave --ray out"
-LAYOUT = 2  # raise when the same recipe, seed and corpus would give another result
-# Nothing is fitted for a cell: recordings go through the live path in fixed windows and by a fixed rule.
-SEGMENTATION = Segmentation(method="windows", window_seconds=3.5)
-SITE_RULE = SiteRule(pooling="mean", k=3, least_cycles=3, threshold=0.0)
+LAYOUT = 3  # raise when the same recipe, seed and corpus would give another result
+# Nothing is fitted for a cell: recordings go through the live path and a fixed rule.
+SITE_RULE = UNFITTED
 
 
 @dataclass(frozen=True)
@@ -211,9 +209,9 @@ def _finish_cell(cell: Cell, plan: Plan) -> None:
     training, held_out = prepared.folds[cell.seed % len(prepared.folds)]
     if not cell.trained(plan.minutes):
         train_cell(cell, plan, prepared, (training, held_out), machine)
-    model = AST(cell.recipe.model).to(machine.device)
+    model = network(cell.recipe.model).to(machine.device)
     model.load_state_dict(load_tensors(cell.folder / WEIGHTS_FILE)[0])
-    served = RunModel(model, machine.device, prepared.front_end, SEGMENTATION, SITE_RULE, 1.0, 0.0)
+    served = RunModel(model, machine.device, prepared.front_end, segmentation_for(cell.recipe), SITE_RULE, 1.0, 0.0)
     for target in plan.targets:
         if not cell.reading(target).is_file():
             corpus, cache = plan.other() if target.elsewhere else (held_out, prepared.cache)
@@ -266,7 +264,7 @@ def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: A
     """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
     if target.protocol == "recordings":
         return of_heard(hear(gradable(corpus), cache, served, plan.quality), cache, SITE_RULE)
-    subject = Subject("cell", "", served, served.logits, served.front_end, 1.0, 0.0, frozenset(), frozenset())
+    subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, frozenset(), frozenset())
     return read_stretches(corpus, cache, subject, target.protocol)
 
 

@@ -43,7 +43,7 @@ from trainer.metrics import (
     sensitivity_at,
     tally,
 )
-from trainer.model import AST, Ensemble
+from trainer.model import Ensemble, Network
 from trainer.protocols import Protocol, check_protocol, examples, inputs_of, labels_of, worst_window
 from trainer.recordings import Heard, RunModel, gradable, hear, predicted_class
 from trainer.run import READINGS_FILE, RUN_FILE, RunError, RunFacts, load_model, read_facts, read_rows
@@ -65,7 +65,8 @@ class Subject:
     fingerprint: str
     """sha256 of a bundle's manifest or of a run's facts."""
     model: Judge
-    logits: Callable[[FloatArray], FloatArray]
+    logits: Callable[[FloatArray], Float64Array]
+    """(n, 4), over all moments, of model inputs (n, frames, mels)."""
     front_end: FrontEnd
     temperature: float
     threshold: float
@@ -87,7 +88,7 @@ def open_subject(path: Path, device: torch.device) -> Subject:
             manifest.name,
             classifier.fingerprint,
             classifier,
-            classifier.logits,
+            classifier.pooled,
             manifest.front_end,
             classifier.file.temperature,
             classifier.file.threshold,
@@ -106,7 +107,7 @@ def _run_subject(path: Path, device: torch.device) -> Subject:
     return run_subject(load_model(path, facts).to(device), facts, path.resolve().name, device)
 
 
-def as_served(model: AST | Ensemble, facts: RunFacts, device: torch.device) -> RunModel:
+def as_served(model: Network | Ensemble, facts: RunFacts, device: torch.device) -> RunModel:
     """A run's model with all that its validation patients chose, as the live path takes it."""
     choice = facts.choice
     return RunModel(
@@ -120,14 +121,14 @@ def as_served(model: AST | Ensemble, facts: RunFacts, device: torch.device) -> R
     )
 
 
-def run_subject(model: AST | Ensemble, facts: RunFacts, name: str, device: torch.device) -> Subject:
+def run_subject(model: Network | Ensemble, facts: RunFacts, name: str, device: torch.device) -> Subject:
     """`as_served`, with whom it met."""
     choice, served = facts.choice, as_served(model, facts, device)
     return Subject(
         name,
         facts.fingerprint,
         served,
-        served.logits,
+        served.pooled,
         facts.front_end,
         choice.temperature,
         choice.cycle_threshold,
@@ -175,7 +176,7 @@ def read_stretches(corpus: Corpus, cache: AudioCache, subject: Subject, protocol
         logits.append(one)
         probability.append(likely)
     likely = np.concatenate([np.empty(0), *probability])
-    worst = np.concatenate([np.empty((0, len(LABELS)), np.float32), *logits])
+    worst = np.concatenate([np.empty((0, len(LABELS))), *logits])
     return Outcome(
         labels_of(chosen),
         np.where(likely >= subject.threshold, leading_class(worst), NORMAL),
@@ -194,6 +195,41 @@ def read_stretches(corpus: Corpus, cache: AudioCache, subject: Subject, protocol
         softmax(worst, subject.temperature),
         [recording.corpus for recording in heard],
     )
+
+
+def of_shown(heard: Sequence[Heard], cache: AudioCache) -> Outcome:
+    """Outcome of `live`: every annotated event or cycle against the cycle on the screen that overlaps it most.
+
+    An abnormal one that no gradable cycle meets is missed; a normal one says nothing then, and is left out.
+    """
+    pairs = [(one, cycle, one.shown_for(cycle)) for one in heard for cycle in one.recording.cycles]
+    met = [pair for pair in pairs if pair[2] is not None or pair[1].label != "normal"]
+    judgements = [None if shown is None else shown.judgement for _, _, shown in met]
+    recordings, cycles = [one.recording for one, _, _ in met], [cycle for _, cycle, _ in met]
+    return Outcome(
+        np.array([LABELS.index(cycle.label) for cycle in cycles], dtype=np.int64),
+        np.array([NO_VERDICT if one is None else LABELS.index(one.label) for one in judgements], dtype=np.int64),
+        np.array([0.0 if one is None else one.probability for one in judgements]),
+        [recording.patient for recording in recordings],
+        {
+            "duration": np.array([cycle.duration_seconds for cycle in cycles]),
+            "age": _ages([recording.age_years for recording in recordings]),
+            "level": np.array([level_dbfs(cache.cut(c.recording, c.start_seconds, c.end_seconds)) for c in cycles]),
+        },
+        [recording.name for recording in recordings],
+        np.array([cycle.start_seconds for cycle in cycles]),
+        np.array([cycle.end_seconds for cycle in cycles]),
+        [recording.device for recording in recordings],
+        [recording.site for recording in recordings],
+        np.full((len(met), len(LABELS)), np.nan),
+        [recording.corpus for recording in recordings],
+    )
+
+
+def share_not_met(outcome: Outcome, corpus: Corpus) -> float:
+    """Of the annotated events or cycles, those that no gradable cycle on the screen met, of an outcome of `live`."""
+    annotated = sum(len(recording.cycles) for recording in gradable(corpus))
+    return 1.0 - float((outcome.predicted != NO_VERDICT).sum()) / max(annotated, 1)
 
 
 def of_heard(heard: Sequence[Heard], cache: AudioCache, rule: SiteRule) -> Outcome:
@@ -403,11 +439,11 @@ def outcome_of(
 ) -> Outcome:
     """Outcome of a subject on a corpus; where it met these patients in training, with what they alone would tell."""
     check_protocol(corpus, protocol)
-    if protocol != "recordings":
-        outcome = read_stretches(corpus, cache, subject, protocol)
-    else:
+    if protocol in ("live", "recordings"):
         heard = hear(gradable(corpus), cache, subject.model, quality, progress)
-        outcome = of_heard(heard, cache, subject.model.site_rule)
+        outcome = of_shown(heard, cache) if protocol == "live" else of_heard(heard, cache, subject.model.site_rule)
+    else:
+        outcome = read_stretches(corpus, cache, subject, protocol)
     training = seen_annotations(subject, corpus)
     if not training:
         return outcome
@@ -421,6 +457,7 @@ def reading(outcome: Outcome, protocol: Protocol, subject: Subject, corpus: Corp
     return {
         "protocol": protocol,
         **score(outcome),
+        **({"not_met": round(share_not_met(outcome, corpus), 4)} if protocol == "live" else {}),
         "corpus": corpus.name,
         "part": "+".join(parts) or "all",
         "patients": len(set(outcome.patients)),

@@ -77,12 +77,14 @@ def gradient_weighted(evidence: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 def evidence_of(member: Network, windows: Tensor, classes: IntArray) -> tuple[Float64Array, Float64Array]:
-    """Where one network looks, and what speaks for `classes` (batch,): two grids (batch, rows, columns) that sum to 1."""
+    """Where one network looks, and what speaks for `classes` (batch,): grids (batch, rows, columns) that sum to 1."""
     chosen = torch.from_numpy(classes)
     if isinstance(member, AST):
         logits, weights = member.attended(windows)
         evidence = logits[torch.arange(len(windows)), chosen]
-        return over_grid(rollout(weights), member.config), over_grid(gradient_weighted(evidence, weights), member.config)
+        return over_grid(rollout(weights), member.config), over_grid(
+            gradient_weighted(evidence, weights), member.config
+        )
     features = member.features(windows)
     logits = member.classified(features)
     evidence = pool_moments(logits)[torch.arange(len(windows)), chosen]

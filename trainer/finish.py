@@ -3,42 +3,46 @@
 import dataclasses
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
-from device.decision import abnormal_probability
-from device.signal import FrontEnd
+from device.bundle import Calibration, Population, SiteRule, ThresholdChoice
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus, parts_of
-from trainer.evaluate import Outcome, join, of_heard, read_stretches, reading, run_subject, save_outcome
+from trainer.evaluate import Outcome, join, of_heard, of_shown, read_stretches, reading, run_subject, save_outcome
 from trainer.experiment import Prepared, Request
 from trainer.files import write_atomically
-from trainer.fit import calibrate
+from trainer.fit import FitError
 from trainer.members import Member, Refitted
-from trainer.metrics import BoolArray, Float64Array, auroc, operating_curve
+from trainer.metrics import Float64Array, balanced_curve, best_row, fit_temperature
 from trainer.protocols import Protocol, stretch_protocol
-from trainer.recordings import Heard, RunModel, fit_site_rule, gradable, hear, site_probabilities, site_score
+from trainer.recipe import Recipe
+from trainer.recordings import (
+    UNFITTED,
+    Heard,
+    RunModel,
+    calibration_of,
+    fit_site_rule,
+    gradable,
+    hear,
+    rejudged,
+    segmentation_for,
+)
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, outcome_file, save_tensors
+from trainer.splits import maker
 
 CURVE_ROWS = 101
-AS_GOOD = 0.01  # of Score and of AUROC; half the standard error of a Score on a thousand recordings
-# In the order of preference: the first that is as good as the best is taken. A breath is what a nurse hears, too.
-CANDIDATES = (
-    Segmentation(method="breath", context_seconds=3.5),
-    Segmentation(method="windows", window_seconds=3.5),
-    Segmentation(method="windows"),
-)
 
 
 def rule_in_words(request: Request) -> str:
     """How the thresholds were chosen, for the run, the bundle and the model card."""
     where = "held-out patients" if request.recipe.data.choose_on == "held-out" else "THE TEST PART (as published)"
-    return f"maximises (Se + Sp) / 2 on {where} subject to Se >= Sp"
+    return f"maximises (Se + Sp) / 2 on {where}, every stethoscope as much as another, subject to Se >= Sp"
 
 
 def finish(
@@ -53,19 +57,19 @@ def finish(
     """Write the weights to serve as one model, what members said of held-out patients, and `run.json`.
 
     The model is the mean of the `refitted`, or of the members where there are none.
-    Temperature and cycle threshold come from the default protocol; segmentation and site rule from whole recordings.
+    The temperature comes from the default protocol, the thresholds of cycles and sites from the live path.
     Each patient is judged by the member that never met it. These readings are a little too good all the same, because
     they chose thresholds and rule (and the epochs, where members serve), and are labelled so; the mean of several
     models is not in them.
     """
     corpus, cache, front_end = prepared.corpus, prepared.cache, prepared.front_end
-    labels = np.concatenate([member.labels for member in members])
-    logits = np.concatenate([member.logits for member in members])
-    temperature, threshold = calibrate(logits, labels)
-    segmentation, site_rule, heard = choose_site_rule(
-        members, device, cache, front_end, (temperature, threshold), quality
+    protocol, words = stretch_protocol(corpus), rule_in_words(request)
+    temperature = fit_temperature(
+        np.concatenate([member.logits for member in members]), np.concatenate([member.labels for member in members])
     )
-    protocol = stretch_protocol(corpus)
+    chosen = choose_thresholds(
+        members, hear_held_out(members, prepared, request.recipe, temperature, quality, device), cache
+    )
     # what is written from here on belongs together: without run.json the run counts as unfinished
     (folder / RUN_FILE).unlink(missing_ok=True)
     model = assemble([one.model for one in refitted or members])
@@ -73,15 +77,14 @@ def finish(
     choice = Choice(
         epochs=[member.epoch for member in members],
         temperature=temperature,
-        threshold=ThresholdChoice(
-            rule=rule_in_words(request),
-            protocol=protocol,
-            curve=_curve(labels > 0, abnormal_probability(logits, temperature)),
-        ),
-        cycle_threshold=threshold,
-        site_rule=site_rule,
-        site_threshold=_site_threshold(heard, site_rule, rule_in_words(request)),
-        segmentation=segmentation,
+        threshold=ThresholdChoice(rule=words, protocol=chosen.protocol, curve=_rows(chosen.cycle_curve)),
+        cycle_threshold=chosen.cycle_threshold,
+        site_rule=chosen.site_rule,
+        site_threshold=None
+        if chosen.site_curve is None
+        else ThresholdChoice(rule=words, protocol="recordings", curve=_rows(chosen.site_curve)),
+        calibration=chosen.calibration,
+        segmentation=segmentation_for(request.recipe),
         readings={},
     )
     run = RunFacts(
@@ -112,9 +115,7 @@ def finish(
         read_stretches(member.held_out, cache, run_subject(member.model, run, name, device), protocol)
         for member in members
     ]
-    outcomes: dict[Protocol, Outcome] = {protocol: join(stretches)}
-    if heard:
-        outcomes["recordings"] = of_heard(heard, cache, site_rule)
+    outcomes: dict[Protocol, Outcome] = {protocol: join(stretches), **chosen.outcomes}
     for read_on, outcome in outcomes.items():
         save_outcome(outcome_file(folder, read_on), outcome)
     readings = {read_on: reading(outcome, read_on, served, judged) for read_on, outcome in outcomes.items()}
@@ -124,55 +125,73 @@ def finish(
     return run
 
 
-def choose_site_rule(
+@dataclass(frozen=True)
+class Thresholds:
+    """What held-out patients choose, and how they are read with it."""
+
+    protocol: Protocol
+    """What the cycle threshold was chosen on."""
+    cycle_threshold: float
+    cycle_curve: Float64Array
+    site_rule: SiteRule
+    site_curve: Float64Array | None
+    """None without normal or abnormal recordings to fit on."""
+    calibration: Calibration | None
+    outcomes: dict[Protocol, Outcome]
+    """Through the live path."""
+
+
+def hear_held_out(
     members: Sequence[Member],
-    device: torch.device,
-    cache: AudioCache,
-    front_end: FrontEnd,
-    calibration: tuple[float, float],
+    prepared: Prepared,
+    recipe: Recipe,
+    temperature: float,
     quality: QualitySettings,
-) -> tuple[Segmentation, SiteRule, list[Heard]]:
-    """The way of cutting and its site rule, chosen on held-out patients' recordings, and what was heard so.
+    device: torch.device,
+) -> list[Heard]:
+    """Every held-out patient's recordings through the live path, by the member that never met the patient."""
+    heard = []
+    for member in members:
+        segmentation = segmentation_for(recipe)
+        served = RunModel(member.model, device, prepared.front_end, segmentation, UNFITTED, temperature, 0.0)
+        heard += hear(gradable(member.held_out), prepared.cache, served, quality)
+    return heard
 
-    Without normal or abnormal recordings to fit on (a corpus of cut cycles): breath cycles, one flagged cycle flags.
+
+def choose_thresholds(members: Sequence[Member], heard: Sequence[Heard], cache: AudioCache) -> Thresholds:
+    """The cycle threshold on what the screen showed for annotated cycles, the site rule on whole recordings.
+
+    Where no cycle is annotated, the cycle threshold is the one of the sites.
     """
-    temperature, threshold = calibration
-    fallback = SiteRule(k=1, threshold=threshold, least_cycles=2)
-    recordings = [recording for member in members for recording in gradable(member.held_out)]
-    if len({recording.label == "normal" for recording in recordings}) < 2:
-        return Segmentation(), fallback, []
-    reached: list[tuple[float, float, Segmentation, SiteRule, list[Heard]]] = []
-    for segmentation in CANDIDATES:
-        heard = []
-        for member in members:
-            served = RunModel(member.model, device, front_end, segmentation, fallback, temperature, threshold)
-            heard += hear(gradable(member.held_out), cache, served, quality)
-        rule = fit_site_rule(heard, threshold)
-        reached.append((site_score(heard, rule), auroc(*site_probabilities(heard, rule)), segmentation, rule, heard))
-    *_, segmentation, rule, heard = reached[preferred([(score, ranking) for score, ranking, *_ in reached])]
-    return segmentation, rule, heard
+    live = of_shown(heard, cache)
+    labels = np.array([one.recording.label != "normal" for one in heard])
+    site_rule, site_curve, calibration = UNFITTED, None, None
+    if len(np.unique(labels)) == 2:
+        site_rule, site_curve = fit_site_rule(heard)
+        calibration = calibration_of(site_rule, site_curve)
+    protocol: Protocol = "live"
+    if len(np.unique(live.true > 0)) == 2:
+        cycle_curve = balanced_curve(live.true > 0, live.probability, [maker(device) for device in live.devices])
+        threshold = round(float(best_row(cycle_curve)[0]), 6)
+    elif site_curve is not None:
+        protocol, cycle_curve, threshold = "recordings", site_curve, site_rule.threshold
+    else:
+        raise FitError("the held-out patients' cycles are normal or abnormal only; add patients")
+    if site_curve is None:
+        site_rule = site_rule.model_copy(update={"threshold": threshold})
+    heard = [rejudged(one, threshold) for one in heard]
+    outcomes: dict[Protocol, Outcome] = {}
+    if protocol == "live":
+        outcomes["live"] = of_shown(heard, cache)
+    if site_curve is not None:
+        outcomes["recordings"] = of_heard(heard, cache, site_rule)
+    return Thresholds(protocol, threshold, cycle_curve, site_rule, site_curve, calibration, outcomes)
 
 
-def preferred(reached: Sequence[tuple[float, float]]) -> int:
-    """Index of the first way whose Score and AUROC are both as good as the best; if none is, of the best Score.
-
-    Both, because a Score is read at the threshold that suits these patients best, while `--sensitivity` moves it.
-    """
-    highest = np.max(reached, axis=0)
-    return next((i for i, one in enumerate(reached) if (one >= highest - AS_GOOD).all()), int(np.argmax(reached, 0)[0]))
-
-
-def _curve(abnormal: BoolArray, probability: Float64Array) -> tuple[tuple[float, float, float], ...]:
+def _rows(curve: Float64Array) -> tuple[tuple[float, float, float], ...]:
     """The operating curve at about a hundred thresholds."""
-    curve = operating_curve(abnormal, probability)
     rows = curve[np.unique(np.linspace(0, len(curve) - 1, CURVE_ROWS).round().astype(int))]
     return tuple((round(float(t), 6), round(float(se), 4), round(float(sp), 4)) for t, se, sp in rows)
-
-
-def _site_threshold(heard: Sequence[Heard], rule: SiteRule, words: str) -> ThresholdChoice | None:
-    if not heard:
-        return None
-    return ThresholdChoice(rule=words, protocol="recordings", curve=_curve(*site_probabilities(heard, rule)))
 
 
 def population(corpus: Corpus) -> Population:

@@ -164,7 +164,7 @@ def moving_average(
     return update
 
 
-def surprise(logits: FloatArray, labels: IntArray) -> float:
+def surprise(logits: Float64Array, labels: IntArray) -> float:
     """Mean negative log-likelihood of the labels (n,) under logits (n, classes)."""
     return float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)))
 
@@ -209,11 +209,11 @@ class Validation:
             raise FitError(f"the validation patients have normal or abnormal {self.protocol} only; add patients")
         self.inputs, self.owner = inputs_of(chosen, cache, front_end)
 
-    def logits(self, model: Network | Ensemble, machine: Machine) -> FloatArray:
+    def logits(self, model: Network | Ensemble, machine: Machine) -> Float64Array:
         """Logits of every stretch (n, classes); the worst window speaks for a long one. Processes share the work."""
         raw = pool(predict(model, self.inputs[machine.rank :: machine.processes], machine.device)).astype(np.float32)
-        raw = machine.together(raw, len(self.inputs))
-        return worst_window(raw, abnormal_probability(raw), self.owner)[0]
+        together = machine.together(raw, len(self.inputs)).astype(np.float64)
+        return worst_window(together, abnormal_probability(together), self.owner)[0]
 
 
 class Learner(nn.Module):
@@ -291,8 +291,8 @@ class Fit:
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """This process's micro-batches of one epoch, mixed up.
 
-        Windows (batch, frames, mels), and of every span its moments (batch, spans, moments), soft targets (batch, spans,
-        classes) and weight (batch, spans). A mixture has the spans of both its windows, each with its share.
+        Windows (batch, frames, mels), and of every span its moments (batch, spans, moments), soft targets (batch,
+        spans, classes) and weight (batch, spans). A mixture has the spans of both its windows, each with its share.
         """
         optimizer, device = self.recipe.optimizer, self.machine.device
         # the epoch's keys are the sampler: workers may take them in any order and still cut the same windows
@@ -477,7 +477,7 @@ class Events:
         self.writer.flush()
 
 
-def calibrate(logits: FloatArray, labels: IntArray) -> tuple[float, float]:
+def calibrate(logits: Float64Array, labels: IntArray) -> tuple[float, float]:
     """Temperature, then the threshold on the calibrated probability, both from validation logits."""
     temperature = fit_temperature(logits, labels)
     threshold, _ = choose_threshold(labels > 0, abnormal_probability(logits, temperature))

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from device.signal import FloatArray, FrontEnd
+from device.signal import FrontEnd
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
 from trainer.crops import crops_of
 from trainer.fit import Fit, FitError, Validation, Watcher, identity, train
 from trainer.machine import Machine
-from trainer.metrics import IntArray
+from trainer.metrics import Float64Array, IntArray
 from trainer.model import Network, network
 from trainer.recipe import Recipe
 from trainer.run import member_folder, refit_folder
@@ -34,7 +34,7 @@ class Member:
     """Those patients."""
     labels: IntArray
     """Of their stretches on the corpus's default protocol, (n,)."""
-    logits: FloatArray
+    logits: Float64Array
     """Of the same stretches, (n, classes)."""
     epoch: int
     """The kept one, counted from 1."""

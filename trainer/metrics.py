@@ -153,10 +153,15 @@ def choose_threshold(abnormal: BoolArray, probability: npt.NDArray[np.floating])
 
     A cycle is abnormal when probability >= threshold. Raises ValueError when a class is absent.
     """
-    curve = operating_curve(abnormal, probability)
-    allowed = curve[curve[:, 1] >= curve[:, 2]]
-    best = allowed[np.argmax(allowed[:, 1] + allowed[:, 2])]
+    best = best_row(operating_curve(abnormal, probability))
     return float(best[0]), Rates(float(best[1]), float(best[2]))
+
+
+def best_row(curve: Float64Array) -> Float64Array:
+    """The row (threshold, Se, Sp) of a curve that maximises (Se + Sp) / 2 subject to Se >= Sp."""
+    allowed = curve[curve[:, 1] >= curve[:, 2]]
+    best: Float64Array = allowed[np.argmax(allowed[:, 1] + allowed[:, 2])]
+    return best
 
 
 def operating_curve(abnormal: BoolArray, probability: npt.NDArray[np.floating]) -> Float64Array:
@@ -186,7 +191,8 @@ def balanced_curve(
     values = np.unique(probability.astype(np.float64))
     thresholds = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
     names = np.asarray(groups)
-    sensitivities, specificities = [], []
+    sensitivities: list[Float64Array] = []
+    specificities: list[Float64Array] = []
     for name in sorted(set(groups)):
         for kind, found in ((abnormal, sensitivities), (~abnormal, specificities)):
             rows = kind & (names == name)

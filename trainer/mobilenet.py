@@ -86,19 +86,27 @@ def normed(convolution: nn.Conv2d, activation: type[nn.Module] | None) -> nn.Seq
     return nn.Sequential(*layers, *([activation(inplace=True)] if activation else []))
 
 
+class Gate(nn.Module):
+    """Means of channels (batch, channels) to their weights, 0-1."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, squeezed)
+        self.fc2 = nn.Linear(squeezed, channels)
+
+    def forward(self, means: Tensor) -> Tensor:
+        return self.fc2(self.fc1(means).relu()).sigmoid()  # type: ignore[no-any-return]
+
+
 class SqueezeExcitation(nn.Module):
     """Channels weighted by a gate of their means over time and frequency (Hu et al. 2018, arXiv 1709.01507)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
-        gate = nn.Module()
-        gate.fc1 = nn.Linear(channels, squeezed)
-        gate.fc2 = nn.Linear(squeezed, channels)
-        self.conc_se_layers = nn.ModuleList([gate])
+        self.conc_se_layers = nn.Sequential(Gate(channels, squeezed))
 
     def forward(self, states: Tensor) -> Tensor:
-        gate = self.conc_se_layers[0]
-        weights = gate.fc2(gate.fc1(states.mean(dim=(2, 3))).relu()).sigmoid()
+        weights: Tensor = self.conc_se_layers(states.mean(dim=(2, 3)))
         return states * weights[:, :, None, None]
 
 

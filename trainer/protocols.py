@@ -1,6 +1,6 @@
 """Which stretches of audio accuracy is read on, and what is true of each: `events`, `windows` and `stretches`.
 
-`recordings` runs the device's own live path and lives in `trainer/recordings.py`.
+`live` and `recordings` run the device's own live path and live in `trainer/recordings.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ from trainer.corpora.cycle import Corpus, CorpusError, Grain, Recording
 from trainer.crops import located, overlapping, place
 from trainer.metrics import Float64Array, IntArray
 
-Protocol = Literal["events", "windows", "stretches", "recordings"]
-PROTOCOLS: tuple[Protocol, ...] = ("events", "windows", "stretches", "recordings")
+Protocol = Literal["events", "windows", "stretches", "live", "recordings"]
+PROTOCOLS: tuple[Protocol, ...] = ("events", "windows", "stretches", "live", "recordings")
 GRAIN_PROTOCOLS: dict[Grain, Protocol] = {"event": "windows", "cycle": "events", "recording": "recordings"}
 """What a corpus of one grain is read on by itself: the stretch whose length says nothing of its label."""
 WINDOW_SECONDS = 2.5
@@ -106,7 +106,7 @@ def inputs_of(chosen: Sequence[Example], cache: AudioCache, front_end: FrontEnd)
     return np.concatenate(stacks), owner
 
 
-def worst_window(logits: FloatArray, probability: Float64Array, owner: IntArray) -> tuple[FloatArray, Float64Array]:
+def worst_window(logits: Float64Array, probability: Float64Array, owner: IntArray) -> tuple[Float64Array, Float64Array]:
     """One row an example: its window with the highest probability of being abnormal."""
     order = np.lexsort((-probability, owner))
     first = order[np.unique(owner[order], return_index=True)[1]]

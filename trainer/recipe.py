@@ -167,7 +167,7 @@ class Recipe(_Section):
     """One training recipe; mean and std of the front end are measured by `fit`, unless a mean is stated."""
 
     init: str = ""
-    """Where the weights begin: hub:OWNER/NAME, a Hugging Face folder, an original .pth or .pt; empty begins at random."""
+    """Where the weights begin: hub:OWNER/NAME, a Hugging Face folder, an original .pth or .pt; empty is at random."""
     init_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """Of that file, where the recipe is meant for one alone."""
     model: ModelConfig | MobileNetConfig = Field(discriminator="architecture")

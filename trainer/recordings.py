@@ -2,36 +2,30 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
 from scipy.special import logit
 
 from device.bundle import Calibration, Segmentation, SiteRule
-from device.decision import Judgement, SiteDecision, Span, judge
+from device.decision import Judgement, SiteDecision, Span, judge, pool
 from device.live import Auscultation, CycleResult, Judge
-from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, windows
+from device.signal import SAMPLE_RATE, WINDOW_SECONDS, FloatArray, FrontEnd, windows
 from device.sources import Block, paced
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, Recording, union
 from trainer.fit import predict
-from trainer.metrics import BoolArray, Float64Array, balanced_curve
+from trainer.metrics import BoolArray, Float64Array, balanced_curve, best_row
 from trainer.model import Ensemble, Network
+from trainer.recipe import Recipe
 from trainer.splits import maker
 
 LEAST_CYCLES: Final = 2  # one breath is not an examination
 STRETCH_CYCLES: Final = 6  # twelve seconds of a child, twenty of an adult
 UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
-# (pooling, share) in the order of preference
-RULES: Final[tuple[tuple[Literal["share", "mean"], float], ...]] = (
-    ("share", 1 / 3),
-    ("share", 1 / 2),
-    ("share", 1 / 6),
-    ("mean", 1.0),
-)
-WORTH: Final = 0.005  # a rule that is harder to explain has to score this much better
+UNFITTED: Final = SiteRule(threshold=0.0, stretch_cycles=STRETCH_CYCLES, least_cycles=LEAST_CYCLES)
 JOINED_SECONDS: Final = (12.0, 24.0, 48.0, 96.0)
 SENSITIVITY_FLOOR: Final = 0.75  # that a calibration on healthy people may not go below
 HEALTHY_FLAGGED: Final = 0.1
@@ -60,9 +54,18 @@ class RunModel:
         """Logits (batch, moments, 4) of model inputs (batch, frames, mels)."""
         return predict(self.model, inputs, self.device)
 
+    def pooled(self, inputs: FloatArray) -> Float64Array:
+        """Logits (batch, 4) over all moments of the same."""
+        return pool(self.logits(inputs))
+
     def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
         """One cycle: all of the samples (n,) at 16 kHz, or the part `span` of them; the worst window speaks."""
         return judge(self.logits(windows(samples, self.front_end)), self.temperature, self.threshold, span)
+
+
+def segmentation_for(recipe: Recipe) -> Segmentation:
+    """Breath cycles, in the sound around them where a model says which breath it was."""
+    return Segmentation(context_seconds=float(WINDOW_SECONDS) if recipe.model.moments > 1 else 0.0)
 
 
 class CachedSource:
@@ -140,38 +143,32 @@ def predicted_class(decided: SiteDecision) -> str:
     return union(list(decided.named))
 
 
+def rejudged(heard: Heard, threshold: float) -> Heard:
+    """The same cycles at another threshold."""
+
+    def at(one: CycleResult) -> CycleResult:
+        judgement = one.judgement
+        return replace(one, judgement=judgement and replace(judgement, abnormal=judgement.probability >= threshold))
+
+    return replace(heard, results=tuple(at(one) for one in heard.results))
+
+
 def site_statistics(heard: Sequence[Heard], rule: SiteRule) -> tuple[BoolArray, Float64Array]:
     """Whether each recording is labelled abnormal, and its statistic under the rule (0 where there is none)."""
     abnormal = np.array([one.recording.label != "normal" for one in heard])
     return abnormal, np.array([one.decision(rule).probability or 0.0 for one in heard])
 
 
-def makers(recordings: Sequence[Recording]) -> list[str]:
-    """Whose stethoscope each recording was made with."""
-    return [maker(recording.device) for recording in recordings]
-
-
 def fit_site_rule(heard: Sequence[Heard]) -> tuple[SiteRule, Float64Array]:
-    """The rule that separates these recordings best over their stethoscopes, and its curve (threshold, Se, Sp).
+    """The site rule whose threshold separates these recordings best, and its curve (threshold, Se, Sp).
 
     Sensitivity and specificity are the means over stethoscopes, each as much as another: a threshold must travel.
-    'Not enough' counts as wrong. The first of RULES within half a point of the best is taken.
+    'Not enough' counts as wrong.
     """
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
-    devices = makers([one.recording for one in heard])
-    reached: list[tuple[float, SiteRule, Float64Array]] = []
-    for pooling, share in RULES:
-        rule = SiteRule(
-            pooling=pooling, share=share, threshold=0.0, stretch_cycles=STRETCH_CYCLES, least_cycles=LEAST_CYCLES
-        )
-        abnormal, scores = site_statistics(heard, rule)
-        curve = balanced_curve(abnormal, scores, devices, counts >= LEAST_CYCLES)
-        allowed = curve[curve[:, 1] >= curve[:, 2]]
-        best = allowed[np.argmax(allowed[:, 1] + allowed[:, 2])]
-        rule = rule.model_copy(update={"threshold": round(float(best[0]), 6)})
-        reached.append((float(best[1] + best[2]) / 2, rule, curve))
-    highest = max(score for score, *_ in reached)
-    return next((rule, curve) for score, rule, curve in reached if score >= highest - WORTH)
+    devices = [maker(one.recording.device) for one in heard]
+    curve = balanced_curve(*site_statistics(heard, UNFITTED), devices, counts >= LEAST_CYCLES)
+    return UNFITTED.model_copy(update={"threshold": round(float(best_row(curve)[0]), 6)}), curve
 
 
 def calibration_of(rule: SiteRule, curve: Float64Array) -> Calibration:

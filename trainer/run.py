@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from device.bundle import Population, Segmentation, SiteRule, ThresholdChoice
+from device.bundle import Calibration, Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from trainer.corpora.cycle import Source, joined_names
@@ -48,6 +48,8 @@ class Choice(BaseModel):
     cycle_threshold: float
     site_rule: SiteRule
     site_threshold: ThresholdChoice | None
+    calibration: Calibration | None
+    """How far healthy people may raise the sites' threshold; None where no recordings were annotated."""
     segmentation: Segmentation
     readings: dict[str, Any]
     """What the validation patients read with all of this, by protocol, each as `trainer evaluate --json`."""

@@ -293,7 +293,7 @@ def compare(corpus: Corpus, cache: AudioCache, detectors: Sequence[tuple[Corpus,
     readings: dict[str, Any] = {"breath": sum(per_fold, Counts()).as_json()}
     readings["breath"]["f1_by_fold"] = [counts.f1 for counts in per_fold]
     for seconds in (1.5, 2.5):
-        windows = Segmentation(method="windows", window_seconds=seconds, hop_seconds=seconds / 2)
+        windows = Segmentation(method="windows", window_seconds=seconds)
         readings[f"windows {seconds} s"] = score(corpus.recordings, cache, windows, every_class=whole).as_json()
     late = np.concatenate(
         [latencies(cache[one.name], weights) for held_out, weights in detectors for one in held_out.recordings]

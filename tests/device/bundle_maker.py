@@ -68,7 +68,7 @@ def make_bundle(
         front_end=FRONT_END,
         files=tuple(ModelFile(**file) for file in files),
         threshold=ThresholdChoice(rule="made up", protocol="windows", curve=((0.5, 1.0, 1.0),)),
-        site_rule=site_rule or SiteRule(pooling="mean", threshold=THRESHOLD, stretch_cycles=6, least_cycles=2),
+        site_rule=site_rule or SiteRule(threshold=THRESHOLD, stretch_cycles=6, least_cycles=2),
         segmentation=segmentation or Segmentation(),
         population=Population(youngest_years=None, oldest_years=None, sites=(), stethoscopes=(), patients=0),
         corpus="none",

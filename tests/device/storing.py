@@ -36,7 +36,7 @@ class Certain:
     fingerprint, segmentation, site_rule = (
         "bundle-hash",
         Segmentation(),
-        SiteRule(pooling="mean", threshold=0.5, stretch_cycles=6, least_cycles=1),
+        SiteRule(threshold=0.5, stretch_cycles=6, least_cycles=1),
     )
 
     def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:

@@ -9,7 +9,7 @@ from scipy.special import logit
 from device.bundle import Calibration, SiteRule
 from device.calibration import CalibrationError, calibrated
 
-RULE = SiteRule(pooling="mean", threshold=0.5, stretch_cycles=6, least_cycles=2)
+RULE = SiteRule(threshold=0.5, stretch_cycles=6, least_cycles=2)
 BOUNDS = Calibration(healthy_flagged=0.1, largest_shift=2.0, sensitivity_floor=0.75)
 
 

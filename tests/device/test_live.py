@@ -27,7 +27,7 @@ from tests.device.bundle_maker import make_bundle
 
 QUALITY = load_settings(environment={}).quality
 CLEAR = judge_quality(np.sin(np.arange(16_000)).astype(np.float32), QUALITY)
-RULE = SiteRule(pooling="share", share=0.5, threshold=0.5, stretch_cycles=10, least_cycles=3)
+RULE = SiteRule(threshold=0.5, stretch_cycles=10, least_cycles=3)
 
 
 class Sound:
@@ -145,16 +145,16 @@ def test_too_little_sound_is_not_enough(classifier: Classifier, seconds: float, 
 def test_a_site_is_flagged_by_its_rule(tmp_path: Path) -> None:
     sound = blocks_of(auscultate(1, 40.0).samples)
 
-    def verdict(logits: tuple[float, ...], share: float) -> str:
-        rule = SiteRule(pooling="share", share=share, threshold=0.5, stretch_cycles=6, least_cycles=2)
-        bundle = open_bundle(make_bundle(tmp_path / f"{logits[0]}-{share}", logits=logits, site_rule=rule))
+    def verdict(logits: tuple[float, ...], threshold: float) -> str:
+        rule = SiteRule(threshold=threshold, stretch_cycles=6, least_cycles=2)
+        bundle = open_bundle(make_bundle(tmp_path / f"{logits[0]}-{threshold}", logits=logits, site_rule=rule))
         session = Auscultation(Sound(sound), Classifier(bundle), QUALITY)
         finished(session)
         return session.summary.verdict
 
-    assert verdict((0.0, 9.0, 0.0, 0.0), 0.3) == "flagged"
-    assert verdict((0.0, 9.0, 0.0, 0.0), 1.0) == "flagged"
-    assert verdict((9.0, 0.0, 0.0, 0.0), 0.1) == "nothing flagged"
+    assert verdict((0.0, 9.0, 0.0, 0.0), 0.5) == "flagged"
+    assert verdict((0.0, 9.0, 0.0, 0.0), 0.995) == "nothing flagged"
+    assert verdict((9.0, 0.0, 0.0, 0.0), 0.5) == "nothing flagged"
 
 
 def test_a_session_ends_after_exactly_so_much_sound(classifier: Classifier) -> None:
@@ -403,7 +403,7 @@ def test_a_rate_that_is_unsure_is_called_so(classifier: Classifier) -> None:
 
 
 def test_the_page_says_how_many_good_breaths_are_wanted_and_then_counts_stretches(tmp_path: Path) -> None:
-    rule = SiteRule(pooling="mean", threshold=0.5, stretch_cycles=3, least_cycles=2)
+    rule = SiteRule(threshold=0.5, stretch_cycles=3, least_cycles=2)
     model = Classifier(open_bundle(make_bundle(tmp_path / "bundle", logits=(9.0, 0.0, 0.0, 0.0), site_rule=rule)))
     session = Auscultation(Sound(blocks_of(auscultate(1, 20.0).samples)), model, QUALITY)
     console = Console(file=StringIO(), force_terminal=True, width=110, height=30, color_system=None)
