@@ -111,7 +111,7 @@ def _refit(logits: FloatArray, held: Validation) -> tuple[float, float]:
     return calibrate(_worst(logits, held)[0], held.labels)
 
 
-def _worst(logits: FloatArray, held: Validation, temperature: float = 1.0) -> tuple[FloatArray, Float64Array]:
+def _worst(logits: FloatArray, held: Validation, temperature: float = 1.0) -> tuple[Float64Array, Float64Array]:
     """Pooled logits (n, classes) and probability (n,) of each stretch's worst window."""
-    pooled = pool(logits).astype(np.float32)
+    pooled = pool(logits)
     return worst_window(pooled, abnormal_probability(pooled, temperature), held.owner)

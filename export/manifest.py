@@ -51,7 +51,7 @@ def make_manifest(
         threshold=choice.threshold,
         site_rule=choice.site_rule,
         site_threshold=choice.site_threshold,
-        calibration=getattr(choice, "calibration", None),
+        calibration=choice.calibration,
         segmentation=choice.segmentation,
         population=facts.population,
         corpus=facts.corpus,

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
-from trainer.yamnet import ORIGIN, YAMNET
-
 from device.bundle import Manifest
 from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED

@@ -106,7 +106,7 @@ def verify(
         form = replace(
             subject,
             model=classifier,
-            logits=classifier.logits,
+            logits=classifier.pooled,
             temperature=file.temperature,
             threshold=file.threshold,
         )
