@@ -59,7 +59,7 @@ def leading_class(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 def pool(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Logits (..., classes) of moments' (..., moments, classes): log of the mean odds against normal, normal at 0."""
     exact = np.asarray(logits, dtype=np.float64)
-    against_normal: npt.NDArray[np.float64] = exact - exact[..., NORMAL : NORMAL + 1]
+    against_normal: npt.NDArray[np.float64] = np.subtract(exact, exact[..., NORMAL : NORMAL + 1])
     with np.errstate(invalid="ignore"):  # NaN stays NaN: whoever judges says so in words
         summed: npt.NDArray[np.float64] = np.logaddexp.reduce(against_normal, axis=-2)
     return summed - np.float64(np.log(exact.shape[-2]))
