@@ -203,9 +203,9 @@ def ours(bundle: Bundle, name: str, threads: int) -> tuple[Callable[[FloatArray]
 
 
 def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object], dict[str, Any]]:
-    """transformers' extractor to 1024 frames and fp32 torch: random weights, as wide and deep as the bundle's model.
+    """transformers' extractor to 1024 frames and an AST in fp32 torch, with random weights and patches of 16 every 10.
 
-    AST's usual patches of 16 every 10, whatever the bundle's stem is; a bundle of several models counts once each.
+    As wide and deep as the bundle's AST, once for each of its members; AST base where the bundle is another network.
     """
     import torch
 
@@ -213,7 +213,7 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     torch.set_num_threads(threads)
-    sizes = cast(dict[str, Any], bundle.manifest.architecture)
+    sizes, sizes_of = usual_sizes(cast(dict[str, Any], bundle.manifest.architecture))
     mels, members = int(sizes["mels"]), int(sizes.get("members", 1))
     config = ASTConfig(  # type: ignore[call-arg]
         hidden_size=sizes["dim"],
@@ -234,7 +234,18 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
 
     fbank = "torchaudio" if find_spec("torchaudio") else "its own numpy"
     attention = config._attn_implementation
-    return classify, {"precision": "fp32", "attention": attention, "log-mel": fbank, "models": members}
+    found = {"precision": "fp32", "attention": attention, "log-mel": fbank, "models": members, "sizes": sizes_of}
+    return classify, found
+
+
+def usual_sizes(architecture: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Sizes of the AST that a bundle's model is compared with, and whose they are."""
+    from trainer.model import ModelConfig
+
+    base = ModelConfig()
+    if architecture["architecture"] == base.architecture:
+        return architecture, "the bundle's"
+    return base.model_dump(), "AST base"
 
 
 def serve(bundle: Path, name: str, threads: int) -> None:

@@ -64,7 +64,10 @@ def build(
     auto_keep: Annotated[
         int, typer.Option("--auto-keep", min=0, help="Layers that may stay float when a file loses too much.")
     ] = 0,
-    prefer: Annotated[Literal["fp32", "int8"], typer.Option("--prefer", help="What a CPU runs by default.")] = "fp32",
+    prefer: Annotated[
+        Literal["measured", "fp32", "int8"],
+        typer.Option("--prefer", help="What a CPU runs by default; measured: int8 where it is 10 % faster here."),
+    ] = "measured",
     data: MovedOption = None,
     name: Annotated[str | None, typer.Option("--name", help="What people call this model.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle in --out.")] = False,
@@ -228,10 +231,9 @@ def _show(built: "Built") -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("file", "MB", "logits off", "Se", "Sp", "Score", "ms", "ratio"):
         table.add_column(title, justify="left" if title == "file" else "right", no_wrap=True)
-    fp32 = next(one for one in built.served if one.form.precision == "fp32")
     for one in built.served:
         rates = (one.rates.sensitivity, one.rates.specificity, one.rates.score)
-        times = (f"{one.milliseconds:.1f}", f"{one.milliseconds / fp32.milliseconds:.2f}")
+        times = (f"{one.milliseconds:.1f}", f"{one.times_fp32:.2f}")
         table.add_row(
             one.form.path,
             f"{len(one.data) / 1e6:.2f}",

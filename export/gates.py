@@ -6,12 +6,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from device.decision import abnormal_probability, leading_class, softmax
+from device.decision import abnormal_probability, leading_class, pool, softmax
 from device.labels import NORMAL
 from device.signal import FloatArray
 from trainer.compare import Shift, rates_shift
 from trainer.fit import Validation, calibrate
-from trainer.metrics import IntArray, Interval, Rates, binary_rates, confusion
+from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, confusion
 from trainer.protocols import worst_window
 
 LARGEST_PARITY: Final = 1e-4  # logits
@@ -32,7 +32,7 @@ class Comparison:
     agreement: float
     """Share of windows whose likeliest class is the same."""
     relative_error: float
-    """Length of the difference of all logits over the length of fp32's."""
+    """Length of the difference of all moments' logits over the length of fp32's."""
     divergence: float
     """Kullback-Leibler divergence of the classes' probabilities from fp32's, mean in nats."""
     unchanged: Shift
@@ -67,12 +67,12 @@ def _signed(interval: Interval) -> str:
 
 
 def compare(fp32: FloatArray, other: FloatArray, held: Validation, temperature: float, threshold: float) -> Comparison:
-    """Compare logits (m, classes) of the validation inputs with fp32's, at the run's temperature and threshold."""
+    """Compare logits (m, moments, classes) of the validation inputs with fp32's, pooled over all moments."""
     if not np.isfinite(other).all():
         unknown = Interval(float("nan"), float("nan"), float("nan"))
         nothing = Shift(unknown, unknown, unknown)
         return Comparison(0.0, float("inf"), float("inf"), nothing, nothing)
-    expected, found = softmax(fp32, temperature), softmax(other, temperature)
+    expected, found = softmax(pool(fp32), temperature), softmax(pool(other), temperature)
     divergence = (expected * (np.log(expected + 1e-12) - np.log(found + 1e-12))).sum(axis=1).mean()
     before = [predicted(fp32, held, temperature, threshold), predicted(fp32, held, *_refit(fp32, held))]
     after = [predicted(other, held, temperature, threshold), predicted(other, held, *_refit(other, held))]
@@ -87,8 +87,8 @@ def compare(fp32: FloatArray, other: FloatArray, held: Validation, temperature: 
 
 
 def predicted(logits: FloatArray, held: Validation, temperature: float, threshold: float) -> IntArray:
-    """Classes (n,) of the validation stretches from logits (m >= n, classes) of their windows."""
-    worst, probability = worst_window(logits, abnormal_probability(logits, temperature), held.owner)
+    """Classes (n,) of the validation stretches from logits (m >= n, moments, classes) of their windows."""
+    worst, probability = _worst(logits, held, temperature)
     return np.where(probability >= threshold, leading_class(worst), NORMAL)
 
 
@@ -98,8 +98,8 @@ def score(logits: FloatArray, held: Validation, temperature: float, threshold: f
 
 
 def agreement(found: FloatArray, expected: FloatArray) -> float:
-    """Share of the rows of logits whose likeliest class is the same."""
-    return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
+    """Share of the windows of logits (m, moments, classes) whose likeliest class is the same."""
+    return float((pool(found).argmax(axis=1) == pool(expected).argmax(axis=1)).mean())
 
 
 def relative_error(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:
@@ -108,5 +108,10 @@ def relative_error(found: npt.NDArray[np.floating], expected: npt.NDArray[np.flo
 
 
 def _refit(logits: FloatArray, held: Validation) -> tuple[float, float]:
-    worst, _ = worst_window(logits, abnormal_probability(logits), held.owner)
-    return calibrate(worst, held.labels)
+    return calibrate(_worst(logits, held)[0], held.labels)
+
+
+def _worst(logits: FloatArray, held: Validation, temperature: float = 1.0) -> tuple[Float64Array, Float64Array]:
+    """Pooled logits (n, classes) and probability (n,) of each stretch's worst window."""
+    pooled = pool(logits)
+    return worst_window(pooled, abnormal_probability(pooled, temperature), held.owner)

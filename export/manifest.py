@@ -1,4 +1,7 @@
-"""The manifest of a run's bundle; nothing in it depends on the machine, the folder or the hour of the build."""
+"""The manifest of a run's bundle; nothing in it depends on the folder or the hour of the build.
+
+Of the machine only the order of the files does, unless `--prefer` states it.
+"""
 
 import os
 from collections.abc import Sequence
@@ -10,6 +13,7 @@ from device.bundle import Manifest, ModelFile, SelfTest
 from device.labels import LABELS
 from trainer.checkpoints import HUB
 from trainer.corpora.cycle import PARTS
+from trainer.recipe import Recipe
 from trainer.run import READINGS_FILE, RunFacts
 
 
@@ -37,6 +41,7 @@ def make_manifest(
         name=name or f"{recipe_name}-{facts.corpus}",
         architecture={
             **facts.recipe.model.model_dump(mode="json"),
+            "moments": facts.recipe.model.moments,
             "members": facts.recipe.data.refit or facts.recipe.data.members,
             "parameters": parameters,
         },
@@ -46,6 +51,7 @@ def make_manifest(
         threshold=choice.threshold,
         site_rule=choice.site_rule,
         site_threshold=choice.site_threshold,
+        calibration=choice.calibration,
         segmentation=choice.segmentation,
         population=facts.population,
         corpus=facts.corpus,
@@ -67,8 +73,8 @@ def make_manifest(
             "epochs_done": facts.epochs_done,
             **({"refit_epochs": facts.refit_epochs} if facts.refit_epochs else {}),
             "run": facts.fingerprint,
-            **facts.recipe.model_dump(mode="json", exclude={"model", "front_end", "init"}),
-            **({"init": _without_folder(facts.recipe.init)} if facts.recipe.init else {}),
+            **facts.recipe.model_dump(mode="json", exclude={"model", "front_end", "init", "init_sha256"}),
+            **_began(facts.recipe),
             **({"quantization": quantization} if quantization else {}),
         },
         versions={
@@ -105,9 +111,10 @@ def _seen(facts: RunFacts) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
-def _without_folder(init: str) -> str:
+def _began(recipe: Recipe) -> dict[str, str]:
     """Where the weights began, for others: a path is of the machine of the fit."""
-    return init if init.startswith(HUB) else Path(init).name
+    name = recipe.init if recipe.init.startswith(HUB) else Path(recipe.init).name
+    return {key: value for key, value in (("init", name), ("init_sha256", recipe.init_sha256)) if value}
 
 
 def _without_paths(reading: dict[str, Any]) -> dict[str, Any]:

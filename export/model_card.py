@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
-from trainer.yamnet import ORIGIN, YAMNET
-
 from device.bundle import Manifest
 from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
@@ -26,8 +24,22 @@ CORPORA: Final = {
         '"An open access database for the evaluation of respiratory sound classification algorithms", Physiological '
         "Measurement, 2019."
     ),
+    "kauh": (
+        'KAUH. Cite M. Fraiwan et al., "A dataset of lung sounds recorded from the chest wall using an electronic '
+        'stethoscope", Data in Brief, 2021.'
+    ),
     "manifest": "A corpus of its owner's, under its owner's terms.",
 }
+NETWORKS: Final = {"ast": "An Audio Spectrogram Transformer", "mobilenet": "A MobileNetV3"}
+SIZES: Final = {
+    "ast": "patches of {patch} every {stride}, width {dim}, {depth} blocks, {heads} heads, {pooling} pooling",
+    "mobilenet": "MobileNetV3-Large at width 0.4, class logits for each of {moments} moments of the window",
+}
+EFFICIENTAT: Final = "mn04_as"
+ORIGIN: Final = (
+    "The weights began at EfficientAT's mn04_as (MIT licence), which learnt AudioSet: F. Schmid et al., "
+    '"Efficient large-scale audio tagging via transformer-to-CNN knowledge distillation", ICASSP 2023.'
+)
 SCORES: Final = ("read on", "n", "Se", "Sp", "Score", "AUROC", "exact Score")
 NEARNESS: Final = ("top1_agreement", "relative_logit_error", "kl_nats")
 JUDGED: Final = {
@@ -56,7 +68,12 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         measured=metrics["export"],
         file=manifest.files[0],
         classes=", ".join(manifest.labels[1:]),
-        corpus=CORPORA.get(manifest.corpus, manifest.corpus) + f" {ORIGIN}" * _began_at_yamnet(manifest),
+        network=NETWORKS[_architecture(manifest)],
+        sizes=SIZES[_architecture(manifest)].format(**manifest.architecture),
+        corpus="\n\n".join(_sources(manifest)),
+        pooling=_pooling(manifest),
+        calibration=_calibration(manifest),
+        context=_context(manifest),
         ages=_ages(manifest),
         stethoscopes=", ".join(manifest.population.stethoscopes) or "unknown",
         sites=", ".join(manifest.population.sites) or "unknown",
@@ -94,10 +111,42 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
     )
 
 
-def _began_at_yamnet(manifest: Manifest) -> bool:
-    recipe: Any = manifest.recipe
-    # a file of that name holds a whole AST, which has no such stem
-    return recipe.get("init") == YAMNET and manifest.architecture["stem"] == "separable"
+def _architecture(manifest: Manifest) -> str:
+    return str(manifest.architecture["architecture"])
+
+
+def _began_at_efficientat(manifest: Manifest) -> bool:
+    return _architecture(manifest) == "mobilenet" and str(manifest.recipe.get("init", "")).startswith(EFFICIENTAT)
+
+
+def _sources(manifest: Manifest) -> Iterator[str]:
+    """Whose sounds and whose weights are in it."""
+    for name in manifest.corpus.split("+"):
+        yield CORPORA.get(name, name)
+    if _began_at_efficientat(manifest):
+        yield ORIGIN
+
+
+def _pooling(manifest: Manifest) -> str:
+    if manifest.architecture["moments"] == 1:
+        return ""
+    return "logits: over the cycle's own moments the log of the mean odds against normal; "
+
+
+def _calibration(manifest: Manifest) -> str:
+    allowed = manifest.calibration
+    if allowed is None:
+        return "Recordings of healthy people do not change the site's threshold."
+    return (
+        f"Recordings of healthy people may raise the site's threshold by up to {allowed.largest_shift:.2f} in "
+        f"log-odds, so that at most {allowed.healthy_flagged:.0%} of them are flagged; with the "
+        f"largest shift held-out patients still reached sensitivity {allowed.sensitivity_floor:.3f}."
+    )
+
+
+def _context(manifest: Manifest) -> str:
+    seconds = manifest.segmentation.context_seconds
+    return f" A shorter cycle is judged in {seconds:g} s of the sound around it." if seconds else ""
 
 
 def _ages(manifest: Manifest) -> str:
@@ -212,13 +261,18 @@ def _asked(path: str, kept_float: Sequence[str]) -> list[str]:
 
 def _commands(manifest: Manifest) -> Iterator[str]:
     recipe, metrics = manifest.recipe, manifest.metrics
-    fit = f"--corpus {manifest.corpus} --data DIR --recipe {recipe['name']} --seed {recipe['seed']}"
+    fit = f"{_pairs(manifest.corpus)} --recipe {recipe['name']} --seed {recipe['seed']}"
     yield f"respsam-trainer fit {fit} --out RUN"
     readings: Any = metrics["readings"]
     for reading, _ in latest(readings):
-        where = f"--corpus {reading['corpus']} --data DIR {_part(reading['part'])}--protocol {reading['protocol']}"
+        where = f"{_pairs(reading['corpus'])} {_part(reading['part'])}--protocol {reading['protocol']}"
         yield f"respsam-trainer evaluate RUN {where}"
     yield f"respsam-export build RUN{_options(manifest)} --out BUNDLE"
+
+
+def _pairs(corpora: str) -> str:
+    """The options that open corpora, whose names are joined by +."""
+    return " ".join(f"--corpus {name} --data DIR" for name in corpora.split("+"))
 
 
 def _options(manifest: Manifest) -> str:
@@ -235,7 +289,8 @@ def _options(manifest: Manifest) -> str:
         options.append(f"--calibration-cycles {how['calibration']['cycles']}")
     kept = dict.fromkeys(name for path, made in how["files"].items() for name in _asked(path, made["kept_float"]))
     options += [f"--keep-float {name}" for name in kept]
-    options += ["--prefer int8"] * (manifest.files[0].precision == "int8")
+    if any((file.precision, file.target) == ("int8", "cpu") for file in manifest.files):
+        options.append(f"--prefer {manifest.files[0].precision}")
     return "".join(f" {option}" for option in options)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from device.signal import FloatArray
-from trainer.model import AST, Ensemble
+from trainer.model import Ensemble, Network
 
 OPSET: Final = 17  # the one that TensorRT 8.6 to 11 all read
 PRODUCTS: Final = ("MatMul", "Gemm", "Conv")
@@ -36,8 +36,8 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def to_onnx(model: AST | Ensemble) -> bytes:
-    """The model in eval mode as ONNX: `windows` (batch, frames, mels) to `logits` (batch, classes), any batch.
+def to_onnx(model: Network | Ensemble) -> bytes:
+    """The model in eval mode as ONNX: `windows` (batch, frames, mels) to `logits` (batch, moments, classes), any batch.
 
     The bytes depend on the weights and the libraries' versions alone. Raises onnx.checker.ValidationError on a bug.
     """
@@ -105,12 +105,12 @@ def serialized(model: Any) -> bytes:
 
 
 def run(session: Any, inputs: FloatArray, batch: int = RUN_BATCH) -> FloatArray:
-    """Logits (n, classes) of model inputs (n, frames, mels)."""
+    """Logits (n, moments, classes) of model inputs (n, frames, mels)."""
     pieces = [session.run([OUTPUT], {INPUT: inputs[i : i + batch]})[0] for i in range(0, len(inputs), batch)]
     return np.concatenate(pieces).astype(np.float32)
 
 
-def parity(model: AST | Ensemble, session: Any, inputs: FloatArray) -> float:
+def parity(model: Network | Ensemble, session: Any, inputs: FloatArray) -> float:
     """Largest |torch - ONNX| of any logit over inputs (n, frames, mels), one at a time and in threes; NaN if any is."""
     worst = 0.0
     with torch.inference_mode():

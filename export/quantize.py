@@ -66,11 +66,13 @@ class Scheme:
         return not any(f".{part}." in f".{layer}." for part in self.float_parts)
 
 
+# MobileNet's first layers, depthwise convolutions and squeeze-excitations
+LIGHT: Final = ("trunk.features.0", "trunk.features.1", "block.1", "conc_se_layers")
 CPU: Final = Scheme(
     "static QDQ, uint8 activations by min-max, 7-bit int8 weights per channel, the blocks' linear layers",
     symmetric=False,
     reduced_range=True,
-    float_parts=("stem", "head"),
+    float_parts=("stem", *LIGHT, "head"),
     splits_projections=False,
 )
 TENSORRT: Final = Scheme(
@@ -78,7 +80,7 @@ TENSORRT: Final = Scheme(
     "stem's convolutions with batch norms",
     symmetric=True,
     reduced_range=False,
-    float_parts=("stem.layers",),
+    float_parts=LIGHT,
     splits_projections=True,
 )
 

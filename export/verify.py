@@ -37,7 +37,7 @@ class Verified:
     agreement: float
     """Share of windows whose likeliest class is the same."""
     relative_error: float
-    """Length of the difference of all logits over the length of fp32's."""
+    """Length of the difference of all moments' logits over the length of fp32's."""
     score_shift: Interval
     """Its binary Score minus fp32's, paired by patient; NaN where the corpus has one class only."""
 
@@ -106,7 +106,7 @@ def verify(
         form = replace(
             subject,
             model=classifier,
-            logits=classifier.logits,
+            logits=classifier.pooled,
             temperature=file.temperature,
             threshold=file.threshold,
         )

@@ -9,14 +9,14 @@ import torch
 
 from export.build import NOTHING_MORE, Built, Reporter, Wanted, build
 from firmware_config.settings import load_settings
-from tests.export.run_maker import CONVOLUTIONAL, PATCH, SEPARABLE, make_run
+from tests.export.run_maker import MOBILENET, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
 from trainer.evaluate import evaluate, log_reading, open_subject
 from trainer.run import READINGS_FILE, RunFacts
 
-ALL_FORMS = Wanted(int8=True, fp16=True, target="both")
+ALL_FORMS = Wanted(int8=True, fp16=True, target="both", prefer="fp32")
 
 
 @dataclass
@@ -82,10 +82,10 @@ def patch_made(workshop: Workshop, patch_run: Path) -> Made:
 
 
 @pytest.fixture(scope="session")
-def convolutional_made(workshop: Workshop) -> Made:
-    """fp32 and int8 of the convolutional model; int8 is the default, the corpus has moved, the model has a name."""
-    run, data = workshop.root / "convolutional", workshop.root / "moved"
-    facts = make_run(run, workshop.data, workshop.cache, CONVOLUTIONAL, members=2)
+def mobilenet_made(workshop: Workshop) -> Made:
+    """fp32 and int8 of two MobileNets; int8 is the default, the corpus has moved, the model has a name."""
+    run, data = workshop.root / "mobilenet", workshop.root / "moved"
+    facts = make_run(run, workshop.data, workshop.cache, MOBILENET, members=2)
     data.symlink_to(workshop.data)
     built = build(
         run,
@@ -96,11 +96,3 @@ def convolutional_made(workshop: Workshop) -> Made:
         name="Ward 7",
     )
     return Made(run, facts, built, ())
-
-
-@pytest.fixture(scope="session")
-def separable_made(workshop: Workshop) -> Made:
-    """fp32 and int8 of a model whose stem is MobileNet's."""
-    run = workshop.root / "separable"
-    facts = make_run(run, workshop.data, workshop.cache, SEPARABLE, gain=4.0)
-    return Made(run, facts, workshop.build(run, workshop.root / "separable bundle", Wanted(int8=True)), ())

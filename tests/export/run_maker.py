@@ -17,66 +17,58 @@ from trainer.corpora import Source
 from trainer.evaluate import evaluate, run_subject
 from trainer.files import write_atomically
 from trainer.finish import population, versions
-from trainer.fit import Validation, predict
+from trainer.fit import Validation
 from trainer.machine import start
-from trainer.model import AST, ModelConfig
+from trainer.mobilenet import MobileNetConfig
+from trainer.model import AST, ModelConfig, Network, network
 from trainer.recipe import Recipe, load_recipe
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, read_facts, save_tensors
 from trainer.splits import patient_folds
 
 MELS = 24
 PATCH = ModelConfig(mels=MELS, dim=16, depth=2, heads=2, stride=16)
-CONVOLUTIONAL = ModelConfig(
-    mels=MELS,
-    stem="convolutional",
-    stem_channels=(8, 8, 8),
-    stem_strides=((2, 2), (2, 2), (2, 2), (2, 2)),
-    dim=16,
-    depth=2,
-    heads=2,
-    pooling="cls+dist",
-    dropout=0.1,
-)
-SEPARABLE = ModelConfig(
-    mels=MELS,
-    stem="separable",
-    stem_channels=(8, 8, 16),
-    stem_strides=((2, 2), (2, 2), (2, 4)),
-    dim=16,
-    depth=2,
-    heads=2,
-)
+MOBILENET = MobileNetConfig(mels=32, dropout=0.1)
 
 
-def make_model(config: ModelConfig, seed: int = 0, gain: float = 10.0) -> AST:
-    """Random weights; a narrow model needs a `gain`, or windows differ by no more than their fifth digit."""
+def make_model(config: ModelConfig | MobileNetConfig, seed: int = 0, gain: float = 10.0) -> Network:
+    """Random weights; a narrow AST needs a `gain`, or windows differ by no more than their fifth digit."""
     torch.manual_seed(seed)
-    model = AST(config).eval()
-    with torch.no_grad():
-        for block in model.blocks:
-            for parameter in block.parameters():
-                if parameter.ndim == 2:
-                    parameter.mul_(gain)
+    model = network(config).eval()
+    if isinstance(model, AST):
+        with torch.no_grad():
+            for block in model.blocks:
+                for parameter in block.parameters():
+                    if parameter.ndim == 2:
+                        parameter.mul_(gain)
     return model
 
 
-def fit_head(model: AST, held: Validation) -> None:
+def fit_head(model: Network, held: Validation) -> None:
     """Batch norms and the head as training would leave them: statistics of the windows, and ridge regression."""
-    _settle_batch_norms(model, torch.from_numpy(held.inputs))
-    head, model.head = model.head, nn.Identity()  # type: ignore[assignment]
-    features = predict(model, held.inputs, torch.device("cpu")).astype(np.float64)
-    model.head = head
+    windows = torch.from_numpy(held.inputs)
+    _settle_batch_norms(model, windows)
+    with torch.no_grad():
+        if isinstance(model, AST):
+            features = model.tokens(windows)[:, 2:].mean(dim=1)
+            targets = 4.0 * np.eye(4)[held.labels] - 1.0
+        else:
+            features = model.trunk(windows.transpose(1, 2).unsqueeze(1)).mean(dim=(2, 3))
+            # of crackle and wheeze; 'both' is both
+            targets = 4.0 * np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])[held.labels]
+        weight, bias = _ridge(features.numpy().astype(np.float64), targets)
+        model.head.weight.copy_(torch.from_numpy(weight))
+        model.head.bias.copy_(torch.from_numpy(bias))
+
+
+def _ridge(features: Any, targets: Any) -> tuple[Any, Any]:
     mean = features.mean(axis=0)
     centred = features - mean
-    targets = 4.0 * np.eye(4)[held.labels] - 1.0
     spread = np.square(centred).mean() * len(centred)
     weight = np.linalg.solve(centred.T @ centred + 0.1 * spread * np.eye(features.shape[1]), centred.T @ targets)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight.T))
-        head.bias.copy_(torch.from_numpy(targets.mean(axis=0) - mean @ weight))
+    return weight.T, targets.mean(axis=0) - mean @ weight
 
 
-def _settle_batch_norms(model: AST, windows: torch.Tensor) -> None:
+def _settle_batch_norms(model: Network, windows: torch.Tensor) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -90,8 +82,8 @@ def make_run(
     run: Path,
     data: Path,
     cache: Path,
-    config: ModelConfig,
-    change: Callable[[AST], None] = lambda model: None,
+    config: ModelConfig | MobileNetConfig,
+    change: Callable[[Network], None] = lambda model: None,
     members: int = 1,
     gain: float = 10.0,
     fitted: bool = True,
@@ -101,7 +93,8 @@ def make_run(
     `change` is made to the weights before the head is `fitted`.
     """
     run.mkdir(parents=True)
-    values = load_recipe("compact").model_dump()
+    values = load_recipe("mobilenet").model_dump()
+    values.update(init="", init_sha256="")
     values["model"], values["front_end"] = config.model_dump(), front_end_of(config).model_dump()
     values["data"].update(folds=3, members=members, refit=0)
     values["augmentation"].update(time_mask_frames=8, mel_mask_bands=4)
@@ -119,10 +112,10 @@ def make_run(
         if fitted:
             fit_head(one, held)
     model = assemble(made)
-    save_tensors(run / WEIGHTS_FILE, model.state_dict(), {"architecture": "ast"})
+    save_tensors(run / WEIGHTS_FILE, model.state_dict(), {"architecture": config.architecture})
     threshold = widest_gap(abnormal_probability(held.logits(model, start("cpu")), 1.5))
     facts = RunFacts(
-        recipe_name="compact",
+        recipe_name="small",
         recipe=recipe,
         front_end=front_end,
         seed=3,
@@ -142,7 +135,8 @@ def make_run(
             ),
             cycle_threshold=threshold,
             site_threshold=None,
-            site_rule=SiteRule(k=2, threshold=threshold, least_cycles=2),
+            site_rule=SiteRule(threshold=threshold, stretch_cycles=4, least_cycles=2),
+            calibration=None,
             segmentation=Segmentation(),
             readings={},
         ),
@@ -165,9 +159,9 @@ def with_weights(run: Path, model: nn.Module) -> None:
     write_atomically(run / RUN_FILE, facts.model_dump_json())
 
 
-def front_end_of(config: ModelConfig) -> FrontEnd:
-    """As many bands as the model takes; so few as MELS of them stop where the made corpora do."""
-    return FrontEnd(mels=config.mels, high_hz=4000.0 if config.mels == MELS else 8000.0)
+def front_end_of(config: ModelConfig | MobileNetConfig) -> FrontEnd:
+    """As many bands as the model takes; few of them stop where the made corpora do."""
+    return FrontEnd(mels=config.mels, high_hz=4000.0 if config.mels <= MOBILENET.mels else 8000.0)
 
 
 def widest_gap(probability: Any) -> float:

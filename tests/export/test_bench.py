@@ -69,6 +69,14 @@ def test_the_usual_pipeline_is_as_large_as_the_bundles_model(patch_made: Made) -
     assert detail["precision"] == "fp32"
 
 
+def test_another_network_than_an_ast_is_compared_with_ast_base(patch_made: Made, mobilenet_made: Made) -> None:
+    patch, mobilenet = (dict(made.built.bundle.manifest.architecture) for made in (patch_made, mobilenet_made))
+    assert bench.usual_sizes(patch) == (patch, "the bundle's")
+    sizes, whose = bench.usual_sizes(mobilenet)
+    assert (sizes["dim"], sizes["depth"], sizes["mels"], whose) == (768, 12, 128, "AST base")
+    assert "members" not in sizes
+
+
 def test_a_contender_that_does_not_start_says_why(patch_made: Made) -> None:
     with pytest.raises(bench.BenchError, match=r"nothing\.onnx: does not run here: .*nothing\.onnx"):
         bench.Contender(patch_made.built.bundle.path, "nothing.onnx", 1)

@@ -18,10 +18,19 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from device.bundle import BundleError, open_bundle
+from device.bundle import BundleError, Calibration, Manifest, open_bundle
 from device.classifier import Classifier, open_session, self_test
 from device.labels import LABELS
-from export.build import Built, Reporter, Served, Wanted, build, make_self_test, simulated_breaths
+from export.build import (
+    Built,
+    Reporter,
+    Served,
+    Wanted,
+    build,
+    default_precision,
+    make_self_test,
+    simulated_breaths,
+)
 from export.cli import main
 from export.manifest import make_manifest
 from export.model_card import model_card
@@ -36,7 +45,7 @@ from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
 from trainer.metrics import Rates
-from trainer.model import AST, Block, ModelConfig
+from trainer.model import AST, Block, Ensemble, ModelConfig, Network
 from trainer.protocols import examples
 from trainer.run import (
     CHECKPOINT_FILE,
@@ -44,6 +53,7 @@ from trainer.run import (
     RUN_FILE,
     WEIGHTS_FILE,
     RunError,
+    RunFacts,
     load_model,
     load_tensors,
     member_folder,
@@ -79,7 +89,7 @@ def test_the_bundle_says_what_the_run_decided(patch_made: Made) -> None:
         ("model.fp16.trt.onnx", "fp16", "tensorrt"),
     ]
     assert {(file.temperature, file.threshold) for file in manifest.files} == {(1.5, facts.choice.cycle_threshold)}
-    assert (manifest.name, manifest.corpus, manifest.labels) == ("compact-sprsound", "sprsound", LABELS)
+    assert (manifest.name, manifest.corpus, manifest.labels) == ("small-sprsound", "sprsound", LABELS)
     assert (manifest.front_end, manifest.population) == (facts.front_end, facts.population)
     assert (manifest.threshold, manifest.site_rule) == (facts.choice.threshold, facts.choice.site_rule)
     assert manifest.segmentation == facts.choice.segmentation
@@ -140,8 +150,8 @@ def test_calibration_heard_training_patients_only(patch_made: Made, workshop: Wo
     assert any("of 4 training patients" in line for line in patch_made.lines)
 
 
-def test_the_manifest_names_what_is_float_in_every_file(patch_made: Made, convolutional_made: Made) -> None:
-    for made in (patch_made, convolutional_made):
+def test_the_manifest_names_what_is_float_in_every_file(patch_made: Made, mobilenet_made: Made) -> None:
+    for made in (patch_made, mobilenet_made):
         every = layers(made.built.bundle.read("model.onnx"))
         how: Any = made.built.bundle.manifest.recipe["quantization"]
         for form in CONVERTED:
@@ -162,8 +172,8 @@ def test_a_cpu_never_gets_a_file_for_tensorrt(patch_made: Made) -> None:
         only.file()
 
 
-def test_an_archive_with_a_name_and_int8_first(convolutional_made: Made) -> None:
-    bundle = convolutional_made.built.bundle
+def test_an_archive_with_a_name_and_int8_first(mobilenet_made: Made) -> None:
+    bundle = mobilenet_made.built.bundle
     assert bundle.path.suffix == ".respsam" and bundle.path.is_file()
     assert set(contents(bundle.path)) == BOTH
     assert bundle.manifest.name == "Ward 7"
@@ -184,6 +194,8 @@ def test_another_process_in_another_folder_makes_the_same_bytes(
         "--fp16",
         "--target",
         "both",
+        "--prefer",
+        "fp32",
         "--out",
         out,
         PYTHONHASHSEED="7",
@@ -228,11 +240,11 @@ class TestModelCard:
             for name, read in held_out[key].items():
                 assert f"| {what} {name or 'unknown'} | {read['n']} | {read['patients']} |" in card
 
-    def test_without_a_test_reading_it_says_so(self, convolutional_made: Made) -> None:
-        card = contents(convolutional_made.built.bundle.path)["MODEL_CARD.md"].decode()
+    def test_without_a_test_reading_it_says_so(self, mobilenet_made: Made) -> None:
+        card = contents(mobilenet_made.built.bundle.path)["MODEL_CARD.md"].decode()
         assert "on the first fold, whom the other models have met:" in card
         assert "No test part has been read; see" in card
-        manifest = convolutional_made.built.bundle.manifest
+        manifest = mobilenet_made.built.bundle.manifest
         resumed = manifest.model_copy(update={"metrics": {**manifest.metrics, "earlier_readings": 2}})
         card = model_card(resumed, {file.path: 1 for file in manifest.files})
         assert "No test part has been read with this model; 2 earlier readings were of other weights" in card
@@ -263,24 +275,25 @@ def test_a_changed_byte_shows_afterwards(patch_made: Made, tmp_path: Path) -> No
         open_bundle(copy)
 
 
-def changed_run(run: Path, folder: Path, change: Callable[[AST], None]) -> Path:
+def changed_run(run: Path, folder: Path, change: Callable[[Network], None]) -> Path:
     """A copy of a run whose weights were changed."""
     copy = folder / "run"
     shutil.copytree(run, copy)
     model = load_model(copy, read_facts(copy))
-    assert isinstance(model, AST)
+    assert not isinstance(model, Ensemble)
     with torch.no_grad():
         change(model)
     with_weights(copy, model)
     return copy
 
 
-def blocks(model: AST) -> list[Block]:
+def blocks(model: Network) -> list[Block]:
+    assert isinstance(model, AST)
     return [block for block in model.blocks if isinstance(block, Block)]
 
 
 def test_rounding_worse_than_the_parity_gate_is_refused(workshop: Workshop, patch_run: Path, tmp_path: Path) -> None:
-    def explode(model: AST) -> None:
+    def explode(model: Network) -> None:
         model.head.weight.mul_(1e6)
 
     run = changed_run(patch_run, tmp_path, explode)
@@ -293,7 +306,7 @@ def test_rounding_worse_than_the_parity_gate_is_refused(workshop: Workshop, patc
 def fragile_run(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What breaks real transformers in int8: one channel a thousand times the others. fp32 does not even see it."""
 
-    def outlier(model: AST) -> None:
+    def outlier(model: Network) -> None:
         block = blocks(model)[1]
         for norm, linear in ((block.attention_norm, block.attention.qkv), (block.mlp_norm, block.mlp_in)):
             norm.weight[0], norm.bias[0] = 0.0, 1000.0
@@ -375,8 +388,8 @@ def test_the_tolerance_holds_for_the_worst_file_or_there_is_no_bundle(
 ) -> None:
     """`change` moves the logit of normal, in units of the least certain breath's margin."""
     data, rates, facts = patch_made.built.bundle.read("model.onnx"), Rates(1.0, 1.0), patch_made.facts
-    fp32 = Served(FP32, data, np.empty((0, 4), np.float32), rates, 0.0)
-    logits = np.concatenate([run(open_session(data), one) for one in simulated_breaths(facts.front_end)])
+    fp32 = Served(FP32, data, np.empty((0, 1, 4), np.float32), rates, 0.0)
+    logits = np.concatenate([run(open_session(data), one)[:, 0] for one in simulated_breaths(facts.front_end)])
     # so high a temperature that not all probabilities are at their end
     temperature = float(np.abs(logits[:, 1:].max(axis=1) - logits[:, 0]).min())
     other = replace(fp32, form=CONVERTED[0], data=with_bias(data, "head.bias", 0, change * temperature))
@@ -391,6 +404,7 @@ def test_the_tolerance_holds_for_the_worst_file_or_there_is_no_bundle(
     of = {"normal": 0, "abnormal": 0}
     for probability, label in zip(test.expected_probability, test.labels, strict=True):
         of["normal" if label == "normal" else "abnormal"] += probability >= facts.choice.cycle_threshold
+    assert lines[0].startswith("warning: simulated") == (of["abnormal"] < 3)
     assert lines[0].endswith(f"called abnormal {of['abnormal']} of 6 abnormal and {of['normal']} of 2 normal ones")
     assert ("widened" in lines[-1]) == (tolerance == 0.05)
 
@@ -455,7 +469,7 @@ class TestBadInput:
         refuses([run, "--out", tmp_path / "b"], WEIGHTS_FILE, "does not fit the recipe")
 
     def test_nan_weights(self, refuses: Callable[..., None], patch_run: Path, tmp_path: Path) -> None:
-        def spoil(model: AST) -> None:
+        def spoil(model: Network) -> None:
             blocks(model)[1].mlp_in.weight[0, 0] = float("nan")
 
         run = changed_run(patch_run, tmp_path, spoil)
@@ -492,7 +506,7 @@ class TestBadInput:
     def test_unknown_architecture(self, refuses: Callable[..., None], run: Path, tmp_path: Path) -> None:
         facts = (run / RUN_FILE).read_text()
         (run / RUN_FILE).write_text(facts.replace('"architecture":"ast"', '"architecture":"convnext"'))
-        refuses([run, "--out", tmp_path / "b"], "architecture", "'ast'", "train again")
+        refuses([run, "--out", tmp_path / "b"], "'ast'", "'mobilenet'", "train again")
 
     @pytest.mark.parametrize("option", [["--prefer", "int8"], ["--prefer", "int8", "--int8", "--target", "tensorrt"]])
     def test_int8_preferred_but_not_built_for_a_cpu(
@@ -577,6 +591,22 @@ def test_ast_base_at_a_reduced_depth(workshop: Workshop, tmp_path: Path) -> None
         assert len(one.data) < 0.3 * len(fp32.data)
 
 
+def manifest_of(made: Made, facts: RunFacts) -> Manifest:
+    """The bundle's manifest had the run had other facts."""
+    manifest = made.built.bundle.manifest
+    return make_manifest(
+        facts,
+        name=None,
+        parameters=1,
+        files=manifest.files,
+        self_test=manifest.self_test,
+        readings=[],
+        earlier=0,
+        measured=manifest.metrics["export"],  # type: ignore[arg-type]
+        quantization={},
+    )
+
+
 @pytest.mark.parametrize(
     ("parts", "split", "seen"),
     [
@@ -590,19 +620,7 @@ def test_ast_base_at_a_reduced_depth(workshop: Workshop, tmp_path: Path) -> None
 def test_a_bundle_knows_whose_parts_it_has_met(patch_made: Made, parts: list[str], split: str, seen: set[str]) -> None:
     """`fit --part all`, or ICBHI as published with its two patients on both sides: no test part is unseen then."""
     facts = patch_made.facts.model_copy(update={"parts": parts, "split": split})
-    manifest = patch_made.built.bundle.manifest
-    made = make_manifest(
-        facts,
-        name=None,
-        parameters=1,
-        files=manifest.files,
-        self_test=manifest.self_test,
-        readings=[],
-        earlier=0,
-        measured={},
-        quantization={},
-    )
-    assert set(made.seen_parts) == seen
+    assert set(manifest_of(patch_made, facts).seen_parts) == seen
 
 
 def test_weights_that_are_not_the_runs_are_refused(patch_made: Made, tmp_path: Path) -> None:
@@ -615,11 +633,75 @@ def test_weights_that_are_not_the_runs_are_refused(patch_made: Made, tmp_path: P
         load_model(run, read_facts(run))
 
 
-@pytest.mark.parametrize(("maker", "credited"), [("separable_made", True), ("patch_made", False)])
-def test_the_card_says_where_a_stem_began(maker: str, credited: bool, request: pytest.FixtureRequest) -> None:
-    """A file that is called like YAMNet holds a whole AST, of patches."""
+@pytest.mark.parametrize(("maker", "credited"), [("mobilenet_made", True), ("patch_made", False)])
+def test_the_card_says_where_the_weights_began(maker: str, credited: bool, request: pytest.FixtureRequest) -> None:
+    """Another network's file of that name holds something else."""
     manifest = request.getfixturevalue(maker).built.bundle.manifest
     sizes = {file.path: 1 for file in manifest.files}
-    begun = manifest.model_copy(update={"recipe": {**manifest.recipe, "init": "yamnet"}})
+    begun = manifest.model_copy(update={"recipe": {**manifest.recipe, "init": "mn04_as_mAP_432.pt"}})
     assert "AudioSet" not in model_card(manifest, sizes)
-    assert ("tensorflow/models, Apache-2.0), which learnt AudioSet" in model_card(begun, sizes)) == credited
+    assert ("EfficientAT's mn04_as (MIT licence), which learnt AudioSet" in model_card(begun, sizes)) == credited
+
+
+def test_a_file_that_the_weights_began_at_is_named_without_its_folder(patch_made: Made) -> None:
+    recipe = patch_made.facts.recipe.model_copy(update={"init": "/home/me/mn04_as_mAP_432.pt", "init_sha256": "a" * 64})
+    manifest = manifest_of(patch_made, patch_made.facts.model_copy(update={"recipe": recipe}))
+    assert (manifest.recipe["init"], manifest.recipe["init_sha256"]) == ("mn04_as_mAP_432.pt", "a" * 64)
+    assert "init_sha256" not in patch_made.built.bundle.manifest.recipe
+
+
+def test_the_bundle_carries_how_far_healthy_people_may_move_the_threshold(patch_made: Made) -> None:
+    assert patch_made.built.bundle.manifest.calibration is None
+    allowed = Calibration(largest_shift=0.5, sensitivity_floor=0.875)
+    choice = patch_made.facts.choice.model_copy(update={"calibration": allowed})
+    manifest = manifest_of(patch_made, patch_made.facts.model_copy(update={"choice": choice}))
+    assert manifest.calibration == allowed
+    sizes = {file.path: 1 for file in manifest.files}
+    assert "threshold by up to 0.50 in log-odds, so that at most 10% of them" in model_card(manifest, sizes)
+    assert "do not change the site's threshold" in model_card(patch_made.built.bundle.manifest, sizes)
+
+
+def test_the_card_says_what_a_verdict_is_made_of(patch_made: Made, mobilenet_made: Made) -> None:
+    patch, mobilenet = (
+        contents(made.built.bundle.path)["MODEL_CARD.md"].decode() for made in (patch_made, mobilenet_made)
+    )
+    assert "An Audio Spectrogram Transformer that says" in patch and "A MobileNetV3 that says" in mobilenet
+    assert "class logits for each of 25 moments" in mobilenet and "the log of the mean odds" in mobilenet
+    assert "moments" not in patch
+    for card in (patch, mobilenet):
+        assert "A site is flagged when its first 4 gradable cycles reach" in card
+
+
+@pytest.mark.parametrize(
+    ("prefer", "ratio", "chosen", "why"),
+    [
+        ("measured", 0.95, "fp32", "int8 takes 0.95 of fp32's time here; at most 0.9 makes int8 the default"),
+        ("measured", 0.7, "int8", "int8 takes 0.70 of fp32's time here"),
+        ("int8", 1.4, "int8", "as asked by --prefer"),
+        ("fp32", 0.5, "fp32", "as asked by --prefer"),
+    ],
+)
+def test_int8_is_a_cpus_default_where_it_is_faster(
+    patch_made: Made, prefer: Any, ratio: float, chosen: str, why: str
+) -> None:
+    served = [
+        replace(one, times_fp32=ratio) if one.form.precision == "int8" and one.for_cpu else one
+        for one in patch_made.built.served
+    ]
+    lines: list[str] = []
+    assert default_precision(served, Wanted(int8=True, prefer=prefer), Reporter(lines.append)) == chosen
+    assert lines[0].startswith(f"a CPU runs {chosen} by default") and why in lines[0]
+    assert default_precision(served[:1], Wanted(), Reporter(lines.append)) == "fp32" and len(lines) == 1
+
+
+def test_times_are_of_rounds_in_turns(patch_made: Made) -> None:
+    for one in patch_made.built.served:
+        assert (one.milliseconds > 0) == (one.times_fp32 > 0) == one.for_cpu
+    assert patch_made.built.served[0].times_fp32 == 1.0
+
+
+def test_the_card_of_several_corpora_credits_each_and_opens_each(patch_made: Made) -> None:
+    manifest = patch_made.built.bundle.manifest.model_copy(update={"corpus": "icbhi+kauh"})
+    card = model_card(manifest, {file.path: 1 for file in manifest.files})
+    assert "Rocha" in card and "Fraiwan" in card and "GPL-3.0" not in card
+    assert "fit --corpus icbhi --data DIR --corpus kauh --data DIR --recipe" in card

@@ -23,9 +23,9 @@ def held() -> Validation:
 
 def logits(margin: FloatArray) -> FloatArray:
     """`margin` over normal for the true class, or crackle where that is normal; nothing for the others."""
-    result = np.full((len(margin), len(LABELS)), -20.0, np.float32)
-    result[:, 0] = 0.0
-    result[np.arange(len(margin)), np.maximum(held().labels, 1)] = margin
+    result = np.full((len(margin), 1, len(LABELS)), -20.0, np.float32)
+    result[..., 0] = 0.0
+    result[np.arange(len(margin)), 0, np.maximum(held().labels, 1)] = margin
     return result
 
 
@@ -66,6 +66,14 @@ def test_a_damage_that_the_threshold_does_not_see_is_not_a_loss_but_shows(margin
     found = of(margins, 0.1 * margins)
     assert found.lost == 0.0 and found.agreement == 1.0
     assert found.relative_error > 0.05 and found.divergence > 0.1
+
+
+def test_verdicts_are_of_all_moments_and_the_error_of_each(margins: FloatArray) -> None:
+    """Two moments that change places say the same of the whole window."""
+    two = np.concatenate([logits(margins), logits(margins + 1.0)], axis=1)
+    found = compare(two, two[:, ::-1], held(), TEMPERATURE, THRESHOLD)
+    assert found.agreement == 1.0 and found.lost == 0.0 and found.divergence < 1e-6
+    assert found.relative_error > 0.01
 
 
 def test_divergence_is_kullback_s() -> None:

@@ -1,9 +1,12 @@
 """INT8: which layers, which range, whose windows."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from torch import nn
 
 from device.classifier import open_session
 from export.build import simulated_breaths
@@ -24,6 +27,8 @@ from export.quantize import (
 from export.sensitivity import named
 from tests.export.conftest import Made
 from tests.export.test_onnx_graph import windows_of
+from trainer.mobilenet import Trunk
+from trainer.model import ModelConfig
 from trainer.protocols import Example
 
 
@@ -52,9 +57,9 @@ def test_fewer_examples_than_wanted_are_all_drawn_once() -> None:
     assert patient_balanced([], 10, seed=0) == []
 
 
-@pytest.fixture(params=["patch_made", "convolutional_made", "separable_made"])
+@pytest.fixture(params=["patch_made", "mobilenet_made"])
 def made(request: pytest.FixtureRequest) -> Made:
-    """A bundle of each stem."""
+    """A bundle of each network."""
     result: Made = request.getfixturevalue(request.param)
     return result
 
@@ -76,12 +81,26 @@ def factors(model: onnx.ModelProto) -> dict[str, list[bool]]:
 def test_layers_are_called_as_in_torch(made: Made) -> None:
     members, config = made.facts.recipe.data.members, made.facts.recipe.model
     prefixes = [""] if members == 1 else [f"member-{number + 1}." for number in range(members)]
-    normed = {"patch": 0, "convolutional": 4, "separable": 2 * len(config.stem_channels) - 1}[config.stem]
-    stem = [f"stem.layers.{3 * i}" for i in range(normed)] + ["stem.projection"] * (config.stem != "convolutional")
-    block = ["attention.qkv", "attention.out", "mlp_in", "mlp_out"]
-    inner = [f"blocks.{number}.{name}" for number in range(config.depth) for name in block]
-    expected = [prefix + name for prefix in prefixes for name in (*stem, *inner, "head")]
+    if isinstance(config, ModelConfig):
+        block = ["attention.qkv", "attention.out", "mlp_in", "mlp_out"]
+        inner = ["stem.projection", *(f"blocks.{n}.{name}" for n in range(config.depth) for name in block)]
+    else:
+        torch_names = (name for name, one in Trunk().named_modules() if isinstance(one, nn.Conv2d | nn.Linear))
+        inner = [f"trunk.{name}" for name in torch_names]
+    expected = [prefix + name for prefix in prefixes for name in (*inner, "head")]
     assert layers(made.built.bundle.read("model.onnx")) == expected
+
+
+def light(made: Made) -> set[str]:
+    """MobileNet's layers with few multiplications for what they read: depthwise, of the squeeze, or of 8 channels."""
+    model = graph_of(made.built.bundle.read("model.onnx"))
+    grouped = {
+        node.name
+        for node in model.graph.node
+        if any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    }
+    tiny = re.compile(r"(member-\d\.)?trunk\.features\.([01]\.|.*\.conc_se_layers\.)")
+    return grouped | {name for name in layers(made.built.bundle.read("model.onnx")) if tiny.match(name)}
 
 
 @pytest.mark.parametrize(("scheme", "most"), [(CPU, 64), (TENSORRT, 127)], ids=["cpu", "tensorrt"])
@@ -92,7 +111,7 @@ def test_what_becomes_integer_and_nothing_else(made: Made, scheme: Scheme, most:
     assert set(layers(data)) - set(taken) == {
         name
         for name in layers(data)
-        if "stem.layers" in name or (scheme is CPU and ("stem" in name or name.endswith("head")))
+        if name in light(made) or (scheme is CPU and ("stem" in name or name.endswith("head")))
     }
     for name, integer in factors(int8).items():
         assert integer == [name in taken] * 2
@@ -125,10 +144,13 @@ def test_weights_are_rounded_to_the_nearest_step_of_their_column(made: Made) -> 
     for node in taken:
         weight = exact[node.input[1]]
         scale = stored[f"{node.input[1]}_scale"]
-        assert scale.shape == (weight.shape[1],)
-        np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / 64, rtol=0.02)
-        rounded = stored[f"{node.input[1]}_quantized"] * scale
-        assert (np.abs(rounded - weight) <= scale / 2 * 1.001).all()
+        # a convolution's channels come first, a product's columns last
+        columns = (slice(None), *[None] * (weight.ndim - 1)) if node.op_type == "Conv" else slice(None)
+        others = tuple(range(1, weight.ndim)) if node.op_type == "Conv" else 0
+        assert scale.shape == (weight.shape[0 if node.op_type == "Conv" else 1],)
+        np.testing.assert_allclose(scale, np.abs(weight).max(axis=others) / 64, rtol=0.02)
+        rounded = stored[f"{node.input[1]}_quantized"] * scale[columns]
+        assert (np.abs(rounded - weight) <= scale[columns] / 2 * 1.001).all()
 
 
 @pytest.mark.parametrize("scheme", [CPU, TENSORRT], ids=["cpu", "tensorrt"])

@@ -18,10 +18,10 @@ from device.signal import FRAMES
 from export.cli import main
 from export.onnx_graph import run, to_onnx
 from export.projections import split_projections
-from export.quantize import TENSORRT, half, quantize
+from export.quantize import TENSORRT, half, layers, quantize
 from export.tensorrt_check import GPUS, MODULE, Checked, Products, check_model, products, types
 from tests.device.bundle_maker import make_bundle
-from tests.export.run_maker import MELS, make_model
+from tests.export.run_maker import MELS, MOBILENET, make_model
 from trainer.model import ModelConfig
 
 DEPTH = 2
@@ -67,6 +67,20 @@ def test_every_linear_layer_of_an_int8_file_runs_in_int8(tensorrt: Any, int8: by
     # attention multiplies activations, which nobody quantized
     assert checked.count("float") == 2 * DEPTH
     assert checked.megabytes > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_mobilenets_files_run_in_theirs(tensorrt: Any, precision: Any) -> None:
+    """Its 1x1 convolutions and its head in int8; what stays float is stated."""
+    fp32 = to_onnx(make_model(MOBILENET))
+    windows = np.random.default_rng(0).standard_normal((4, FRAMES, MOBILENET.mels)).astype(np.float32)
+    model = {"fp32": bytes, "fp16": half, "int8": lambda data: split_projections(quantize(data, windows, TENSORRT))}
+    checked = check_one(tensorrt, model[precision](fp32), precision)
+    stated = [name for name in layers(fp32) if not TENSORRT.takes(name)]
+    assert checked.problem(stated) == ""
+    integers = [name for name in layers(fp32) if TENSORRT.takes(name)] if precision == "int8" else []
+    assert sorted(checked.products.quantized) == sorted(integers)
+    assert checked.count("int8") == len(integers)
 
 
 def test_fp32_and_fp16_files_run_in_theirs(tensorrt: Any, fp32: bytes) -> None:

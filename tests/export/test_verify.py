@@ -18,6 +18,7 @@ from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
 from trainer.evaluate import evaluate, open_subject
 from trainer.metrics import Interval
+from trainer.protocols import PROTOCOLS
 
 QUALITY = load_settings(environment={}).quality
 
@@ -129,4 +130,4 @@ def test_the_table_and_bad_input(
     assert all(file.path in output for file in bundle.manifest.files)
     assert output.count("yes") == len(bundle.manifest.files)
     assert command(monkeypatch, workshop, bundle.path, "--protocol", "breaths") == 2
-    assert "'breaths' is not one of events, windows, recordings" in capsys.readouterr().err
+    assert f"'breaths' is not one of {', '.join(PROTOCOLS)}" in capsys.readouterr().err
