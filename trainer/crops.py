@@ -149,7 +149,9 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
                 )
             samples, speed = sped(samples, self.augmentation.speed, random)
             window, places = augmented_window(samples, self.front_end, self.augmentation, random, self.moments)
-        spans = self.spans(name, crop, start + speed * places / SAMPLE_RATE, random)
+            # padding that repeats nothing is in no cycle, not even in one that began before the crop
+            seconds = np.where(places < 0, -np.inf, start + speed * places / SAMPLE_RATE)
+        spans = self.spans(name, crop, seconds, random)
         return torch.from_numpy(window), *(torch.from_numpy(one) for one in spans)
 
     def background(self, length: float, random: np.random.Generator) -> FloatArray:
@@ -182,7 +184,7 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
         return members, classes, weights
 
     def visible(self, name: str, start: float, end: float) -> list[Cycle]:
-        """The annotated cycles that lie in a stretch as far as their label needs; none where only recordings have one."""
+        """The annotated cycles that lie in a stretch as far as their label needs; none where recordings alone have one."""
         share = VISIBLE.get(self.recordings[name].grain)
         if share is None:
             return []
