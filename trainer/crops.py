@@ -243,7 +243,9 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
 
 def crops_of(corpus: Corpus, cache: AudioCache, front_end: FrontEnd, recipe: Recipe, seed: int) -> TrainingCrops:
     """The training crops of a corpus, as a recipe draws and varies them."""
-    moments, cycle_loss = recipe.model.moments, recipe.optimizer.cycle_loss
+    moments = recipe.model.moments
+    # a model of one moment could only be told of the whole crop what is true of a part
+    cycle_loss = recipe.optimizer.cycle_loss if moments > 1 else 0.0
     return TrainingCrops(corpus, cache, front_end, recipe.data, recipe.augmentation, seed, moments, cycle_loss)
 
 

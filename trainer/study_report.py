@@ -195,8 +195,8 @@ def notes_on(study: Study, lines: Sequence[Line], seeds: int) -> list[str]:
     targets = list(dict.fromkeys(line.target for line in lines))
     if any(target.protocol == "recordings" for target in targets):
         notes.append(
-            "Recordings go through the device's live path in windows of 3.5 s; the mean log-odds of 3 to 8 in a row "
-            "speak. No site rule is fitted, so a recording has a probability and no class."
+            f"Recordings go through the device's live path; the first {STRETCH_CYCLES} gradable cycles speak together. "
+            "No site rule is fitted, so a recording has a probability and no class."
         )
     for target in targets:
         outcome = next(line.outcome for line in lines if line.target == target)

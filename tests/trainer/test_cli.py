@@ -33,6 +33,7 @@ cycle_loss = 1.0
 [data]
 crops = "random"
 balance = "binary"
+draws = 32
 folds = 3
 members = 2
 refit = 1
@@ -125,7 +126,7 @@ def _check_reading(reading: dict[str, Any], protocol: str) -> None:
         # what was not met is missed where it is abnormal, and left out where it is normal
         missed = sum(row[-1] for row in reading["confusion"]["counts"])
         assert reading["confusion"]["counts"][0][-1] == 0
-        assert reading["n"] - missed == round((1 - reading["not_met"]) * 27)
+        assert reading["n"] - missed == round((1 - reading["not_met"]) * 36)
 
 
 def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_mobilenets_moments_have_their_share_of_the_pooled_odds() -> None:
         logits = model(windows).double().numpy()
     odds = np.exp(logits[..., 1:]).sum(axis=-1)  # normal is at 0
     assert looked.shape == (3, 1, 25)
-    np.testing.assert_allclose(looked[:, 0], odds / odds.sum(axis=1, keepdims=True), rtol=1e-4)
+    np.testing.assert_allclose(looked[:, 0], odds / odds.sum(axis=1, keepdims=True), rtol=1e-3)
     assert spoke.shape[2] == 25 and spoke.min() >= 0.0
     np.testing.assert_allclose(spoke.sum(axis=(1, 2)), 1.0)
 

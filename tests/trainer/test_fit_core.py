@@ -504,7 +504,7 @@ def test_the_loss_is_the_weighted_mean_over_spans_and_those_without_weight_do_no
         assert float(learner(windows, members, targets, torch.zeros(3, 2))) == 0.0
 
 
-def test_a_cycle_that_is_taught_moves_its_own_moments_alone(toy: Toy) -> None:
+def test_a_cycle_that_is_taught_moves_its_own_moments_alone() -> None:
     logits = torch.zeros(1, 25, 4, requires_grad=True)
     members = torch.zeros(1, 1, 25)
     members[0, 0, 5:9] = 1.0
