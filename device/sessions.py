@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 
 from device.audio_store import AudioStore
 from device.signal import SAMPLE_RATE
-from device.store import KEPT, UNSTORED, StoreError, open_database, told, transaction
+from device.store import KEPT, UNSTORED, StoreError, mark_removed, open_database, session_owner, told, transaction
 from firmware_config.settings import Layer, load_settings
 
 Row = dict[str, Any]
@@ -67,16 +67,24 @@ def read_session(file: Path, number: int) -> Row:
         }
 
 
+def _sound_is_its_own(file: Path, number: int) -> bool:
+    with _opened(file) as database:
+        return AudioStore(file).belongs_to(number, session_owner(database, number))
+
+
 def delete_session(file: Path, number: int) -> None:
     """Remove a session's rows, then its audio, and nothing else."""
     with _opened(file) as database:
         with transaction(database):
+            owner = session_owner(database, number)
             for table, key in (("cycles", "session"), ("timeline", "session"), ("sessions", "id")):
                 database.execute(f"DELETE FROM {table} WHERE {key}=?", (number,))
+            mark_removed(database, number)
         # what was deleted must not live on in the write-ahead log
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     audio = AudioStore(file)
-    audio.remove(audio.kept(number))
+    if audio.belongs_to(number, owner):
+        audio.remove(audio.kept(number))
 
 
 def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> None:
@@ -207,6 +215,8 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
     from device.decision import SiteDecision
 
     session = read_session(file, number)
+    if not _sound_is_its_own(file, number):
+        raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
         raise StoreError(f"{file}: no audio of session {number} is kept; set store.audio before listening")
     # what is a new setting since then has its default

@@ -3,21 +3,21 @@
 The tables, and what survives what, are described in docs/store.md.
 """
 
-import fcntl
 import json
-import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from device.audio_store import AudioStore
+from device.audio_store import AudioStore, ForeignSoundError
 from device.live import CycleResult, Summary
 from device.signal import SAMPLE_RATE
+from device.store_file import SIDE_FILES, OpenFile, alone, side_file
 from device.timeline import Entry
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import Settings
@@ -28,6 +28,7 @@ RETRY_SECONDS = (5.0, 60.0)  # from one try to the next while nothing can be sto
 RETENTION_CYCLES = 100  # the audio's age and size are looked at once in so many cycles
 KEPT, DELETED = "kept", "deleted"  # of a cycle's audio; empty where it never was
 UNSTORED = "unstored"  # kind of the timeline row that counts what could not be kept
+REMOVED: Final = "deleted"  # in place of the owner of a session that somebody deleted
 
 TABLES = (
     """CREATE TABLE sessions (
@@ -64,6 +65,8 @@ FROM_VERSION_1 = (
     *(f"DROP TABLE old_{table}" for table in ("timeline", "cycles", "sessions")),
 )
 MIGRATIONS = {0: TABLES, 1: FROM_VERSION_1}
+# Beside the versioned tables, made where it is missing. It holds the owner of each session: its one writer's mark.
+META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 
 class StoreError(RespSAMError):
@@ -72,6 +75,14 @@ class StoreError(RespSAMError):
 
 class DamagedError(StoreError):
     """The file is no database, or one that fails its integrity check."""
+
+
+class GoneError(StoreError):
+    """The file was deleted, moved or replaced while it was open, or has lost the session."""
+
+
+class SessionDeletedError(StoreError):
+    """Somebody deleted the session that is being written; nothing more of it may be kept."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,8 @@ def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
                     for statement in MIGRATIONS.get(_version(file, database), ()):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {VERSION}")
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+                database.execute(META)
             database.execute("PRAGMA foreign_keys=ON")
     except StoreError:
         database.close()
@@ -175,25 +188,29 @@ def _version(file: Path, database: sqlite3.Connection) -> int:
     return int(version)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: another one's new file must not be set aside for the damaged one."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def session_owner(database: sqlite3.Connection, session: int) -> str:
+    """The mark of a session's one writer, which its sound bears too; empty for a session older than marks are."""
+    found = database.execute("SELECT value FROM meta WHERE name = ?", (_owner_name(session),)).fetchone()
+    return str(found[0]) if found else ""
+
+
+def mark_removed(database: sqlite3.Connection, session: int) -> None:
+    """So that whoever still writes this session learns of it."""
+    database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_owner_name(session), REMOVED))
+
+
+def _owner_name(session: int) -> str:
+    return f"session {session}"
 
 
 def set_aside(file: Path) -> Path:
     """Rename a damaged database, with what belongs to it; its new name."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     aside = file.with_name(f"{file.name}.damaged-{stamp}")
-    for suffix in ("-wal", "-shm", "-audio", ""):
-        source = file.with_name(file.name + suffix)
+    for suffix in (*SIDE_FILES, "-audio", ""):
+        source = side_file(file, suffix)
         if source.exists():
-            source.rename(aside.with_name(aside.name + suffix))
+            source.rename(side_file(aside, suffix))
     return aside
 
 
@@ -206,25 +223,36 @@ class Store:
         self.file, self.demo = settings.store.file, beginning.demo
         self.warning = ""
         """What happened at the opening that somebody should know."""
+        self._owner = secrets.token_hex(16)
         with told(self.file, "sessions cannot be stored"):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self.file.parent):
+            with alone(self.file.parent, LOCK_SECONDS):
                 self._database = self._open()
-        self.audio = AudioStore(self.file)
+                self._opened = OpenFile(self.file)
+        self.audio = AudioStore(self.file, self._owner)
         self._settings = settings.store
         self._cycles_to_retention = 0
         try:
             with told(self.file, "sessions cannot be stored"):
-                about = vars(beginning) | {
-                    "settings_fingerprint": settings.fingerprint(),
-                    "settings": settings.model_dump_json(),
-                    "not_validated": "; ".join(beginning.not_validated),
-                }
-                self.session = self._insert("sessions", **about)
+                self.session = self._begin(beginning)
+                self._opened = OpenFile(self.file)  # its log is there by now
                 self._retain()
         except StoreError:
             self.close()
             raise
+
+    def _begin(self, beginning: Beginning) -> int:
+        about = vars(beginning) | {
+            "settings_fingerprint": beginning.settings.fingerprint(),
+            "settings": beginning.settings.model_dump_json(),
+            "not_validated": "; ".join(beginning.not_validated),
+        }
+        with transaction(self._database):
+            (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
+            # sound may lie here of a database that is gone: its numbers are not given again either
+            session = self._insert("sessions", id=max(last, self.audio.last_session()) + 1, **about)
+            self._insert("meta", name=_owner_name(session), value=self._owner)
+        return session
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -239,12 +267,13 @@ class Store:
         """One judged cycle with its sound, or one timeline entry; and what was not kept before it."""
         with told(self.file, "not stored"):
             if isinstance(happened, Entry):
-                with transaction(self._database):
+                with self._ours(), transaction(self._database):
                     self._add_outage(outage)
                     self._add_entry(happened.sample, happened.kind, happened.missing_samples, happened.note)
             else:
+                self._check()
                 self._retain()
-                with self._sound(happened), transaction(self._database):
+                with self._sound(happened), self._ours(), transaction(self._database):
                     self._add_outage(outage)
                     self._add_cycle(happened)
 
@@ -254,7 +283,7 @@ class Store:
         account = [round(one * SAMPLE_RATE) for one in seconds]
         words = ("; ".join(summary.reasons), "; ".join(summary.not_validated))
         known = (time.time(), summary.verdict, summary.probability, *account, *words, self.session)
-        with told(self.file, "not stored"), transaction(self._database):
+        with told(self.file, "not stored"), self._ours(), transaction(self._database):
             self._add_outage(outage)
             self._database.execute(
                 "UPDATE sessions SET ended_at=?, verdict=?, probability=?, heard_samples=?, missing_samples=?, "
@@ -263,8 +292,28 @@ class Store:
             )
 
     def close(self) -> None:
-        """Give the file back."""
-        self._database.close()
+        """Give the file back; what has taken its place meanwhile is left as it is."""
+        with ExitStack() as stack, told(self.file, "cannot be closed"):
+            with suppress(OSError):  # its folder may be locked, or gone
+                stack.enter_context(alone(self.file.parent, LOCK_SECONDS))
+            self._opened.close(self._database.close)
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """A write that counts only when the file was this session's before it and after it."""
+        self._check()
+        yield
+        self._check()
+
+    def _check(self) -> None:
+        """Whether what is written goes to where somebody will find it; raises GoneError or SessionDeletedError."""
+        owner = session_owner(self._database, self.session)
+        if owner == REMOVED:
+            raise SessionDeletedError(
+                f"{self.file}: session {self.session} was deleted while it listens; nothing more of it is kept"
+            )
+        if owner != self._owner or not self._opened.is_there():
+            raise GoneError(f"{self.file}: it was deleted, moved or replaced while session {self.session} was written")
 
     def _insert(self, table: str, **row: str | float | None) -> int:
         statement = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
@@ -276,11 +325,14 @@ class Store:
         if not self._settings.audio:
             yield
             return
-        self.audio.keep(self.session, cycle.number, cycle.samples)
+        try:
+            self.audio.keep(self.session, cycle.number, cycle.samples)
+        except ForeignSoundError as error:
+            raise GoneError(str(error)) from error
         try:
             yield
         except BaseException:
-            self.audio.path(self.session, cycle.number).unlink(missing_ok=True)
+            self.audio.discard(self.session, cycle.number)
             raise
 
     def _add_outage(self, outage: Outage | None) -> None:
@@ -351,6 +403,8 @@ class Recorder:
             this = Outage(happened.sample, "", entries=1)
         else:
             this = Outage(round(happened.start_seconds * SAMPLE_RATE), "", cycles=1)
+        if self._opening is None:
+            return
         if self._outage is None or time.monotonic() >= self._next_try:
             self._try(lambda store, outage: store.add(happened, outage), this)
         else:
@@ -358,9 +412,11 @@ class Recorder:
 
     def end(self, summary: Summary) -> None:
         """As Store.end, and gives the file back; never fails."""
+        was_open = self._store is not None
         self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
-        if self._store is not None:
-            self._store.close()
+        if was_open and self._store is None:  # the file is gone: the verdict goes where the next session would
+            self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
+        self._leave()
 
     def _try(self, write: Callable[[Store, Outage | None], None], this: Outage) -> None:
         if self._opening is None:
@@ -371,7 +427,14 @@ class Recorder:
                 if self._store.warning:
                     self._warn(self._store.warning)
             write(self._store, self._outage)
+        except SessionDeletedError as error:
+            self._leave()
+            self._opening, self._outage = None, None
+            self._warn(str(error))
+            return
         except StoreError as error:
+            if isinstance(error, GoneError):
+                self._leave()
             if self._outage is None:
                 self._outage = Outage(this.sample, str(error))
                 self._warn(f"{error}; listening goes on, but nothing is kept until this works again")
@@ -384,6 +447,12 @@ class Recorder:
             self._outage = None
         # slowly: a disk that is full every other time would else warn every few seconds
         self._pause = max(self._first_pause, 0.9 * self._pause)
+
+    def _leave(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            with suppress(StoreError):  # whatever was committed is there
+                store.close()
 
     def _miss(self, this: Outage) -> None:
         before = self._outage

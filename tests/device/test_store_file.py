@@ -1,0 +1,241 @@
+"""The store's file and the sound beside it: whatever becomes of them, nothing of another session is touched."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device.audio_store import AudioStore
+from device.live import CycleResult, Summary
+from device.sessions import delete_session, replay
+from device.store import Recorder, Store, StoreError, set_aside
+from device.timeline import Entry
+from tests.device.storing import Certain, beginning, endless, heard
+
+Heard = tuple[list[CycleResult], list[Entry], Summary]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Heard:
+    return heard(Certain())
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "store.sqlite"
+
+
+def rows(file: Path, query: str) -> list[Any]:
+    with sqlite3.connect(file) as database:
+        return database.execute(query).fetchall()
+
+
+def recorder(file: Path, warnings: list[str]) -> Recorder:
+    return Recorder(lambda: Store(beginning(file, audio=True)), warnings.append, retry_seconds=0.0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def remove_with_its_log(file: Path) -> None:
+    for one in file.parent.glob(f"{file.name}*"):
+        if one.is_file():
+            one.unlink()
+
+
+def remove_the_folder(file: Path) -> None:
+    shutil.rmtree(file.parent)
+
+
+def move(file: Path) -> None:
+    file.rename(file.with_name("moved.sqlite"))
+
+
+def move_the_folder(file: Path) -> None:
+    file.parent.rename(file.parent.with_name("moved"))
+
+
+def restore_a_backup(file: Path) -> None:
+    """Another database takes its place, as rsync and tar put it there: under the name, with the same session number."""
+    other = file.parent.with_name("backup") / file.name
+    store = Store(beginning(other, audio=True))
+    store.close()
+    other.replace(file)
+
+
+def restore_a_backup_in_use(file: Path) -> None:
+    """The same with the backup's own log beside it: the copy of a database that was being written."""
+    other = file.parent.with_name("backup") / file.name
+    store = Store(beginning(other, audio=True))
+    copies = []
+    for one in list(other.parent.glob(f"{other.name}*")):
+        if one.is_file():
+            copies.append(Path(shutil.copy(one, f"{one}.copy")))
+    for copy in copies:
+        copy.replace(file.with_name(copy.name.removesuffix(".copy")))
+    store.close()
+
+
+def lose_its_rows(file: Path) -> None:
+    """What sqlite3's .restore does: the same file with the content of another time."""
+    with sqlite3.connect(file) as database:
+        for table in ("cycles", "timeline", "sessions", "meta"):
+            database.execute(f"DELETE FROM {table}")
+    database.close()
+
+
+FATES = [
+    remove,
+    remove_with_its_log,
+    remove_the_folder,
+    move,
+    move_the_folder,
+    restore_a_backup,
+    restore_a_backup_in_use,
+    lose_its_rows,
+]
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_store_that_goes_while_it_is_written_is_told_and_stored_into_anew(
+    file: Path, demo: Heard, fate: Callable[[Path], None]
+) -> None:
+    warnings: list[str] = []
+    recording = recorder(file, warnings)
+    numbered = endless(demo[0])
+    for _ in range(3):
+        recording.add(next(numbered))
+    fate(file)
+    for _ in range(4):
+        recording.add(next(numbered))
+    recording.end(demo[2])
+    gone, again = warnings
+    assert "deleted, moved or replaced" in gone and "listening goes on" in gone and "\n" not in gone
+    assert "stored again; 1 cycles" in again
+    session = rows(file, "SELECT max(id) FROM sessions WHERE verdict IS NOT NULL")[0][0]
+    assert rows(file, f"SELECT number FROM cycles WHERE session = {session}") == [(5,), (6,), (7,)]
+    ((note,),) = rows(file, f"SELECT note FROM timeline WHERE session = {session} AND kind = 'unstored'")
+    assert note.startswith("1 cycles and 0 timeline entries not kept: ")
+    assert rows(file, "PRAGMA integrity_check") == [("ok",)]
+    audio = AudioStore(file)
+    assert [one.number for one in sorted(audio.kept(session))] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_store_that_goes_at_the_very_end_leaves_the_verdict(
+    file: Path, demo: Heard, fate: Callable[[Path], None]
+) -> None:
+    warnings: list[str] = []
+    recording = recorder(file, warnings)
+    recording.add(demo[0][0])
+    fate(file)
+    recording.end(demo[2])
+    assert len(warnings) == 2
+    assert (demo[2].verdict,) in rows(file, "SELECT verdict FROM sessions")
+
+
+@pytest.mark.parametrize("fate", [restore_a_backup, restore_a_backup_in_use, remove, lose_its_rows])
+def test_the_sound_of_another_session_is_never_written_over_or_deleted(
+    file: Path, demo: Heard, fate: Callable[[Path], None]
+) -> None:
+    recording = recorder(file, [])
+    numbered = endless(demo[0])
+    recording.add(next(numbered))
+    fate(file)
+    folder = AudioStore(file).folder
+    shutil.rmtree(folder, ignore_errors=True)
+    other = AudioStore(file, "the owner of the backup")
+    for number in range(1, 9):
+        other.keep(1, number, demo[0][0].samples[:1000])
+    before = contents(folder / "1")
+    for _ in range(6):
+        recording.add(next(numbered))
+    recording.end(demo[2])
+    assert contents(folder / "1") == before
+    assert len(sorted(AudioStore(file).kept(2))) == 5
+
+
+def test_a_failed_write_deletes_no_sound_of_another_device(file: Path, demo: Heard) -> None:
+    one = Store(beginning(file, audio=True))
+    # what a second device has kept in the same place
+    other = AudioStore(file, "another device")
+    other.keep(1, demo[0][0].number, demo[0][0].samples)
+    before = contents(other.folder)
+    with pytest.raises(StoreError, match="another session"):
+        one.add(demo[0][0])
+    one.close()
+    assert contents(other.folder) == before
+
+
+def test_a_second_device_does_not_write_into_what_the_first_set_aside(file: Path, demo: Heard) -> None:
+    warnings: list[str] = []
+    second = recorder(file, warnings)
+    numbered = endless(demo[0])
+    second.add(next(numbered))
+    set_aside(file)
+    first = Store(beginning(file, audio=True))
+    first.add(demo[0][0])
+    sound = contents(first.audio.folder / str(first.session))
+    for _ in range(3):
+        second.add(next(numbered))
+    second.end(demo[2])
+    first.add(demo[0][1])
+    first.close()
+    assert sound.items() <= contents(first.audio.folder / str(first.session)).items()
+    assert rows(file, "SELECT session, number FROM cycles ORDER BY session, number") == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert rows(file, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_numbers_of_a_database_that_is_gone_are_not_given_again(file: Path, demo: Heard) -> None:
+    first = Store(beginning(file, audio=True))
+    first.add(demo[0][0])
+    first.close()
+    file.unlink()
+    second = Store(beginning(file, audio=True))
+    second.add(demo[0][0])
+    second.close()
+    assert second.session == 2
+    assert {one.session for one in AudioStore(file).kept()} == {1, 2}
+
+
+def test_sound_of_another_session_is_neither_replayed_nor_deleted(file: Path, demo: Heard) -> None:
+    store = Store(beginning(file, audio=True))
+    store.add(demo[0][0])
+    store.close()
+    shutil.rmtree(store.audio.folder)
+    other = AudioStore(file, "another")
+    other.keep(1, 1, demo[0][0].samples)
+    with pytest.raises(StoreError, match="another session"):
+        replay(file, 1)
+    delete_session(file, 1)
+    assert other.path(1, 1).exists()
+
+
+@pytest.fixture
+def deleted_while_it_runs(file: Path, demo: Heard) -> Iterator[tuple[Recorder, list[str]]]:
+    warnings: list[str] = []
+    recording = recorder(file, warnings)
+    recording.add(demo[0][0])
+    delete_session(file, 1)
+    yield recording, warnings
+
+
+def test_a_session_that_is_deleted_while_it_runs_is_told_so_once(
+    deleted_while_it_runs: tuple[Recorder, list[str]], file: Path, demo: Heard
+) -> None:
+    recording, warnings = deleted_while_it_runs
+    for cycle in demo[0]:
+        recording.add(cycle)
+    recording.end(demo[2])
+    (warning,) = warnings
+    assert "session 1 was deleted while it listens; nothing more of it is kept" in warning
+    assert "FOREIGN" not in warning and "disk" not in warning
+    assert not AudioStore(file).kept()
