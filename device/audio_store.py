@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from device.signal import INT24, SAMPLE_RATE, FloatArray
+from device.store_file import close_to_others
 from firmware_config.errors import RespSAMError
 
 SUFFIX = ".flac"
@@ -18,6 +19,10 @@ OWNER = "owner"  # the file in a session's folder that says whose sound it is
 DAY_SECONDS = 86_400.0
 # A board without a battery begins in the past until the network sets its clock; the age of such a file is unknown.
 CLOCK_IS_SET = 1_735_689_600.0  # 2025
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class ForeignSoundError(RespSAMError):
@@ -84,7 +89,7 @@ class AudioStore:
         soundfile.write(encoded, whole, SAMPLE_RATE, subtype="PCM_24", format="FLAC")
         unfinished = path.with_suffix(UNFINISHED)
         try:
-            with unfinished.open("wb") as file:
+            with open(unfinished, "wb", opener=_private) as file:
                 file.write(encoded.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
@@ -103,6 +108,7 @@ class AudioStore:
     def _claim(self, folder: Path) -> None:
         """The session's folder, with this writer's mark in it."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        close_to_others(self.folder)
         try:
             folder.mkdir(mode=0o700)
         except FileExistsError:
@@ -110,7 +116,8 @@ class AudioStore:
                 raise ForeignSoundError(f"{folder}: the sound of another session lies here") from None
             return
         if self._owner:
-            (folder / OWNER).write_text(self._owner)
+            with open(folder / OWNER, "w", opener=_private) as file:
+                file.write(self._owner)
 
     def discard(self, session: int, number: int) -> None:
         """A cycle's sound, when this writer has kept it."""

@@ -17,7 +17,7 @@ from typing import Final
 from device.audio_store import AudioStore, ForeignSoundError
 from device.live import CycleResult, Summary
 from device.signal import SAMPLE_RATE
-from device.store_file import SIDE_FILES, OpenFile, alone, side_file
+from device.store_file import SIDE_FILES, OpenFile, alone, close_to_others, make_private, side_file
 from device.timeline import Entry
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import Settings
@@ -210,6 +210,7 @@ def set_aside(file: Path) -> Path:
     for suffix in (*SIDE_FILES, "-audio", ""):
         source = side_file(file, suffix)
         if source.exists():
+            close_to_others(source)
             source.rename(side_file(aside, suffix))
     return aside
 
@@ -225,7 +226,7 @@ class Store:
         """What happened at the opening that somebody should know."""
         self._owner = secrets.token_hex(16)
         with told(self.file, "sessions cannot be stored"):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.file, own_folder=not settings.store.path)
             with alone(self.file.parent, LOCK_SECONDS):
                 self._database = self._open()
                 self._opened = OpenFile(self.file)
@@ -260,6 +261,7 @@ class Store:
         except DamagedError as error:
             aside = set_aside(self.file)
             cause = error.__cause__
+            make_private(self.file, own_folder=False)
             self.warning = f"{self.file} was damaged ({cause}); it is kept as {aside}, and a new one is begun"
             return open_database(self.file)
 

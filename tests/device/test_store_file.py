@@ -1,8 +1,10 @@
 """The store's file and the sound beside it: whatever becomes of them, nothing of another session is touched."""
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from device.live import CycleResult, Summary
 from device.sessions import delete_session, replay
 from device.store import Recorder, Store, StoreError, set_aside
 from device.timeline import Entry
+from firmware_config.settings import load_settings
 from tests.device.storing import Certain, beginning, endless, heard
 
 Heard = tuple[list[CycleResult], list[Entry], Summary]
@@ -239,3 +242,56 @@ def test_a_session_that_is_deleted_while_it_runs_is_told_so_once(
     assert "session 1 was deleted while it listens; nothing more of it is kept" in warning
     assert "FOREIGN" not in warning and "disk" not in warning
     assert not AudioStore(file).kept()
+
+
+def open_to_others(folder: Path) -> list[str]:
+    return [str(one) for one in [folder, *folder.rglob("*")] if one.stat().st_mode & 0o077]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_all_that_is_stored_is_its_user_s_alone(
+    tmp_path: Path, demo: Heard, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    before = os.umask(umask)
+    try:
+        for file in (Path(""), tmp_path / "new" / "store.sqlite"):
+            start = beginning(file, audio=True)
+            if not file.name:
+                start = replace(start, settings=load_settings(environment={}, flags={"store.audio": True}))
+            store = Store(start)
+            store.add(demo[0][0])
+            assert len(open_to_others(store.file.parent)) == 0, "while it is written"
+            store.close()
+            assert len(open_to_others(store.file.parent)) == 0
+            set_aside(store.file)
+            Store(start).close()
+            assert len(open_to_others(store.file.parent)) == 0
+    finally:
+        os.umask(before)
+
+
+def test_what_an_older_version_left_open_to_all_is_closed(file: Path, demo: Heard) -> None:
+    store = Store(beginning(file, audio=True))
+    store.add(demo[0][0])
+    copies = {one: Path(shutil.copy(one, f"{one}.x")) for one in file.parent.glob("store.sqlite*") if one.is_file()}
+    store.close()
+    for one, copy in copies.items():
+        copy.replace(one)  # as after a power cut, with its log
+        one.chmod(0o644)
+    file.parent.chmod(0o755)
+    store.audio.folder.chmod(0o755)
+    again = Store(beginning(file, audio=True))
+    again.add(demo[0][0])
+    assert open_to_others(file.parent) == []
+    again.close()
+    assert rows(file, "SELECT count(*) FROM cycles") == [(2,)]
+
+
+def test_a_folder_that_others_use_too_keeps_its_mode(file: Path) -> None:
+    file.parent.mkdir(mode=0o755)
+    (file.parent / "another program's").touch()
+    file.parent.chmod(0o755)
+    Store(beginning(file)).close()
+    assert file.parent.stat().st_mode & 0o777 == 0o755
+    assert file.stat().st_mode & 0o077 == 0
