@@ -281,7 +281,7 @@ def list_sessions(json_output: JsonOption = False, config: ConfigOption = None) 
 
     from device.sessions import SESSION_COLUMNS, cells, list_sessions
 
-    rows = list_sessions(_store_file(config))
+    rows = list_sessions(_store_file(config), _warn)
     if json_output:
         for row in rows:
             typer.echo(json.dumps(row))
@@ -296,7 +296,7 @@ def show_session(session: SessionArgument, json_output: JsonOption = False, conf
 
     from device.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
 
-    found = read_session(_store_file(config), session)
+    found = read_session(_store_file(config), session, _warn)
     if json_output:
         typer.echo(json.dumps(found))
         return
@@ -318,7 +318,7 @@ def export_session(
     """Write a session for other programs."""
     from device.sessions import export_session, read_session
 
-    found = read_session(_store_file(config), session)
+    found = read_session(_store_file(config), session, _warn)
     if out is None:
         export_session(found, form, sys.stdout)
         return
@@ -363,7 +363,7 @@ def replay(
 
     from device.sessions import replay
 
-    done = replay(_store_file(config), session, bundle, anyway=anyway)
+    done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
     typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))
     return 0 if done.exact else GateRefused.exit_code
 

@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -13,7 +13,17 @@ from typing import Any, Literal, TextIO
 
 from device.audio_store import AudioStore
 from device.signal import SAMPLE_RATE
-from device.store import KEPT, UNSTORED, StoreError, mark_removed, open_database, session_owner, told, transaction
+from device.store import (
+    KEPT,
+    UNSTORED,
+    StoreError,
+    mark_removed,
+    open_database,
+    open_to_read,
+    session_owner,
+    told,
+    transaction,
+)
 from firmware_config.settings import Layer, load_settings
 
 Row = dict[str, Any]
@@ -28,13 +38,27 @@ CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability
 ENTRY_COLUMNS = "demo sample kind missing_samples note"
 
 
+Warn = Callable[[str], None]
+
+
+def _silent(_warning: str) -> None:
+    pass
+
+
 @contextmanager
-def _opened(file: Path) -> Iterator[sqlite3.Connection]:
-    if not file.is_file():
-        raise StoreError(f"{file}: no sessions are stored here; set store.path, or listen first")
-    with closing(open_database(file)) as database, told(file, "cannot be read or changed"):
+def _opened(file: Path, warn: Warn = _silent) -> Iterator[sqlite3.Connection]:
+    _look_for(file)
+    database, missing = open_to_read(file)
+    if missing:
+        warn(missing)
+    with closing(database), told(file, "cannot be read"):
         database.row_factory = sqlite3.Row
         yield database
+
+
+def _look_for(file: Path) -> None:
+    if not file.is_file():
+        raise StoreError(f"{file}: no sessions are stored here; set store.path, or listen first")
 
 
 def _rows(database: sqlite3.Connection, query: str, *values: int) -> list[Row]:
@@ -45,18 +69,18 @@ def _rows(database: sqlite3.Connection, query: str, *values: int) -> list[Row]:
     return rows
 
 
-def list_sessions(file: Path) -> list[Row]:
+def list_sessions(file: Path, warn: Warn = _silent) -> list[Row]:
     """One row a session, in the order they began, without its settings; none where nothing was ever stored."""
     if not file.exists():
         return []
-    with _opened(file) as database:
+    with _opened(file, warn) as database:
         rows = _rows(database, f"{SESSIONS} GROUP BY id ORDER BY id")
     return [{name: value for name, value in row.items() if name != "settings"} for row in rows]
 
 
-def read_session(file: Path, number: int) -> Row:
+def read_session(file: Path, number: int, warn: Warn = _silent) -> Row:
     """A session's row, and in it `cycles` and `timeline`, lists of rows. Raises StoreError where there is none."""
-    with _opened(file) as database:
+    with _opened(file, warn) as database:
         database.execute("BEGIN")  # all of one moment
         found = _rows(database, f"{SESSIONS} WHERE id=? GROUP BY id", number)
         if not found:
@@ -74,7 +98,8 @@ def _sound_is_its_own(file: Path, number: int) -> bool:
 
 def delete_session(file: Path, number: int) -> None:
     """Remove a session's rows, then its audio, and nothing else."""
-    with _opened(file) as database:
+    _look_for(file)
+    with closing(open_database(file)) as database, told(file, "cannot be changed"):
         with transaction(database):
             owner = session_owner(database, number)
             for table, key in (("cycles", "session"), ("timeline", "session"), ("sessions", "id")):
@@ -204,7 +229,9 @@ class Replay:
         return [f"DEMO {line}" if self.demo else line for line in lines]
 
 
-def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False) -> Replay:
+def replay(
+    file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = _silent
+) -> Replay:
     """Judge a session's stored audio again, one cycle at a time, on its own settings; nothing is written.
 
     Probabilities, classes and the site's verdict are compared for equality: on the CPU engine the tolerance is 0.
@@ -214,7 +241,7 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
     from device.classifier import open_classifier
     from device.decision import SiteDecision
 
-    session = read_session(file, number)
+    session = read_session(file, number, warn)
     if not _sound_is_its_own(file, number):
         raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):

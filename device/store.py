@@ -167,13 +167,42 @@ def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
                     for statement in MIGRATIONS.get(_version(file, database), ()):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {VERSION}")
-            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            if not _has_meta(database):
                 database.execute(META)
             database.execute("PRAGMA foreign_keys=ON")
     except StoreError:
         database.close()
         raise
     return database
+
+
+def open_to_read(file: Path) -> tuple[sqlite3.Connection, str]:
+    """The database for reading, also where nothing can be written, and in words what may be missing then."""
+    try:
+        return open_database(file), ""
+    except StoreError as error:
+        # what another process is writing just now is not read past its lock
+        if not isinstance(error.__cause__, sqlite3.OperationalError) or "locked" in str(error):
+            raise
+        first = error
+    log = side_file(file, "-wal")
+    for options in ("mode=ro", "immutable=1"):
+        try:
+            with told(file, "cannot be read"):
+                database = sqlite3.connect(
+                    f"{file.absolute().as_uri()}?{options}", uri=True, isolation_level=None, timeout=LOCK_SECONDS
+                )
+                version = _version(file, database)
+        except StoreError as error:
+            if not isinstance(error.__cause__, sqlite3.OperationalError):
+                raise
+            continue
+        if version != VERSION:
+            database.close()
+            raise StoreError(f"{file}: of an older version, and it cannot be written here; copy it to where it can be")
+        unread = options == "immutable=1" and log.exists() and log.stat().st_size > 0
+        return database, f"{log} cannot be read here; what was stored last may be missing" if unread else ""
+    raise first
 
 
 def _version(file: Path, database: sqlite3.Connection) -> int:
@@ -190,8 +219,14 @@ def _version(file: Path, database: sqlite3.Connection) -> int:
 
 def session_owner(database: sqlite3.Connection, session: int) -> str:
     """The mark of a session's one writer, which its sound bears too; empty for a session older than marks are."""
+    if not _has_meta(database):
+        return ""
     found = database.execute("SELECT value FROM meta WHERE name = ?", (_owner_name(session),)).fetchone()
     return str(found[0]) if found else ""
+
+
+def _has_meta(database: sqlite3.Connection) -> bool:
+    return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone())
 
 
 def mark_removed(database: sqlite3.Connection, session: int) -> None:
