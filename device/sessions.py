@@ -6,15 +6,18 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from device.audio_store import AudioStore
+from device.quality import Quality
 from device.signal import SAMPLE_RATE
 from device.store import (
+    COUNTS,
     KEPT,
+    TABLES,
     UNSTORED,
     StoreError,
     mark_removed,
@@ -28,13 +31,13 @@ from firmware_config.settings import Layer, load_settings
 
 Row = dict[str, Any]
 Cells = dict[str, str]
-SESSIONS = f"""SELECT sessions.*, count(number) AS cycles, count(cycles.probability) AS graded,
-    coalesce(sum(flag), 0) AS flagged, coalesce(sum(audio = '{KEPT}'), 0) AS with_audio
-    FROM sessions LEFT JOIN cycles ON session = id"""
+SESSIONS = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {name}" for name in COUNTS)}
+    FROM sessions LEFT JOIN totals ON session = id"""
 ACCOUNT = ("heard", "missing", "dropped", "gradable")
 NOT_GRADED, DAMAGED = "not graded", "whose audio is damaged"
 SESSION_COLUMNS = "demo id started_at site verdict heard_samples flagged with_audio source"
 CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
+ADDED_COLUMNS = ("source", "site", "bundle")  # of the session, on every row of a CSV
 ENTRY_COLUMNS = "demo sample kind missing_samples note"
 
 
@@ -74,7 +77,7 @@ def list_sessions(file: Path, warn: Warn = _silent) -> list[Row]:
     if not file.exists():
         return []
     with _opened(file, warn) as database:
-        rows = _rows(database, f"{SESSIONS} GROUP BY id ORDER BY id")
+        rows = _rows(database, f"{SESSIONS} ORDER BY id")
     return [{name: value for name, value in row.items() if name != "settings"} for row in rows]
 
 
@@ -82,7 +85,7 @@ def read_session(file: Path, number: int, warn: Warn = _silent) -> Row:
     """A session's row, and in it `cycles` and `timeline`, lists of rows. Raises StoreError where there is none."""
     with _opened(file, warn) as database:
         database.execute("BEGIN")  # all of one moment
-        found = _rows(database, f"{SESSIONS} WHERE id=? GROUP BY id", number)
+        found = _rows(database, f"{SESSIONS} WHERE id=?", number)
         if not found:
             raise StoreError(f"{file}: there is no session {number}; see 'respsam-device sessions list'")
         return found[0] | {
@@ -102,7 +105,12 @@ def delete_session(file: Path, number: int) -> None:
     with closing(open_database(file)) as database, told(file, "cannot be changed"):
         with transaction(database):
             owner = session_owner(database, number)
-            for table, key in (("cycles", "session"), ("timeline", "session"), ("sessions", "id")):
+            for table, key in (
+                ("cycles", "session"),
+                ("timeline", "session"),
+                ("totals", "session"),
+                ("sessions", "id"),
+            ):
                 database.execute(f"DELETE FROM {table} WHERE {key}=?", (number,))
             mark_removed(database, number)
         # what was deleted must not live on in the write-ahead log
@@ -117,12 +125,20 @@ def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> N
     if form == "json":
         out.write(json.dumps(session, indent=1) + "\n")
         return
-    rows = [
-        _flat(cycle) | {name: session[name] for name in ("source", "site", "bundle")} for cycle in session["cycles"]
-    ]
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    rows = [_flat(cycle) | {name: session[name] for name in ADDED_COLUMNS} for cycle in session["cycles"]]
+    writer = csv.DictWriter(out, list(rows[0]) if rows else _csv_columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+
+
+def _csv_columns() -> list[str]:
+    """Those of a session without cycles, as of any other."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        for statement in TABLES:
+            database.execute(statement)
+        names = [column[0] for column in database.execute("SELECT * FROM cycles").description]
+    measures = [f"quality_{one.name}" for one in fields(Quality) if one.name not in names]
+    return [*(name for name in names if name != "quality"), *measures, *ADDED_COLUMNS]
 
 
 def _flat(cycle: Row) -> Row:
@@ -242,6 +258,8 @@ def replay(
     from device.decision import SiteDecision
 
     session = read_session(file, number, warn)
+    if not session["cycles"]:
+        raise StoreError(f"{file}: session {number} ended before its first cycle; there is nothing to replay")
     if not _sound_is_its_own(file, number):
         raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):

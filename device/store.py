@@ -7,7 +7,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -19,14 +19,18 @@ from device.live import CycleResult, Summary
 from device.signal import SAMPLE_RATE
 from device.store_file import SIDE_FILES, OpenFile, alone, close_to_others, make_private, side_file
 from device.timeline import Entry
+from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
-from firmware_config.settings import Settings
+from firmware_config.settings import Settings, SettingsError
 
 VERSION: Final = 2
 LOCK_SECONDS = 1.0  # waiting for another writer; sound waits in the queue meanwhile
 RETRY_SECONDS = (5.0, 60.0)  # from one try to the next while nothing can be stored: at first, and at most
+CLOCK_JUMP_SECONDS = 3 * 86_400.0  # from one session to the next; more may be a clock that is wrong
+CLOCK_STANDS_SECONDS = 86_400.0  # a clock that jumped is believed when sessions went on by it for so long
 RETENTION_CYCLES = 100  # the audio's age and size are looked at once in so many cycles
 KEPT, DELETED = "kept", "deleted"  # of a cycle's audio; empty where it never was
+CHECK_SECONDS, CHECK_STEPS = 0.3, 1000  # for the integrity check when a session begins
 UNSTORED = "unstored"  # kind of the timeline row that counts what could not be kept
 REMOVED: Final = "deleted"  # in place of the owner of a session that somebody deleted
 
@@ -67,6 +71,27 @@ FROM_VERSION_1 = (
 MIGRATIONS = {0: TABLES, 1: FROM_VERSION_1}
 # Beside the versioned tables, made where it is missing. It holds the owner of each session: its one writer's mark.
 META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+# What `list` says of each session's cycles, counted as they come: it must not read the whole history.
+COUNTS = ("cycles", "graded", "flagged", "with_audio")
+TOTALS = "CREATE TABLE IF NOT EXISTS totals (session INTEGER PRIMARY KEY, cycles, graded, flagged, with_audio)"
+COUNT_ALL = f"""INSERT OR REPLACE INTO totals SELECT session, count(*), count(probability), coalesce(sum(flag), 0),
+    coalesce(sum(audio = '{KEPT}'), 0) FROM cycles GROUP BY session"""
+COUNTING = (
+    f"""CREATE TRIGGER IF NOT EXISTS cycle_added AFTER INSERT ON cycles BEGIN
+    INSERT INTO totals VALUES (NEW.session, 1, NEW.probability IS NOT NULL, NEW.flag, NEW.audio = '{KEPT}')
+    ON CONFLICT DO UPDATE SET cycles = cycles + 1, graded = graded + (NEW.probability IS NOT NULL),
+    flagged = flagged + NEW.flag, with_audio = with_audio + (NEW.audio = '{KEPT}');
+    END""",
+    f"""CREATE TRIGGER IF NOT EXISTS cycle_changed AFTER UPDATE ON cycles BEGIN
+    UPDATE totals SET graded = graded + (NEW.probability IS NOT NULL) - (OLD.probability IS NOT NULL),
+    flagged = flagged + NEW.flag - OLD.flag, with_audio = with_audio + (NEW.audio = '{KEPT}') - (OLD.audio = '{KEPT}')
+    WHERE session = NEW.session;
+    END""",
+    f"""CREATE TRIGGER IF NOT EXISTS cycle_removed AFTER DELETE ON cycles BEGIN
+    UPDATE totals SET cycles = cycles - 1, graded = graded - (OLD.probability IS NOT NULL),
+    flagged = flagged - OLD.flag, with_audio = with_audio - (OLD.audio = '{KEPT}') WHERE session = OLD.session;
+    END""",
+)
 
 
 class StoreError(RespSAMError):
@@ -119,6 +144,20 @@ class Outage:
         return f"{self.cycles} cycles and {self.entries} timeline entries not kept"
 
 
+def trusted_time(began: Sequence[float], now: float) -> float:
+    """The time by which sound ages: `now`, or less when the clock jumped a short while ago.
+
+    `began` has the times at which sessions began, in their order. A clock that went back or far ahead since the
+    session before is wrong, or was wrong then, or the device was put away; until it has stood for a day, the earliest
+    of the last three such stretches counts.
+    """
+    times = [*began, now]
+    jumps = [at for at in range(1, len(times)) if not 0 <= times[at] - times[at - 1] <= CLOCK_JUMP_SECONDS]
+    if not jumps or now - times[jumps[-1]] >= CLOCK_STANDS_SECONDS:
+        return now
+    return min(now, *(times[at - 1] for at in jumps[-2:]))
+
+
 @contextmanager
 def told(file: Path, what: str) -> Iterator[None]:
     """Errors of SQLite and of the disk as a StoreError: DamagedError where the file itself is broken."""
@@ -128,9 +167,12 @@ def told(file: Path, what: str) -> Iterator[None]:
         # SQLITE_CORRUPT and SQLITE_NOTADB are the bare class; locked, full, read-only and I/O are OperationalError
         if type(error) is sqlite3.DatabaseError:
             raise DamagedError(
-                f"{file}: {what}, it is damaged ({error}); the next session sets it aside and begins a new one"
+                f"{file}: {what}, it is damaged ({error}); a session that is stored sets it aside and begins a new one"
             ) from error
         raise StoreError(f"{file}: {what} ({error}); check the disk or set store.path") from error
+    except ValueError as error:
+        # a path, a site or a setting with bytes that are no text
+        raise StoreError(f"{printable(file)}: {what}: not UTF-8 ({error}); set store.path to a plain name") from error
 
 
 @contextmanager
@@ -155,8 +197,8 @@ def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
     try:
         with told(file, "cannot be opened"):
             version = _version(file, database)
-            if check and (found := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(" ".join(found.split()))
+            if check:
+                _quick_check(database)
             if version == 0:
                 database.execute("PRAGMA journal_mode=WAL")
             for pragma in ("synchronous=FULL", "foreign_keys=OFF", "secure_delete=ON"):
@@ -167,13 +209,37 @@ def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
                     for statement in MIGRATIONS.get(_version(file, database), ()):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {VERSION}")
-            if not _has_meta(database):
-                database.execute(META)
+            _add_what_has_no_version(database)
             database.execute("PRAGMA foreign_keys=ON")
     except StoreError:
         database.close()
         raise
     return database
+
+
+def _add_what_has_no_version(database: sqlite3.Connection) -> None:
+    if not _has(database, "meta"):
+        database.execute(META)
+    if not _has(database, "totals") or not _has(database, "cycle_removed"):
+        with transaction(database):
+            for statement in (TOTALS, COUNT_ALL, *COUNTING):
+                database.execute(statement)
+
+
+def _quick_check(database: sqlite3.Connection) -> None:
+    """As much of it as a short while allows: a long history must not keep a patient waiting."""
+    until = time.monotonic() + CHECK_SECONDS
+    database.set_progress_handler(lambda: time.monotonic() > until, CHECK_STEPS)
+    try:
+        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if str(error) != "interrupted":
+            raise
+        return
+    finally:
+        database.set_progress_handler(None, 0)
+    if found != "ok":
+        raise sqlite3.DatabaseError(" ".join(found.split()))
 
 
 def open_to_read(file: Path) -> tuple[sqlite3.Connection, str]:
@@ -200,6 +266,9 @@ def open_to_read(file: Path) -> tuple[sqlite3.Connection, str]:
         if version != VERSION:
             database.close()
             raise StoreError(f"{file}: of an older version, and it cannot be written here; copy it to where it can be")
+        if not _has(database, "totals"):
+            for statement in ("PRAGMA temp_store=MEMORY", TOTALS.replace("TABLE", "TEMP TABLE"), COUNT_ALL):
+                database.execute(statement)
         unread = options == "immutable=1" and log.exists() and log.stat().st_size > 0
         return database, f"{log} cannot be read here; what was stored last may be missing" if unread else ""
     raise first
@@ -219,14 +288,14 @@ def _version(file: Path, database: sqlite3.Connection) -> int:
 
 def session_owner(database: sqlite3.Connection, session: int) -> str:
     """The mark of a session's one writer, which its sound bears too; empty for a session older than marks are."""
-    if not _has_meta(database):
+    if not _has(database, "meta"):
         return ""
     found = database.execute("SELECT value FROM meta WHERE name = ?", (_owner_name(session),)).fetchone()
     return str(found[0]) if found else ""
 
 
-def _has_meta(database: sqlite3.Connection) -> bool:
-    return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone())
+def _has(database: sqlite3.Connection, name: str) -> bool:
+    return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone())
 
 
 def mark_removed(database: sqlite3.Connection, session: int) -> None:
@@ -256,7 +325,10 @@ class Store:
     def __init__(self, beginning: Beginning) -> None:
         """Open or make the file and begin a session. A damaged file is set aside. Raises StoreError."""
         settings = beginning.settings
-        self.file, self.demo = settings.store.file, beginning.demo
+        try:
+            self.file, self.demo = settings.store.file, beginning.demo
+        except SettingsError as error:
+            raise StoreError(f"sessions cannot be stored: {error}") from error
         self.warning = ""
         """What happened at the opening that somebody should know."""
         self._owner = secrets.token_hex(16)
@@ -328,12 +400,14 @@ class Store:
                 known,
             )
 
-    def close(self) -> None:
-        """Give the file back; what has taken its place meanwhile is left as it is."""
+    def close(self, damaged: bool = False) -> None:
+        """Give the file back, aside when it is damaged; what has taken its place meanwhile is left as it is."""
         with ExitStack() as stack, told(self.file, "cannot be closed"):
             with suppress(OSError):  # its folder may be locked, or gone
                 stack.enter_context(alone(self.file.parent, LOCK_SECONDS))
             self._opened.close(self._database.close)
+            if damaged and self._opened.is_there():
+                set_aside(self.file)
 
     @contextmanager
     def _ours(self) -> Iterator[None]:
@@ -407,7 +481,16 @@ class Store:
         if self._cycles_to_retention >= 0:
             return
         self._cycles_to_retention = RETENTION_CYCLES - 1
-        surplus = self.audio.surplus(time.time(), self._settings.audio_days, self._settings.audio_megabytes)
+        latest = self._database.execute("SELECT started_at FROM sessions ORDER BY id DESC LIMIT 1000").fetchall()
+        now = time.time()
+        trusted = trusted_time([began for (began,) in reversed(latest)], now)
+        limits = (self._settings.audio_days, self._settings.audio_megabytes)
+        surplus = self.audio.surplus(trusted, *limits)
+        if trusted < now and (spared := len(self.audio.surplus(now, *limits)) - len(surplus)):
+            self.warning = self.warning or (
+                f"the clock jumped by {(now - trusted) / 86_400:.0f} days; {spared} cycles' sound that it calls too "
+                "old is kept until the clock has stood for a day"
+            )
         with transaction(self._database):
             self._database.executemany(
                 f"UPDATE cycles SET audio='{DELETED}' WHERE session=? AND number=?",
@@ -470,8 +553,8 @@ class Recorder:
             self._warn(str(error))
             return
         except StoreError as error:
-            if isinstance(error, GoneError):
-                self._leave()
+            if isinstance(error, GoneError | DamagedError):
+                self._leave(damaged=isinstance(error, DamagedError))
             if self._outage is None:
                 self._outage = Outage(this.sample, str(error))
                 self._warn(f"{error}; listening goes on, but nothing is kept until this works again")
@@ -485,11 +568,11 @@ class Recorder:
         # slowly: a disk that is full every other time would else warn every few seconds
         self._pause = max(self._first_pause, 0.9 * self._pause)
 
-    def _leave(self) -> None:
+    def _leave(self, damaged: bool = False) -> None:
         store, self._store = self._store, None
         if store is not None:
             with suppress(StoreError):  # whatever was committed is there
-                store.close()
+                store.close(damaged)
 
     def _miss(self, this: Outage) -> None:
         before = self._outage

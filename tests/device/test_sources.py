@@ -237,7 +237,7 @@ def test_complete_silence_is_told_once_and_its_end(constant: float) -> None:
     blocks = stretch_of(captured(samples))
     assert notes(blocks) == ["mute", "mute"]
     first, second = [number for number, block in enumerate(blocks) if block.note]
-    assert sum(block.samples.size for block in blocks[:first]) / SAMPLE_RATE == pytest.approx(5.0, abs=0.2)
+    assert sum(block.samples.size for block in blocks[:first]) / SAMPLE_RATE == pytest.approx(4.6, abs=0.2)
     assert "after 3.0 s" in blocks[second].note
 
 

@@ -1,8 +1,11 @@
 """The store's file and the sound beside it: whatever becomes of them, nothing of another session is touched."""
 
+import fcntl
+import io
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +15,10 @@ import pytest
 
 from device.audio_store import AudioStore
 from device.live import CycleResult, Summary
-from device.sessions import delete_session, replay
-from device.store import Recorder, Store, StoreError, set_aside
+from device.sessions import SESSIONS, delete_session, export_session, list_sessions, read_session, replay
+from device.store import Recorder, Store, StoreError, set_aside, trusted_time
 from device.timeline import Entry
-from firmware_config.settings import load_settings
+from firmware_config.settings import SettingsError, load_settings
 from tests.device.storing import Certain, beginning, endless, heard
 
 Heard = tuple[list[CycleResult], list[Entry], Summary]
@@ -295,3 +298,191 @@ def test_a_folder_that_others_use_too_keeps_its_mode(file: Path) -> None:
     Store(beginning(file)).close()
     assert file.parent.stat().st_mode & 0o777 == 0o755
     assert file.stat().st_mode & 0o077 == 0
+
+
+# a clock that jumps
+
+
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "trusted"),
+    [
+        ([0.0, 1.0, 2.0], 2.1, 2.1),  # day by day
+        ([0.0, 1.0], 41.0, 1.0),  # 40 days ahead
+        ([0.0, 1.0, 41.0, 41.01], 41.02, 1.0),  # and for a whole morning
+        ([0.0, 1.0, 41.0, 42.5], 42.6, 42.6),  # it has stood: the device was put away
+        ([0.0, 1.0, 41.0], 1.1, 1.0),  # back again
+        ([0.0, 1.0, 41.0, 1.1], 41.1, 1.1),  # ahead at every start, until the network sets it
+        ([0.0, 1.0, 41.0], 81.0, 1.0),  # ahead and further ahead
+        ([], 5.0, 5.0),
+    ],
+)
+def test_sound_ages_by_a_clock_that_did_not_jump(began: list[float], now: float, trusted: float) -> None:
+    assert trusted_time([DAY * at for at in began], DAY * now) == DAY * trusted
+
+
+@pytest.mark.parametrize("days", [40, 4000])
+def test_a_clock_that_is_ahead_deletes_no_sound(
+    file: Path, demo: Heard, days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Store(beginning(file, audio=True))
+    for cycle in demo[0]:
+        first.add(cycle)
+    first.close()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + days * DAY)
+    for _ in range(4):  # the sites of an exam
+        again = Store(replace(beginning(file, audio=True), started_at=time.time()))
+        again.close()
+        assert f"the clock jumped by {days} days; {len(demo[0])} cycles' sound" in again.warning
+    assert len(AudioStore(file).kept(1)) == len(demo[0])
+    assert rows(file, "SELECT DISTINCT audio FROM cycles") == [("kept",)]
+    monkeypatch.setattr(time, "time", lambda: now + (days + 1.5) * DAY)
+    Store(replace(beginning(file, audio=True), started_at=time.time())).close()
+    assert AudioStore(file).kept(1) == []
+
+
+# other obstacles
+
+
+def test_a_folder_that_another_process_holds_is_one_warning(file: Path, demo: Heard) -> None:
+    file.parent.mkdir()
+    holder = os.open(file.parent, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    warnings: list[str] = []
+    began = time.monotonic()
+    recording = recorder(file, warnings)
+    assert time.monotonic() - began < 5.0
+    (warning,) = warnings
+    assert "another process holds a lock" in warning and "listening goes on" in warning
+    os.close(holder)
+    recording.add(demo[0][0])
+    recording.end(demo[2])
+    assert "stored again" in warnings[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "site"), [(b"caf\xe9.sqlite", ""), (b"\xff\xfe", ""), (b"store.sqlite", os.fsdecode(b"r\xfccken"))]
+)
+def test_bytes_that_are_no_text_are_one_warning_and_listening_goes_on(
+    tmp_path: Path, demo: Heard, name: bytes, site: str
+) -> None:
+    file = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    warnings: list[str] = []
+    recording = Recorder(lambda: Store(beginning(file, site=site)), warnings.append, retry_seconds=0.0)
+    recording.add(demo[0][0])
+    recording.end(demo[2])
+    (warning,) = warnings
+    assert "not UTF-8" in warning and "listening goes on" in warning
+    warning.encode()
+
+
+def test_a_user_without_a_home_listens_unstored_and_is_told_what_to_set(
+    demo: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    settings = load_settings(environment={})
+    for folder in (lambda: settings.store.file, lambda: settings.training.folder, lambda: settings.bundle.engines):
+        with pytest.raises(SettingsError, match="this user has no home folder; set "):
+            folder()
+    warnings: list[str] = []
+    start = replace(beginning(Path("unused")), settings=settings)
+    recording = Recorder(lambda: Store(start), warnings.append)
+    recording.add(demo[0][0])
+    recording.end(demo[2])
+    (warning,) = warnings
+    assert "set store.path" in warning and "listening goes on" in warning
+
+
+# a long history
+
+
+def test_what_is_counted_is_what_is_there_and_nothing_long_is_read(file: Path, demo: Heard) -> None:
+    for _ in range(2):
+        store = Store(beginning(file, audio=True))
+        for cycle in demo[0]:
+            store.add(cycle)
+        store.close()
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE cycles SET audio = 'deleted', flag = 1 WHERE session = 2 AND number < 3")
+        database.execute("DELETE FROM cycles WHERE session = 1 AND number = 1")
+    database.close()
+    counted = "SELECT session, count(*), count(probability), sum(flag), sum(audio = 'kept') FROM cycles GROUP BY 1"
+    whole = rows(file, counted)
+    assert rows(file, "SELECT * FROM totals") == whole
+    listed = [
+        (one["id"], one["cycles"], one["graded"], one["flagged"], one["with_audio"]) for one in list_sessions(file)
+    ]
+    assert listed == whole
+    plan = " ".join(row[-1] for row in rows(file, f"EXPLAIN QUERY PLAN {SESSIONS} ORDER BY id"))
+    assert "cycles" not in plan
+    # a file of before: what is missing is made of what is there
+    with sqlite3.connect(file) as database:
+        database.execute("DROP TABLE totals")
+        for name in ("cycle_added", "cycle_changed", "cycle_removed"):
+            database.execute(f"DROP TRIGGER {name}")
+    database.close()
+    assert [one["cycles"] for one in list_sessions(file)] == [one[1] for one in whole]
+    delete_session(file, 1)
+    assert rows(file, "SELECT session FROM totals") == [(2,)]
+
+
+def test_the_check_at_the_start_takes_no_longer_than_it_may(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(beginning(file)).close()
+    with sqlite3.connect(file) as database:
+        database.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) INSERT INTO timeline "
+            "SELECT 1, 1, i, 'rate', 0, 'a note of some length, so that there are many pages' FROM n"
+        )
+    database.close()
+    monkeypatch.setattr("device.store.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("device.store.CHECK_STEPS", 1)
+    store = Store(beginning(file))
+    assert (store.warning, store.session) == ("", 2)
+    store.close()
+
+
+def test_damage_that_is_met_only_later_is_set_aside_then(
+    file: Path, demo: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    recording = recorder(file, warnings)
+    numbered = endless(demo[0])
+    recording.add(next(numbered))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def broken(self: Store, cycle: CycleResult) -> None:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+
+        patch.setattr(Store, "_add_cycle", broken)
+        recording.add(next(numbered))
+    for _ in range(2):
+        recording.add(next(numbered))
+    recording.end(demo[2])
+    assert len(list(file.parent.glob("store.sqlite.damaged-*Z"))) == 1
+    assert "is damaged" in warnings[0] and len(warnings) == 2
+    assert rows(file, "SELECT number FROM cycles") == [(3,), (4,)]
+
+
+def test_the_csv_of_a_session_without_cycles_has_the_header_of_any_other(file: Path, demo: Heard) -> None:
+    heads = []
+    for cycles in (demo[0], []):
+        store = Store(beginning(file))
+        for cycle in cycles:
+            store.add(cycle)
+        store.close()
+        out = io.StringIO()
+        export_session(read_session(file, store.session), "csv", out)
+        heads.append(out.getvalue().splitlines()[0])
+    assert heads[0] == heads[1] and "," in heads[0]
+    assert len(out.getvalue().splitlines()) == 1
+    with pytest.raises(StoreError, match="ended before its first cycle"):
+        replay(file, 2)
