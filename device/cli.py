@@ -5,7 +5,7 @@ import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from device.agreement import Agreement
     from device.classifier import Classifier
     from device.live import Auscultation, CycleResult, Summary
-    from device.outlet import Outlet
     from device.population import Subject
     from device.screening import Screened
     from device.sessions import Cells
@@ -230,7 +229,7 @@ def _auscultate(
 
 
 @contextmanager
-def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[Outlet]":
+def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[TextIO]":
     """Stdout and stderr for a session, neither of which can hold it up; yields stdout's."""
     import json
     from contextlib import redirect_stderr
@@ -248,7 +247,7 @@ def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[
     errors = Outlet(sys.stderr, lambda lines: f"{PROGRAM}: {lines} lines are missing here\n", stopping=stopping)
     with redirect_stderr(errors):
         try:
-            yield out
+            yield cast("TextIO", out)
         finally:
             try:
                 if lost := out.finish():
@@ -545,7 +544,7 @@ def _source(source: str, fast: bool, seconds: float | None, settings: "Settings"
     return opened
 
 
-def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: "Outlet") -> "list[View]":
+def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: TextIO) -> "list[View]":
     """JSON or lines on stdout; the live page on stdout's terminal, or beside JSON that goes elsewhere on stderr's."""
     from rich.console import Console
 
