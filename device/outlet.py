@@ -21,8 +21,8 @@ Notice = Callable[[int], str]
 class Outlet(io.TextIOBase):
     """A text stream in front of another one; a thread hands on what is written.
 
-    With `wait` a reader that is slow is waited for until `stopping`; without it the newest pieces are dropped and
-    counted, and `notice` says how many as soon as the reader goes on. Where the stream is no file (as in a notebook)
+    With `wait` a reader that is slow is waited for until `stopping`; without it the oldest pieces are dropped and
+    counted, and `notice` says how many in their place. Where the stream is no file (as in a notebook)
     it is written at once.
     """
 
@@ -79,10 +79,11 @@ class Outlet(io.TextIOBase):
                     self._changed.wait(0.1)
             self._raise()
             if len(self._waiting) >= MOST_WAITING:
+                del self._waiting[1]  # the first may be half written
                 self.dropped += 1
                 self._unsaid += 1
-            elif text:
-                self._add(text)
+            if text:
+                self._queue(text)
         return len(text)
 
     def flush(self) -> None:
@@ -95,7 +96,6 @@ class Outlet(io.TextIOBase):
         if self._descriptor < 0:
             return 0
         with self._changed:
-            self._say_dropped()
             while self._waiting and not self._error and self._is_waited_for():
                 self._changed.wait(RETRY_SECONDS)
             self._ended = True
@@ -109,15 +109,6 @@ class Outlet(io.TextIOBase):
             self._stopped_at = self._stopped_at or now
             return now - self._stopped_at < PARTING_SECONDS
         return self._wait or now - self._progress_at < STALLED_SECONDS
-
-    def _add(self, text: str) -> None:
-        self._say_dropped()
-        self._queue(text)
-
-    def _say_dropped(self) -> None:
-        if self._unsaid:
-            self._queue(self._notice(self._unsaid))
-            self._unsaid = 0
 
     def _queue(self, text: str) -> None:
         if not self._waiting:
@@ -147,6 +138,9 @@ class Outlet(io.TextIOBase):
         with self._changed:
             while not self._waiting and not self._ended:
                 self._changed.wait()
+            if self._unsaid:
+                self._waiting.appendleft(self._notice(self._unsaid).encode(self.encoding, self.errors))
+                self._unsaid = 0
             return self._waiting[0] if self._waiting else None
 
     def _put(self, piece: bytes) -> None:

@@ -259,6 +259,9 @@ def open_to_read(file: Path) -> tuple[sqlite3.Connection, str]:
                     f"{file.absolute().as_uri()}?{options}", uri=True, isolation_level=None, timeout=LOCK_SECONDS
                 )
                 version = _version(file, database)
+                if version == VERSION and not _has(database, "totals"):
+                    for statement in ("PRAGMA temp_store=MEMORY", TOTALS.replace("TABLE", "TEMP TABLE"), COUNT_ALL):
+                        database.execute(statement)
         except StoreError as error:
             if not isinstance(error.__cause__, sqlite3.OperationalError):
                 raise
@@ -266,9 +269,6 @@ def open_to_read(file: Path) -> tuple[sqlite3.Connection, str]:
         if version != VERSION:
             database.close()
             raise StoreError(f"{file}: of an older version, and it cannot be written here; copy it to where it can be")
-        if not _has(database, "totals"):
-            for statement in ("PRAGMA temp_store=MEMORY", TOTALS.replace("TABLE", "TEMP TABLE"), COUNT_ALL):
-                database.execute(statement)
         unread = options == "immutable=1" and log.exists() and log.stat().st_size > 0
         return database, f"{log} cannot be read here; what was stored last may be missing" if unread else ""
     raise first

@@ -97,11 +97,13 @@ def make_private(file: Path, *, own_folder: bool) -> None:
     A folder that others use too keeps its mode, unless it is `own_folder`; so does what belongs to another user.
     """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if own_folder or all(one.name.startswith(file.name) for one in file.parent.iterdir()):
+    if own_folder or (file.is_file() and all(one.name.startswith(file.name) for one in file.parent.iterdir())):
         close_to_others(file.parent)
     # SQLite gives the log the mode of the database
     with suppress(FileExistsError):
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    if file.is_dir():
+        return
     for path in (file, *(side_file(file, suffix) for suffix in SIDE_FILES)):
         close_to_others(path)
 
