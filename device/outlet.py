@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import select
 import threading
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from typing import Final, TextIO
 MOST_WAITING = 256  # pieces of text: lines, or pages of a terminal
 PARTING_SECONDS = 0.3  # for a reader to take the rest, once somebody wants to stop
 STALLED_SECONDS = 5.0  # without anything taken, where nobody is waited for
-RETRY_SECONDS = 0.05  # where the stream does not block
+RETRY_SECONDS = 0.05
 GONE: Final = (errno.EIO, errno.ENXIO)  # the terminal was closed
 
 Notice = Callable[[int], str]
@@ -148,4 +149,4 @@ class Outlet(io.TextIOBase):
             try:
                 piece = piece[os.write(self._descriptor, piece) :]
             except BlockingIOError:  # whoever started us set it so
-                time.sleep(RETRY_SECONDS)
+                select.select([], [self._descriptor], [])
