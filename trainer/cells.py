@@ -265,7 +265,7 @@ def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: A
     """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
     if target.protocol == "recordings":
         return of_heard(hear(gradable(corpus), cache, served, plan.quality), cache, SITE_RULE)
-    subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, frozenset(), frozenset())
+    subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, None, frozenset(), frozenset())
     return read_stretches(corpus, cache, subject, target.protocol)
 
 
