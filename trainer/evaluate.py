@@ -21,6 +21,7 @@ from device.quality import level_dbfs
 from device.signal import FloatArray, FrontEnd
 from firmware_config.command_line import one_line
 from firmware_config.settings import QualitySettings
+from trainer import healthy
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus, CorpusError, load_corpora
 from trainer.corpora.cycle import AGES, Recording, Source, abnormal_shares, stage_of_life
@@ -434,8 +435,6 @@ def evaluate(
     Of whole recordings, with who is flagged by listening time, and with what a calibration on so many healthy people is
     worth. CalibrationError when there are too few.
     """
-    from trainer import healthy
-
     outcome = outcome_of(subject, corpus, cache, protocol, quality, progress)
     read = reading(outcome, protocol, subject, corpus)
     if protocol == "recordings":

@@ -1,19 +1,21 @@
 """What a calibration on healthy people through one's own stethoscope is worth, on people who were not used for it."""
 
 from collections import defaultdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from device.bundle import Calibration, SiteRule
 from device.calibration import CalibrationError, calibrated
-from trainer.evaluate import Outcome
 from trainer.metrics import NO_VERDICT, BoolArray
+
+if TYPE_CHECKING:
+    from trainer.evaluate import Outcome
 
 ROUNDS: Final = 20  # of choosing other people
 
 
-def healthy_people(outcome: Outcome) -> dict[str, list[float]]:
+def healthy_people(outcome: "Outcome") -> dict[str, list[float]]:
     """The site probabilities of everybody in whom every recording is normal and has a verdict."""
     sites: dict[str, list[float]] = defaultdict(list)
     excluded = set()
@@ -27,7 +29,7 @@ def healthy_people(outcome: Outcome) -> dict[str, list[float]]:
 
 
 def calibrate_on(
-    outcome: Outcome, rule: SiteRule, calibration: Calibration | None, people: int, seed: int = 0
+    outcome: "Outcome", rule: SiteRule, calibration: Calibration | None, people: int, seed: int = 0
 ) -> dict[str, Any]:
     """Se and Sp of an outcome of `recordings` before and after a calibration on so many healthy people.
 
@@ -47,9 +49,8 @@ def calibrate_on(
         chosen = random.choice(sorted(healthy), people, replace=False).tolist()
         shifted = calibrated(rule, {person: healthy[person] for person in chosen}, calibration)
         read = ~np.isin(outcome.patients, chosen)
-        rows.append(
-            (*rates(outcome, rule.threshold, read), *rates(outcome, shifted.threshold, read), shifted.threshold)
-        )
+        before, after = (rates(outcome, one.threshold, read) for one in (rule, shifted))
+        rows.append((*before, *after, shifted.threshold))
     mean = [round(float(value), 4) for value in np.mean(rows, axis=0)]
     return {
         "people": people,
@@ -59,7 +60,7 @@ def calibrate_on(
     }
 
 
-def rates(outcome: Outcome, threshold: float, read: BoolArray) -> tuple[float, float]:
+def rates(outcome: "Outcome", threshold: float, read: BoolArray) -> tuple[float, float]:
     """Se and Sp of the `read` recordings (n,) at a site threshold; one without a verdict is wrong on both sides."""
     given = outcome.predicted != NO_VERDICT
     flagged, abnormal = outcome.probability >= threshold, outcome.true > 0

@@ -15,6 +15,7 @@ LIES = {
     "events": "annotated events as they are: their length alone tells much, see 'duration'",
     "windows": f"{WINDOW_SECONDS} s around each event: length tells nothing",
     "stretches": f"{WINDOW_SECONDS} s around each event, each annotated breath cycle, each recording with one label",
+    "live": "each annotated event or cycle against the cycle that the screen showed there",
     "recordings": "whole recordings through the device's own segmenter: the product",
 }
 
