@@ -102,7 +102,7 @@ def fit(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or yamnet.")
+        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or a .pt.")
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
     members: Annotated[
