@@ -14,6 +14,11 @@ from trainer.yamnet import ORIGIN, YAMNET
 MODEL_CARD: Final = "MODEL_CARD.md"
 TEMPLATE: Final = "model_card.md"
 CORPORA: Final = {
+    "kauh": (
+        "KAUH: adults at King Abdullah University Hospital through a Littmann 3200, one label a recording; CC BY 4.0. "
+        'Cite M. Fraiwan et al., "A dataset of lung sounds recorded from the chest wall using an electronic '
+        'stethoscope", Data in Brief, 2021.'
+    ),
     "sprsound": (
         "SPRSound: children at the Shanghai Children's Medical Center, 8 kHz; p1 is left posterior, p2 left lateral, "
         "p3 right posterior, p4 right lateral. The corpus is under GPL-3.0. Cite "
@@ -55,7 +60,8 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         measured=metrics["export"],
         file=manifest.files[0],
         classes=", ".join(manifest.labels[1:]),
-        corpus=CORPORA.get(manifest.corpus, manifest.corpus) + f" {ORIGIN}" * _began_at_yamnet(manifest),
+        corpus=" + ".join(CORPORA.get(name, name) for name in manifest.corpus.split("+"))
+        + f" {ORIGIN}" * _began_at_yamnet(manifest),
         ages=_ages(manifest),
         stethoscopes=", ".join(manifest.population.stethoscopes) or "unknown",
         sites=", ".join(manifest.population.sites) or "unknown",
@@ -211,13 +217,18 @@ def _asked(path: str, kept_float: Sequence[str]) -> list[str]:
 
 def _commands(manifest: Manifest) -> Iterator[str]:
     recipe, metrics = manifest.recipe, manifest.metrics
-    fit = f"--corpus {manifest.corpus} --data DIR --recipe {recipe['name']} --seed {recipe['seed']}"
+    fit = f"{_pairs(manifest.corpus)} --recipe {recipe['name']} --seed {recipe['seed']}"
     yield f"respsam-trainer fit {fit} --out RUN"
     readings: Any = metrics["readings"]
     for reading, _ in latest(readings):
-        where = f"--corpus {reading['corpus']} --data DIR {_part(reading['part'])}--protocol {reading['protocol']}"
+        where = f"{_pairs(reading['corpus'])} {_part(reading['part'])}--protocol {reading['protocol']}"
         yield f"respsam-trainer evaluate RUN {where}"
     yield f"respsam-export build RUN{_options(manifest)} --out BUNDLE"
+
+
+def _pairs(corpora: str) -> str:
+    """The options that read corpora whose names are joined by +."""
+    return " ".join(f"--corpus {name} --data DIR" for name in corpora.split("+"))
 
 
 def _options(manifest: Manifest) -> str:
