@@ -390,9 +390,9 @@ def test_a_user_without_a_home_listens_unstored_and_is_told_what_to_set(
 
     monkeypatch.setattr(Path, "expanduser", nobody)
     settings = load_settings(environment={})
-    for section, name in ((settings.store, "file"), (settings.training, "folder"), (settings.bundle, "engines")):
+    for section, folder in ((settings.store, "file"), (settings.training, "folder"), (settings.bundle, "engines")):
         with pytest.raises(SettingsError, match="this user has no home folder; set "):
-            getattr(section, name)
+            getattr(section, folder)
     warnings: list[str] = []
     start = replace(beginning(Path("unused")), settings=settings)
     recording = Recorder(lambda: Store(start), warnings.append)
