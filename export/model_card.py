@@ -29,10 +29,6 @@ CORPORA: Final = {
         '"An open access database for the evaluation of respiratory sound classification algorithms", Physiological '
         "Measurement, 2019."
     ),
-    "kauh": (
-        'KAUH. Cite M. Fraiwan et al., "A dataset of lung sounds recorded from the chest wall using an electronic '
-        'stethoscope", Data in Brief, 2021.'
-    ),
     "manifest": "A corpus of its owner's, under its owner's terms.",
 }
 NETWORKS: Final = {"ast": "An Audio Spectrogram Transformer", "mobilenet": "A MobileNetV3"}
