@@ -34,8 +34,8 @@ from tests.device.conftest import Answer, Device
 ABNORMAL = (0.0, 0.0, 9.0, 0.0)
 NORMAL = (9.0, 0.0, 0.0, 0.0)
 SCREEN_KEYS = [
-    *("recording", "channel", "verdict", "probability", "cycles", "flagged_share", "breaths_per_minute"),
-    *("seconds", "reasons", "not_validated"),
+    *("recording", "channel", "verdict", "probability", "cycles", "stretches", "stretches_flagged"),
+    *("flagged_share", "breaths_per_minute", "seconds", "reasons", "not_validated"),
 ]
 
 
@@ -542,7 +542,8 @@ def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Pat
     answer = respsam_device("screen", recording, "--bundle", own)
     assert (answer.code, answer.error) == (0, "")
     assert re.fullmatch(
-        rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  \(wheeze, \d+ of \d+ cycles flagged\)\n", answer.out
+        rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  \(wheeze: \d+ breaths together \d\.\d\d, flagged from 0\.50\)\n",
+        answer.out,
     )
 
 
