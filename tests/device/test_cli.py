@@ -542,7 +542,8 @@ def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Pat
     answer = respsam_device("screen", recording, "--bundle", own)
     assert (answer.code, answer.error) == (0, "")
     assert re.fullmatch(
-        rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  \(wheeze: \d+ breaths together \d\.\d\d, flagged from 0\.50\)\n",
+        rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  "
+        r"\(wheeze: \d+ breaths together \d\.\d\d, flagged from 0\.50\)\n",
         answer.out,
     )
 
