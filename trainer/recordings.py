@@ -1,5 +1,6 @@
 """The `live` and `recordings` readings: whole recordings through the device's own live path, and the site rule."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -22,6 +23,7 @@ from trainer.model import Ensemble, Network
 from trainer.recipe import Recipe
 from trainer.splits import maker
 
+LEAST_PATIENTS: Final = 10
 LEAST_CYCLES: Final = 2  # one breath is not an examination
 STRETCH_CYCLES: Final = 6  # twelve seconds of a child, twenty of an adult
 UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
@@ -160,6 +162,17 @@ def site_statistics(heard: Sequence[Heard], rule: SiteRule) -> tuple[BoolArray, 
     return abnormal, np.array([one.decision(rule).probability or 0.0 for one in heard])
 
 
+def voices(devices: Sequence[str], patients: Sequence[str]) -> list[str]:
+    """Which stethoscope each row counts with when a threshold is chosen: its maker's.
+
+    One with fewer than LEAST_PATIENTS patients would be noise with a full vote; it counts with the most frequent maker.
+    """
+    makers = [maker(device) for device in devices]
+    people = Counter(name for name, _ in set(zip(makers, patients, strict=True)))
+    largest = max(people, key=people.__getitem__, default="")
+    return [name if people[name] >= LEAST_PATIENTS else largest for name in makers]
+
+
 def fit_site_rule(heard: Sequence[Heard]) -> tuple[SiteRule, Float64Array]:
     """The site rule whose threshold separates these recordings best, and its curve (threshold, Se, Sp).
 
@@ -167,8 +180,9 @@ def fit_site_rule(heard: Sequence[Heard]) -> tuple[SiteRule, Float64Array]:
     'Not enough' counts as wrong.
     """
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
-    devices = [maker(one.recording.device) for one in heard]
-    curve = balanced_curve(*site_statistics(heard, UNFITTED), devices, counts >= LEAST_CYCLES)
+    recordings = [one.recording for one in heard]
+    groups = voices([one.device for one in recordings], [one.patient for one in recordings])
+    curve = balanced_curve(*site_statistics(heard, UNFITTED), groups, counts >= LEAST_CYCLES)
     return UNFITTED.model_copy(update={"threshold": round(float(best_row(curve)[0]), 6)}), curve
 
 
