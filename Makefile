@@ -8,8 +8,9 @@ ARGS   ?=
 # own wheel elsewhere. To choose: make test TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
 
-# Sound for the tests of the microphone and a browser for those of the report; without them they are skipped.
-SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium
+# Sound for the tests of the microphone, a browser for those of the report, strace for those of what leaves the machine;
+# without them they are skipped.
+SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace
 
 DEVICE = .venv
 TEST   = .venv-test

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from device.audio import is_clutter
 from device.labels import LABELS, Label
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
@@ -226,12 +227,19 @@ def _read(path: Path, name: str) -> bytes:
         if path.is_dir():
             return (path / name).read_bytes()
         with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
+            return archive.read(_folder_inside(archive) + name)
     except (KeyError, FileNotFoundError):
         raise BundleError(f"{path}: {name} is missing; copy or build the bundle again") from None
     # a damaged zip raises any of these, depending on where the damage is
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: {name} cannot be read ({error}); copy the bundle again") from error
+
+
+def _folder_inside(archive: zipfile.ZipFile) -> str:
+    """Where the manifest lies: macOS and Windows zip a folder with its name, and macOS adds `__MACOSX` beside it."""
+    folders = {Path(name).parent for name in archive.namelist() if Path(name).name == MANIFEST}
+    ours = [folder for folder in folders if not any(map(is_clutter, [*folder.parents, folder]))]
+    return f"{ours[0].as_posix()}/" if len(ours) == 1 and ours[0] != Path() else ""
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, ModelFile, open_bundle
 from device.decision import Judgement, Span, abnormal_probability, judge, pool
 from device.labels import LABELS
+from device.runtime import load_onnxruntime
 from device.signal import WINDOW_SAMPLES, FloatArray, SignalError, windows
 from firmware_config.settings import BundleSettings
 
@@ -34,8 +35,7 @@ class Engine(Protocol):
 
 def open_session(model: bytes, threads: int = 1, providers: Sequence[Any] = (CPU,)) -> Any:
     """An onnxruntime session of an ONNX model, on the CPU unless told; its threads are stated and never spin."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -47,8 +47,7 @@ def open_session(model: bytes, threads: int = 1, providers: Sequence[Any] = (CPU
 
 def fallback_providers(engines: Path) -> list[Any]:
     """What onnxruntime can run a model with here, the fastest first; what TensorRT builds inside of it is kept."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     kept = {"trt_fp16_enable": True, "trt_engine_cache_enable": True, "trt_engine_cache_path": engines / ORT_FOLDER}
     options = {"TensorrtExecutionProvider": {name: str(value) for name, value in kept.items()}}
     available = onnxruntime.get_available_providers()

@@ -1,18 +1,28 @@
 """`respsam-device`: listen and screen. Parses and prints; the work is in functions that a notebook could call."""
 
 import math
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, printable, run
+from firmware_config.command_line import (
+    ConfigOption,
+    application,
+    counted,
+    one_line,
+    printable,
+    run,
+    wrapped,
+)
 from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from signal import Signals
 
     from device.agreement import Agreement
     from device.classifier import Classifier
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "respsam-device"
 INTERRUPTED = 130
+AUTO = "auto"
 MOST_SECONDS = 7 * 86_400.0  # of one session
 
 app = application("Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.")
@@ -57,6 +68,13 @@ SensitivityOption = Annotated[
 AgeOption = Annotated[
     float | None, typer.Option("--age", min=0.0, max=120.0, callback=_number, help="The patient's age in years.")
 ]
+ChannelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--channel", metavar="N|auto", help="Counted from 0; auto takes a recording's channel with breathing in it."
+    ),
+]
+SiteOption = Annotated[str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 SessionArgument = Annotated[
     int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
@@ -82,28 +100,27 @@ def listen(
         float | None,
         typer.Option("--seconds", min=0.1, max=MOST_SECONDS, callback=_number, help="Stop after so much sound."),
     ] = None,
+    channel: ChannelOption = None,
     age: AgeOption = None,
-    site: Annotated[
-        str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")
-    ] = None,
+    site: SiteOption = None,
     sensitivity: SensitivityOption = None,
     no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this session.")] = False,
     config: ConfigOption = None,
 ) -> int:
     """Listen, show every breath cycle, and give a verdict at the end.
 
-    Ctrl-C and SIGTERM end the session with its summary; a service that is stopped has done its work (exit 0), an
-    interrupted user's command says so (130).
+    Ctrl-C, SIGTERM and SIGHUP end the session with its summary; a service that is stopped has done its work (exit 0),
+    an interrupted user's command says so (130).
     """
     from device.classifier import open_classifier
     from device.population import Subject
 
-    settings = _settings(config, bundle, precision, sensitivity, no_store)
+    settings = _settings(config, bundle, precision, sensitivity, no_store, channel)
     classifier = open_classifier(settings.bundle)
     _warn_of_fallback(classifier)
-    opened = _source(source, fast, seconds, settings)
+    opened = _source(source, fast, seconds, settings, by_itself=channel == AUTO)
     subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-    return INTERRUPTED if _auscultate(opened, classifier, settings, subject, seconds, json_output) else 0
+    return _code(_auscultate(opened, classifier, settings, subject, seconds, json_output))
 
 
 @app.command()
@@ -129,6 +146,7 @@ def exam(
     """
     import json
     from functools import partial
+    from signal import Signals
 
     from device.classifier import open_classifier
     from device.exam import Exam, left
@@ -142,10 +160,10 @@ def exam(
     classifier = open_classifier(settings.bundle)
     _warn_of_fallback(classifier)
     required, heard = tuple(dict.fromkeys(sites)), dict[str, Summary]()
-    asked, interrupted = sys.stdin.isatty(), False
+    asked, stopped = sys.stdin.isatty(), list[Signals]()
     waiting = list(required)
     try:
-        while waiting and not interrupted:
+        while waiting and not stopped:
             for number, site in enumerate(waiting, 1):
                 if asked:
                     what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
@@ -153,22 +171,25 @@ def exam(
                 opened = _source(source, fast, seconds, settings, required.index(site))
                 subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
                 keep = partial(heard.__setitem__, site)
-                if interrupted := _auscultate(opened, classifier, settings, subject, seconds, json_output, keep):
+                if stopped := _auscultate(opened, classifier, settings, subject, seconds, json_output, keep):
                     break
             waiting = left(required, heard)
-            if not asked or not waiting or interrupted:
+            if not asked or not waiting or stopped:
                 break
             if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
                 break
     finally:
         # also when a question is answered by Ctrl-C or the microphone is gone: the sites that were heard count
         whole = Exam(required, heard)
-        if heard and json_output:
-            typer.echo(json.dumps(whole.as_json()))
-        elif heard:
-            for line in exam_lines(whole, source == "demo"):
-                typer.echo(line)
-    return INTERRUPTED if interrupted else 0
+        lines = [json.dumps(whole.as_json())] if json_output else exam_lines(whole, source == "demo")
+        with _outlets(json_output, source == "mic", stopped) as out:
+            out.write("".join(f"{line}\n" for line in lines * bool(heard)))
+    return _code(stopped)
+
+
+def _code(came: "list[Signals]") -> int:
+    """A service that is stopped has done its work; a user's command that is interrupted says so."""
+    return INTERRUPTED if signal.SIGINT in came else 0
 
 
 def _auscultate(
@@ -179,20 +200,21 @@ def _auscultate(
     seconds: float | None,
     json_output: bool,
     keep: "Callable[[Summary], None] | None" = None,
-) -> bool:
-    """One session at one site, shown and stored; whether the user interrupted it. `keep` gets how it ended."""
+) -> "list[Signals]":
+    """One session at one site, shown and stored; the signals that stopped it. `keep` gets how it ended."""
     from contextlib import ExitStack
     from dataclasses import replace
-    from signal import Signals
 
     from device.live import Auscultation, CycleResult, stopped_by_signals
     from device.population import not_validated
+    from device.sources import MicrophoneSource
     from device.store import Beginning, Recorder, Store
 
     manifest = classifier.bundle.manifest
 
     def outside() -> tuple[str, ...]:
-        return not_validated(manifest, replace(subject, highest_hz=opened.highest_hz))
+        doubt = opened.unverified if isinstance(opened, MicrophoneSource) else ""
+        return (*not_validated(manifest, replace(subject, highest_hz=opened.highest_hz)), *[doubt] * bool(doubt))
 
     session = Auscultation(opened, classifier, settings.quality, seconds, outside)
     name = manifest.name
@@ -200,24 +222,53 @@ def _auscultate(
         opened.name, opened.demo, classifier.fingerprint, name, settings, subject.site or "", outside()
     )
     simulated: list[CycleResult] = []
-    recorder = Recorder((lambda: Store(beginning)) if settings.store.enabled else None, _warn)
-    with stopped_by_signals(session) as came, ExitStack() as stack:
-        views = [stack.enter_context(view) for view in _views(session, name, json_output)]
-        try:
-            for happened in session.run():
-                recorder.add(happened)
-                if opened.demo and isinstance(happened, CycleResult):
-                    simulated.append(happened.without_samples())
+    with stopped_by_signals(session) as came, _outlets(json_output, opened.live, came) as out:
+        recorder = Recorder((lambda: Store(beginning)) if settings.store.enabled else None, _warn)
+        with ExitStack() as stack:
+            views = [stack.enter_context(view) for view in _views(session, name, json_output, out)]
+            try:
+                for happened in session.run():
+                    recorder.add(happened)
+                    if opened.demo and isinstance(happened, CycleResult):
+                        simulated.append(happened.without_samples())
+                    for view in views:
+                        view.show(happened)
+            finally:
+                # also when the microphone goes: what was heard is kept and printed before the error
+                if keep:
+                    keep(session.summary)
+                recorder.end(session.summary)
                 for view in views:
-                    view.show(happened)
+                    view.end(session.summary, _agreement(opened, simulated))
+    return came
+
+
+@contextmanager
+def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[TextIO]":
+    """Stdout and stderr for a session, neither of which can hold it up; yields stdout's."""
+    import json
+    from contextlib import redirect_stderr
+
+    from device.outlet import Outlet
+
+    def notice(lines: int) -> str:
+        note = f"{lines} lines are missing here: the reader was too slow"
+        return json.dumps({"type": "unshown", "lines": lines, "note": note}) + "\n" if json_output else f"{note}\n"
+
+    def stopping() -> bool:
+        return bool(came)
+
+    out = Outlet(sys.stdout, notice, wait=not live, stopping=stopping)
+    errors = Outlet(sys.stderr, lambda lines: f"{PROGRAM}: {lines} lines are missing here\n", stopping=stopping)
+    with redirect_stderr(errors):
+        try:
+            yield cast("TextIO", out)
         finally:
-            # also when the microphone goes: what was heard is kept and printed before the error
-            if keep:
-                keep(session.summary)
-            recorder.end(session.summary)
-            for view in views:
-                view.end(session.summary, _agreement(opened, simulated))
-    return Signals.SIGINT in came
+            try:
+                if lost := out.finish():
+                    _warn(f"{lost} lines were not shown: the reader of stdout was too slow; the store has everything")
+            finally:
+                errors.finish()
 
 
 @app.command()
@@ -230,22 +281,28 @@ def screen(
         Path | None,
         typer.Option("--out", help="File for the verdicts, .csv or JSON lines; one that was stopped goes on."),
     ] = None,
+    channel: ChannelOption = None,
+    age: AgeOption = None,
+    site: SiteOption = None,
     sensitivity: SensitivityOption = None,
     config: ConfigOption = None,
 ) -> int:
     """Give each recording a verdict, as fast as possible.
 
-    A recording that cannot be read is named, the others go on, and the exit code is 2.
+    All that looks like sound is screened. A recording that cannot be read is named, the others go on, and the exit
+    code is 2. `--age` and `--site` hold for all of them.
     """
     import json
     from collections import Counter
     from contextlib import ExitStack, closing
 
-    from device.screening import Results, find_recordings, model
+    from device.screening import Heard, Results, find_recordings, model
     from device.screening import screen as screened
 
-    settings = _settings(config, bundle, precision, sensitivity)
-    recordings = find_recordings(paths)
+    settings = _settings(config, bundle, precision, sensitivity, channel=channel)
+    heard = Heard("auto" if channel == AUTO else settings.audio.channel, age, site)
+    found = find_recordings(paths)
+    recordings = found.recordings
     _warn_of_fallback(model(settings.bundle))
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -256,21 +313,23 @@ def screen(
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
             left = recordings
-        for one in _with_progress(screened(left, settings.bundle, settings.quality), len(left)):
+        for one in _with_progress(screened(left, settings.bundle, settings.quality, heard), len(left)):
             for warning in one.warnings:
                 _warn(warning)
+            if results is not None:
+                results.add(one)
             if one.summary is None:
-                typer.echo(f"{PROGRAM}: error: {one.error}", err=True)
+                typer.echo(wrapped(f"{PROGRAM}: error: {one_line(one.error)}", sys.stderr), err=True)
                 counts["could not be read"] += 1
                 continue
             counts[one.summary.verdict] += 1
-            if results is not None:
-                results.add(one)
-            else:
-                typer.echo(json.dumps(one.as_json()) if json_output else _screened_line(one))
-    if len(recordings) > 1 or not left:
+            if results is None:
+                line = json.dumps(one.as_json()) if json_output else wrapped(_screened_line(one), sys.stdout)
+                typer.echo(line)
+    if len(recordings) > 1 or not left or found.ignored:
         total = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        typer.echo(f"{len(recordings)} recording{'s' * (len(recordings) > 1)}: {total}", err=True)
+        ignored = f"; {counted(found.ignored, 'other file')} ignored" if found.ignored else ""
+        typer.echo(f"{counted(len(recordings), 'recording')}: {total}{ignored}", err=True)
     return 2 if counts["could not be read"] else 0
 
 
@@ -281,7 +340,7 @@ def list_sessions(json_output: JsonOption = False, config: ConfigOption = None) 
 
     from device.sessions import SESSION_COLUMNS, cells, list_sessions
 
-    rows = list_sessions(_store_file(config))
+    rows = list_sessions(_store_file(config), _warn)
     if json_output:
         for row in rows:
             typer.echo(json.dumps(row))
@@ -296,7 +355,7 @@ def show_session(session: SessionArgument, json_output: JsonOption = False, conf
 
     from device.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
 
-    found = read_session(_store_file(config), session)
+    found = read_session(_store_file(config), session, _warn)
     if json_output:
         typer.echo(json.dumps(found))
         return
@@ -318,7 +377,7 @@ def export_session(
     """Write a session for other programs."""
     from device.sessions import export_session, read_session
 
-    found = read_session(_store_file(config), session)
+    found = read_session(_store_file(config), session, _warn)
     if out is None:
         export_session(found, form, sys.stdout)
         return
@@ -363,7 +422,7 @@ def replay(
 
     from device.sessions import replay
 
-    done = replay(_store_file(config), session, bundle, anyway=anyway)
+    done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
     typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))
     return 0 if done.exact else GateRefused.exit_code
 
@@ -473,11 +532,15 @@ def _settings(
     precision: str | None = None,
     sensitivity: float | None = None,
     no_store: bool = False,
+    channel: str | None = None,
 ) -> "Settings":
     """The settings with a command's flags over them."""
     from firmware_config.settings import load_settings
 
+    if channel not in (None, AUTO) and not channel.isdecimal():
+        raise typer.BadParameter(f"{channel!r} is neither a number from 0 on nor {AUTO}", param_hint="--channel")
     flags = {
+        "audio.channel": None if channel in (None, AUTO) else int(channel),
         "bundle.path": None if bundle is None else str(bundle),
         "bundle.precision": precision,
         "bundle.sensitivity": sensitivity,
@@ -486,7 +549,11 @@ def _settings(
     return load_settings(config, flags)
 
 
-def _source(source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0) -> "Source":
+def _source(
+    source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0, by_itself: bool = False
+) -> "Source":
+    """`by_itself` takes the channel of a recording that has breathing in it."""
+    from device.audio import looks_like_sound
     from device.screening import told_warnings
     from device.sources import DemoSource, FileSource, MicrophoneSource
 
@@ -495,34 +562,38 @@ def _source(source: str, fast: bool, seconds: float | None, settings: "Settings"
     if source == "mic":
         if fast:
             raise typer.BadParameter("a microphone cannot be heard faster; leave --fast out", param_hint="--fast")
+        if by_itself:
+            raise typer.BadParameter("of a microphone the channel must be a number", param_hint="--channel")
         return MicrophoneSource(settings.audio)
+    if not Path(source).exists() and ("/" in source or looks_like_sound(Path(source))):
+        raise typer.BadParameter(f"{printable(Path(source))}: no such file; check the path", param_hint="--source")
     if not Path(source).is_file():
         raise typer.BadParameter(
             f"{source!r} is neither mic nor demo nor a recording (for folders there is '{PROGRAM} screen')",
             param_hint="--source",
         )
     with told_warnings() as told:
-        opened = FileSource(Path(source), fast=fast)
+        opened = FileSource(Path(source), fast=fast, channel="auto" if by_itself else settings.audio.channel)
     for warning in told:
         _warn(warning)
     return opened
 
 
-def _views(session: "Auscultation", bundle_name: str, json_output: bool) -> "list[View]":
+def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: TextIO) -> "list[View]":
     """JSON or lines on stdout; the live page on stdout's terminal, or beside JSON that goes elsewhere on stderr's."""
     from rich.console import Console
 
     from device.view import JsonView, LiveView, PlainView
 
     demo = session.source.demo
-    console = Console(stderr=json_output)
+    console = Console(file=sys.stderr if json_output else out)
     # isatty rather than rich's own guess, which FORCE_COLOR in the environment changes
     live: list[View] = []
     if console.file.isatty() and not console.is_dumb_terminal:
         live = [LiveView(session, bundle_name, console)]
     if not json_output:
-        return live or [PlainView(sys.stdout, demo)]
-    return [JsonView(sys.stdout, demo), *([] if sys.stdout.isatty() else live)]
+        return live or [PlainView(out, demo)]
+    return [JsonView(out, demo), *([] if out.isatty() else live)]
 
 
 def _agreement(source: "Source", cycles: "list[CycleResult]") -> "Agreement | None":
@@ -568,7 +639,8 @@ def _screened_line(one: "Screened") -> str:
     assert summary is not None
     likely = "   -" if summary.probability is None else f"{summary.probability:.2f}"
     reasons = f"  ({'; '.join(summary.reasons)})" if summary.reasons else ""
-    line = f"{summary.verdict:<15}  {likely}  {summary.cycles:3d} cycles  {printable(one.recording)}{reasons}"
+    cycles = f"{counted(summary.cycles, 'cycle'):>10}"
+    line = f"{summary.verdict:<15}  {likely}  {cycles}  {printable(one.recording)}{reasons}"
     return f"{line}  {NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else line
 
 
@@ -578,4 +650,4 @@ def _warn_of_fallback(classifier: "Classifier") -> None:
 
 
 def _warn(message: str) -> None:
-    typer.echo(f"{PROGRAM}: warning: {message}", err=True)
+    typer.echo(wrapped(f"{PROGRAM}: warning: {one_line(message)}", sys.stderr), err=True)

@@ -1,5 +1,6 @@
 """The live path, source to decision; `listen`, `screen` and the trainer's `recordings` protocol all run it."""
 
+import math
 import signal
 import time
 from collections import deque
@@ -29,9 +30,11 @@ INTERVAL_TOLERANCE = 0.25  # of the median
 STEADY_SHARE = 0.6  # of the intervals within the tolerance
 OCTAVE_TOLERANCE = 0.15  # of a whole number of intervals
 SURE_RHYTHM, SURE_SHARE = 0.4, 0.8  # confidence without breaths, and the share of periods within the tolerance
+PAUSED_SECONDS = 1.5  # from one block to the next, beside judging: this program did not run
 PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
 WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
-FINISH_SECONDS = 1.0  # for the cycles that still wait when a session is stopped
+FINISH_SECONDS = 0.5  # for the cycles that still wait when a session is stopped
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Judge(Protocol):
@@ -199,6 +202,7 @@ class Auscultation:
         self.lost_seconds: float | None = None
         """Since when no sound comes, for a microphone is gone; None while it comes."""
         self._waiting: deque[Segment] = deque()
+        self._judged_at, self._paused = math.inf, False
         self._gradable_samples = 0
 
     def run(self) -> Iterator[CycleResult | Entry]:
@@ -212,9 +216,9 @@ class Auscultation:
             try:
                 for block in self.source.blocks():
                     yield from self._hear(block)
-                    yield from self._judge_waiting(block.waiting_seconds)
                     if self._ending:
                         break
+                    yield from self._judge_waiting(block.waiting_seconds)
             except CaptureError as error:
                 yield from self._finish(str(error))
                 raise
@@ -254,10 +258,20 @@ class Auscultation:
 
     def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
         """All of them, unless sound comes in meanwhile: that is taken first, and the oldest cycles may be dropped."""
-        while self._waiting:
+        now = time.monotonic()
+        # sources give a block at least twice a second, also without sound
+        self._paused = now - self._judged_at > PAUSED_SECONDS or (
+            self._paused and sound_waiting_seconds > PATIENCE_SECONDS
+        )
+        yield from self._judge_all(sound_waiting_seconds)
+        self._judged_at = time.monotonic()
+
+    def _judge_all(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
+        while self._waiting and not self._ending:
             if self.source.live and sound_waiting_seconds > PATIENCE_SECONDS:
                 if len(self._waiting) > WAITING_CYCLES:
-                    yield self._drop("the model is slower than the breathing")
+                    paused = "it waited while this program was stopped or the machine was busy"
+                    yield self._drop(paused if self._paused else "the model is slower than the breathing")
                     continue
                 return
             began = time.monotonic()
@@ -346,7 +360,7 @@ class Auscultation:
 def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
     """Breaths a minute lately; None where the breaths that were found and the autocorrelation do not agree.
 
-    The autocorrelation alone is wrong by an octave in a tenth of simulated sessions at 20 a minute, and in most at 60.
+    The autocorrelation alone is wrong by an octave in a quarter of simulated sessions at 20 a minute, in most at 60.
     Two phases of a breath that were found as two breaths are wrong by an octave on the other side.
     """
     latest = cycles[-RATE_CYCLES:]
@@ -385,14 +399,18 @@ def _rhythm(cycles: Sequence[CycleResult]) -> tuple[float, float]:
 
 @contextmanager
 def stopped_by_signals(session: Auscultation) -> Iterator[list[signal.Signals]]:
-    """SIGINT and SIGTERM end the session properly, with its account, instead of the process; yields those that came."""
+    """SIGINT, SIGTERM and SIGHUP end the session properly, with its account; yields those that came.
+
+    A signal that is ignored, as SIGHUP is below nohup, stays so.
+    """
     came: list[signal.Signals] = []
 
     def stop(number: int, _frame: Any) -> None:
         came.append(signal.Signals(number))
         session.stop(f"stopped by {came[-1].name}")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield came
     finally:

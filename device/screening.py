@@ -9,8 +9,9 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import StringIO
 from multiprocessing import get_context, parent_process
@@ -19,12 +20,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from device.audio import SUFFIXES, AudioError, ChannelWarning
+from device.audio import AudioError, AudioWarning, Channel, is_clutter, looks_like_sound
 from device.classifier import Classifier
 from device.live import Auscultation, Summary
 from device.population import Subject, not_validated
 from device.sources import FileSource
-from firmware_config.command_line import printable
+from firmware_config.command_line import one_line, printable
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import BundleSettings, QualitySettings
 
@@ -41,20 +42,22 @@ class Screened:
     warnings: tuple[str, ...] = ()
     sha256: str = ""
     """Of the file as it was judged."""
+    channel: int | None = None
+    """The one that was heard, counted from 0."""
 
     def as_json(self) -> dict[str, Any]:
-        """One object of `screen --json`; only where there is a summary."""
-        assert self.summary is not None
-        full = self.summary.as_json()
+        """One object of `screen --json`; null where the recording was refused."""
+        full: dict[str, Any] = defaultdict(lambda: None, self.summary.as_json() if self.summary else {})
+        share = full["flagged"] / full["gradable"] if full["gradable"] else None
         return {
             "recording": printable(self.recording),
-            **{
-                name: full[name]
-                for name in (
-                    *("verdict", "probability", "cycles", "stretches", "stretches_flagged"),
-                    *("seconds", "reasons", "not_validated"),
-                )
-            },
+            "channel": self.channel,
+            **{name: full[name] for name in ("verdict", "probability", "cycles", "stretches", "stretches_flagged")},
+            "flagged_share": None if share is None else round(share, 3),
+            "breaths_per_minute": full["breaths_per_minute"],
+            "seconds": full["seconds"],
+            "reasons": full["reasons"] or [],
+            "not_validated": full["not_validated"] or [],
         }
 
 
@@ -66,13 +69,15 @@ class Results:
     """Verdicts in a file that a stopped screening goes on with: JSON lines, or CSV by the suffix `.csv`.
 
     Every row names the recording's content, and the bundle, precision, thresholds and quality limits that judged it;
-    rows of others are not mixed in. A half-written last row is written anew.
+    rows of others are not mixed in. A half-written last row is written anew. A refused recording has a row with the
+    `error` and no verdict; it is tried again, and gets another row when it ends otherwise.
     """
 
     COLUMNS = (
-        *("recording", "verdict", "probability", "cycles", "stretches", "stretches_flagged"),
-        *("heard", "missing", "dropped", "gradable", "reasons", "not_validated"),
-        *("sha256", "bundle", "precision", "cycle_threshold", "site_threshold", "quality_limits"),
+        *("recording", "channel", "verdict", "probability", "cycles", "stretches", "stretches_flagged"),
+        *("flagged_share", "breaths_per_minute", "heard", "missing", "dropped", "gradable"),
+        *("reasons", "not_validated", "error", "sha256"),
+        *("bundle", "precision", "cycle_threshold", "site_threshold", "quality_limits"),
     )
 
     def __init__(self, path: Path, model: Classifier, quality: QualitySettings) -> None:
@@ -87,6 +92,7 @@ class Results:
         }
         self._is_csv = path.suffix.lower() == ".csv"
         self._done: dict[str, set[str]] = defaultdict(set)
+        self._refused: set[tuple[str, str, str]] = set()
         try:
             # a device or a pipe may have no end
             if path.is_file():
@@ -102,7 +108,7 @@ class Results:
         whole = held[: held.rfind(b"\n") + 1]
         begun = held[len(whole) :]
         opening = (",".join(self.COLUMNS) if self._is_csv else '{"recording": ').encode()
-        lines = whole.decode("utf-8", "replace").splitlines()
+        lines = whole.decode("utf-8", "replace").split("\n")[:-1]  # a reason may hold what else ends a line
         try:
             table = csv.DictReader(lines, strict=True)
             rows = list(table) if self._is_csv else [json.loads(line) for line in lines]
@@ -112,7 +118,10 @@ class Results:
             if not whole and begun[: len(opening)] != opening[: len(begun)]:
                 raise ValueError("another opening")
             for row in rows:
-                self._done[str(row["recording"])].add(str(row["sha256"]))
+                if row["verdict"]:
+                    self._done[str(row["recording"])].add(str(row["sha256"]))
+                else:
+                    self._refused.add((row["recording"], row["sha256"], row["error"]))
             others = {name: {str(row[name]) for row in rows} - {str(own)} for name, own in self.judged_by.items()}
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ResultsError(f"{self.path}: not a file of screening results; choose another --out") from error
@@ -133,9 +142,15 @@ class Results:
 
     def add(self, one: "Screened") -> None:
         """One more verdict, handed to the system when this returns; ResultsError when the disk is full."""
-        row = {**one.as_json(), "sha256": one.sha256, **self.judged_by}
+        row = {**one.as_json(), "error": one_line(one.error), "sha256": one.sha256, **self.judged_by}
+        if one.summary is None:
+            refusal = (row["recording"], row["sha256"], row["error"])
+            if refusal in self._refused:
+                return
+            self._refused.add(refusal)
         if self._is_csv:
-            flat = {**row, **row["seconds"], **{name: "; ".join(row[name]) for name in ("reasons", "not_validated")}}
+            seconds = row["seconds"] or dict.fromkeys(("heard", "missing", "dropped", "gradable"))
+            flat = {**row, **seconds, **{name: "; ".join(row[name]) for name in ("reasons", "not_validated")}}
             self._write(_csv_line([flat[name] for name in self.COLUMNS]))
         else:
             self._write(json.dumps(row) + "\n")
@@ -175,65 +190,147 @@ def _csv_line(cells: Sequence[object]) -> str:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """How recordings are heard, and of whom they are as far as that was said of all of them."""
+
+    channel: Channel = 0
+    age_years: float | None = None
+    site: str | None = None
+
+
+ANYBODY = Heard()
+
+
+@dataclass(frozen=True)
 class _Job:
     recording: Path
     bundle: BundleSettings
     quality: QualitySettings
+    heard: Heard
 
 
-def find_recordings(paths: Sequence[Path]) -> list[Path]:
-    """The files given, and every wav and flac below the folders given, sorted, each once.
+@dataclass(frozen=True)
+class Found:
+    """What lies below the paths that were given."""
+
+    recordings: list[Path]
+    """To be screened: sound, and what may be sound but cannot be looked at, which is then refused by name."""
+    ignored: int
+    """Files that are no sound."""
+
+
+def find_recordings(paths: Sequence[Path]) -> Found:
+    """The files given, and all that looks like sound below the folders given, sorted, each once.
 
     A folder without any stays in the list: screening it then fails by name, and the others go on.
     """
-    found: list[Path] = []
+    recordings: list[Path] = []
+    ignored = 0
     for path in paths:
-        below = sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES and item.is_file())
-        found += below or [path]
-    return list(dict.fromkeys(found))
+        below = _below(path, set()) if path.is_dir() else Found([path], 0)
+        recordings += below.recordings or [path]
+        ignored += below.ignored
+    return Found(list(dict.fromkeys(recordings)), ignored)
 
 
-def screen_recording(path: Path, model: Classifier, quality: QualitySettings) -> Summary:
+def _below(folder: Path, entered: set[tuple[int, int]]) -> Found:
+    """Links to folders are followed, and no folder is `entered` twice: a link may lead back."""
+    recordings: list[Path] = []
+    ignored = 0
+    try:
+        status, items = folder.stat(), sorted(folder.iterdir())
+    except OSError:
+        return Found([folder], 0)
+    if (status.st_dev, status.st_ino) in entered:
+        return Found([], 0)
+    entered.add((status.st_dev, status.st_ino))
+    for item in items:
+        if is_clutter(item):
+            ignored += 1
+        elif _is_folder(item):
+            below = _below(item, entered)
+            recordings, ignored = recordings + below.recordings, ignored + below.ignored
+        elif looks_like_sound(item) or not _is_there(item):
+            recordings.append(item)
+        else:
+            ignored += 1
+    return Found(recordings, ignored)
+
+
+def _is_folder(path: Path) -> bool:
+    with suppress(OSError):
+        return path.is_dir()
+    return False
+
+
+def _is_there(path: Path) -> bool:
+    """Not so a link that leads nowhere, nor what may not be looked at: either may be a recording."""
+    with suppress(OSError):
+        return path.exists()
+    return False
+
+
+def screen_recording(path: Path, model: Classifier, quality: QualitySettings, heard: Heard = ANYBODY) -> Screened:
     """One recording, as fast as possible, exactly as `listen --fast` hears it; AudioError when it cannot be read."""
-    source = FileSource(path, fast=True)
-    outside = not_validated(model.bundle.manifest, Subject(highest_hz=source.highest_hz, fallback=model.fallback))
+    source = FileSource(path, fast=True, channel=heard.channel)
+    subject = Subject(heard.age_years, heard.site, source.highest_hz, fallback=model.fallback)
+    outside = not_validated(model.bundle.manifest, subject)
     session = Auscultation(source, model, quality, not_validated=lambda: outside)
     for _ in session.run():
         pass
-    return session.summary
+    return Screened(path, session.summary, channel=source.recorded.channel)
 
 
-def screen(paths: Sequence[Path], bundle: BundleSettings, quality: QualitySettings) -> Iterator[Screened]:
+def screen(
+    paths: Sequence[Path], bundle: BundleSettings, quality: QualitySettings, heard: Heard = ANYBODY
+) -> Iterator[Screened]:
     """Every recording in order, in as many processes as cores when there are many; the verdicts do not depend on it.
 
     Raises BundleError before the first one when the bundle does not hold.
     """
-    jobs = [_Job(path, bundle, quality) for path in paths]
+    jobs = [_Job(path, bundle, quality, heard) for path in paths]
     _ = model(bundle)
     processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
     if processes < 2:
         yield from map(_screen_one, jobs)
         return
-    # spawn: ONNX Runtime's threads do not survive a fork
-    with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
-        with _interrupts_held_back():
-            screened = pool.map(_screen_one, jobs, chunksize=4)
-        yield from screened
+    done = 0
+    try:
+        # spawn: ONNX Runtime's threads do not survive a fork
+        with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
+            with _interrupts_held_back():
+                screened = pool.map(_screen_one, jobs, chunksize=4)
+            for one in screened:
+                done += 1
+                yield one
+    except BrokenProcessPool:
+        # the kernel ends a process that takes too much memory; one alone takes least
+        yield from map(_screen_one, jobs[done:])
 
 
 def _screen_one(job: _Job) -> Screened:
-    summary, error, content = None, "", _sha256(job.recording)
+    content = _sha256(job.recording)
     with told_warnings() as told:
         try:
-            if job.recording.is_dir():
-                raise AudioError(f"{job.recording}: no wav or flac recording below this folder; check the path")
-            heard = screen_recording(job.recording, model(job.bundle), job.quality)
+            if _is_folder(job.recording):
+                _refuse_folder(job.recording)
+            one = screen_recording(job.recording, model(job.bundle), job.quality, job.heard)
             if _sha256(job.recording) != content:
                 raise AudioError(f"{job.recording}: changed while it was judged; screen it again")
-            summary = heard
         except AudioError as refused:
-            error = str(refused)
-    return Screened(job.recording, summary, error, tuple(told), content)
+            one = Screened(job.recording, None, str(refused))
+        except MemoryError:
+            error = f"{job.recording}: takes more memory than there is here; close other programs"
+            one = Screened(job.recording, None, error)
+    return replace(one, warnings=tuple(told), sha256=content)
+
+
+def _refuse_folder(folder: Path) -> None:
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise AudioError(f"{folder}: the folder cannot be opened ({error.strerror}); change its permissions") from error
+    raise AudioError(f"{folder}: no wav or flac recording below this folder; check the path")
 
 
 @contextmanager
@@ -241,10 +338,10 @@ def told_warnings() -> Iterator[list[str]]:
     """What recordings warn of, in words for a command to print; Python would print the line of code as well."""
     told: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ChannelWarning)
+        warnings.simplefilter("always", AudioWarning)
         yield told
     for warning in caught:
-        if issubclass(warning.category, ChannelWarning):
+        if issubclass(warning.category, AudioWarning):
             told.append(str(warning.message))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

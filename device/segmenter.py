@@ -39,9 +39,7 @@ WEIGHTS_FILE = Path(__file__).with_name("breath_detector.npz")
 SOUNDING = 0.45  # a breath begins above, and ends below
 ONSET = 0.45  # within a breath another one begins at a peak above this
 LEAST_RHYTHM = 0.3  # confidence from which a rhythm is one
-LEAST_GAP_SECONDS = (
-    1.2  # what lies unjudged between breaths becomes a window from this length on; in a rhythm, its period
-)
+LEAST_GAP_SECONDS = 1.2  # so much or more between breaths becomes a window; in a rhythm only its period or more
 RHYTHM_STEPS = 12 * STEPS_PER_SECOND  # how far back the rhythm is looked for
 LEAST_RHYTHM_SECONDS = 4.0  # less shows no rhythm
 PERIOD_SECONDS = (1.0, 6.0)  # 60 down to 10 breaths a minute

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import scipy.fft
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from device.runtime import one_blas_thread
 from firmware_config.errors import RespSAMError
 
 FloatArray = npt.NDArray[np.float32]
@@ -181,6 +182,20 @@ def _hann() -> npt.NDArray[np.float64]:
     return np.hanning(FRAME_SAMPLES)
 
 
+def _power_spectrum(frames: npt.NDArray[np.float64]) -> FloatArray:
+    """Power (frames, bins) of frames (frames, FRAME_SAMPLES): mean removed, pre-emphasis, Hann."""
+    frames = frames - frames.mean(axis=1, keepdims=True)
+    emphasised = np.empty_like(frames)
+    np.multiply(frames[:, :-1], -PREEMPHASIS, out=emphasised[:, 1:])
+    emphasised[:, 1:] += frames[:, 1:]
+    emphasised[:, 0] = frames[:, 0] * (1.0 - PREEMPHASIS)
+    emphasised *= _hann()
+    spectrum = scipy.fft.rfft(emphasised, FFT_SAMPLES, axis=1).view(np.float64)
+    np.square(spectrum, out=spectrum)
+    power: FloatArray = (spectrum[:, 0::2] + spectrum[:, 1::2]).astype(np.float32)
+    return power
+
+
 def log_mel(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
     """Kaldi-compatible log-mel energies (frames, mels) of samples (n >= 400,) at 16 kHz, natural log.
 
@@ -193,18 +208,10 @@ def log_mel(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
     framed = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float64), FRAME_SAMPLES)[::HOP_SAMPLES]
     filters = mel_filters(front_end.mels, front_end.low_hz, front_end.high_hz)
     energies = np.empty((len(framed), front_end.mels), dtype=np.float32)
-    for start in range(0, len(framed), BLOCK_FRAMES):
-        frames = framed[start : start + BLOCK_FRAMES]
-        frames = frames - frames.mean(axis=1, keepdims=True)
-        emphasised = np.empty_like(frames)
-        np.multiply(frames[:, :-1], -PREEMPHASIS, out=emphasised[:, 1:])
-        emphasised[:, 1:] += frames[:, 1:]
-        emphasised[:, 0] = frames[:, 0] * (1.0 - PREEMPHASIS)
-        emphasised *= _hann()
-        spectrum = scipy.fft.rfft(emphasised, FFT_SAMPLES, axis=1).view(np.float64)
-        np.square(spectrum, out=spectrum)
-        power = (spectrum[:, 0::2] + spectrum[:, 1::2]).astype(np.float32)
-        np.matmul(power, filters, out=energies[start : start + BLOCK_FRAMES])
+    with one_blas_thread():
+        for start in range(0, len(framed), BLOCK_FRAMES):
+            power = _power_spectrum(framed[start : start + BLOCK_FRAMES])
+            np.matmul(power, filters, out=energies[start : start + BLOCK_FRAMES])
     return np.log(np.maximum(energies, np.float32(front_end.floor), out=energies), out=energies)
 
 

@@ -3,10 +3,10 @@
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from device.signal import SAMPLE_RATE, FloatArray, exact_div
 from device.timeline import Kind
 from firmware_config.command_line import printable
 from firmware_config.settings import AudioSettings
+
+if TYPE_CHECKING:
+    from device.audio import Channel
 
 BLOCK_SAMPLES = exact_div(SAMPLE_RATE, 10)  # 100 ms
 SILENCE: Final = np.empty(0, np.float32)
@@ -33,8 +36,9 @@ SETTLING_SECONDS = 1.0
 GAP_SECONDS = 0.25
 MOST_DRIFT = 0.005  # share; no sound card's clock is as wrong
 DRIFT_TOLD = 0.001
+MOST_AHEAD_SECONDS = 2.0  # of the clock: no microphone hears what has not been said yet
 # What is wrong with sound that does come
-MUTE_SECONDS = 2.0
+MUTE_SECONDS = 1.6  # and what the sound takes to come here: shown within two
 CLIPPED_SAMPLES = 3  # in one block
 SETTLING_SECONDS = 2.0  # a microphone that is unplugged or plugged in says why it does not open in several ways
 CLIP_PAUSE_SECONDS = 1.0  # without clipping, before another run of it is told
@@ -70,36 +74,58 @@ class Source(Protocol):
         ...
 
 
-def paced(samples: FloatArray, fast: bool) -> Iterator[Block]:
-    """Cut samples (n,) into 100 ms blocks, at the pace of a clock or as fast as they are taken."""
-    began = time.monotonic()
-    for start in range(0, samples.size, BLOCK_SAMPLES):
-        block = samples[start : start + BLOCK_SAMPLES]
-        late = 0.0
+def recut(pieces: Iterable[FloatArray], length: int) -> Iterator[FloatArray]:
+    """Samples in pieces of any size as pieces of `length`, the last one shorter."""
+    rest = SILENCE
+    for piece in pieces:
+        samples = np.concatenate([rest, piece]) if rest.size else piece
+        whole = samples.size - samples.size % length
+        for start in range(0, whole, length):
+            yield samples[start : start + length]
+        rest = samples[whole:]
+    if rest.size:
+        yield rest
+
+
+def paced(samples: FloatArray | Iterable[FloatArray], fast: bool) -> Iterator[Block]:
+    """Samples (n,), or pieces of them, in 100 ms blocks, at the pace of a clock or as fast as they are taken."""
+    began, end = time.monotonic(), 0
+    for block in recut([samples] if isinstance(samples, np.ndarray) else samples, BLOCK_SAMPLES):
+        late, end = 0.0, end + block.size
         if not fast:
             # a block can be heard only once it has been said
-            late = time.monotonic() - began - (start + block.size) / SAMPLE_RATE
+            late = time.monotonic() - began - end / SAMPLE_RATE
             time.sleep(max(0.0, -late))
         yield Block(block, waiting_seconds=max(0.0, late))
 
 
 class FileSource:
-    """A recording, streamed at its own pace or as fast as possible; AudioError when it cannot be read whole."""
+    """A recording's channel, streamed at its own pace or as fast as possible; AudioError when it cannot be read whole.
+
+    It is read in blocks, once to check it and once to hear it: memory does not depend on its length.
+    """
 
     demo = False
 
-    def __init__(self, path: Path, *, fast: bool = False) -> None:
-        from device.audio import read_audio
-        from device.signal import resample
+    def __init__(self, path: Path, *, fast: bool = False, channel: "Channel" = 0) -> None:
+        from device.audio import scan
 
-        self.name = printable(path)
-        samples, sample_rate = read_audio(path)
-        self.samples, self.highest_hz = resample(samples, sample_rate), sample_rate / 2
+        self.recorded = scan(path, channel)
+        header = self.recorded.header
+        several = f", channel {self.recorded.channel} of {header.channels} (counted from 0)"
+        self.name = printable(path) + several * (header.channels > 1)
+        self.highest_hz = header.sample_rate / 2
         self.live = not fast
 
     def blocks(self) -> Iterator[Block]:
         """The whole recording."""
-        return paced(self.samples, not self.live)
+        return paced(self._resampled(), not self.live)
+
+    def _resampled(self) -> Iterator[FloatArray]:
+        resampler = StreamResampler(self.recorded.header.sample_rate)
+        for block in self.recorded.blocks():
+            yield resampler.push(block)
+        yield resampler.flush()
 
 
 class DemoSource:
@@ -232,6 +258,12 @@ class Stretch:
         begin = self._frames / rate
         lost = heard.lost_frames - before.lost_frames
         self._frames += lost + heard.samples.size
+        if self._frames / rate - (heard.clock - self._pace.began) > MOST_AHEAD_SECONDS:
+            raise CaptureError(
+                f"{self.opened.device} is no microphone: it gives sound faster than time goes by, as ALSA's null "
+                "device does; set audio.device to another input",
+                hopeless=True,
+            )
         vanished = round(self._pace.vanished(heard.clock, self._frames / rate) * rate)
         self._frames += vanished
         broken = ["our queue was full"] * bool(lost)
@@ -284,6 +316,7 @@ class MicrophoneSource:
         )
         self.name = settings.device
         self.highest_hz: float | None = None
+        self._doubt = ""
         self._told: set[str] = set()
         self._pause = SHORTEST_PAUSE_SECONDS
         self._lost_at: float | None = None
@@ -300,6 +333,12 @@ class MicrophoneSource:
         elif self._process.hopeless or not settings.device or settings.device.isdigit():
             self._process.kill()
             raise CaptureError(self._process.error or NO_ANSWER)
+
+    @property
+    def unverified(self) -> str:
+        """Why nobody can tell whether this is one microphone all the time; empty where one can."""
+        self._doubt = self._process.unverified or self._doubt
+        return self._doubt
 
     def blocks(self) -> Generator[Block, None, None]:
         """Until the consumer stops; about ten a second with sound in them, at least two a second without."""
@@ -386,6 +425,7 @@ class MicrophoneSource:
 
     def _remember(self) -> Opened:
         """From now on only this very input is opened."""
+        _ = self.unverified  # a doubt stays when the process that had it is gone
         opened = self._process.opened
         assert opened is not None
         self.name, self.highest_hz = opened.device, opened.sample_rate / 2

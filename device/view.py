@@ -15,6 +15,7 @@ from device.exam import Exam
 from device.live import Auscultation, CycleResult, Summary, entry_as_json
 from device.signal import SAMPLE_RATE
 from device.timeline import Entry
+from firmware_config.command_line import counted
 
 ROWS = 10
 LINES_AROUND_ROWS = 14  # frame, header, table head, footer, and one for the cursor: 23 of a terminal's 24 lines
@@ -74,7 +75,7 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
     mark = _mark(summary.demo)
     likely = "" if summary.probability is None else f" (probability {summary.probability:.2f})"
     account = (
-        f"{summary.cycles} cycles, {summary.gradable} graded, {summary.flagged} flagged; "
+        f"{counted(summary.cycles, 'cycle')}, {summary.gradable} graded, {summary.flagged} flagged; "
         f"{summary.heard_seconds:.1f} s heard ({summary.gradable_seconds:.1f} s gradable), "
         f"{summary.missing_seconds:.1f} s missing, {summary.dropped_seconds:.1f} s dropped"
     )
@@ -125,12 +126,17 @@ class PlainView:
     def show(self, happened: CycleResult | Entry) -> None:
         """One line, at once."""
         line = entry_line(happened, self.demo) if isinstance(happened, Entry) else cycle_line(happened)
-        print(line, file=self.out, flush=True)
+        self._line(line)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """Some lines."""
         for line in summary_lines(summary, agreement):
-            print(line, file=self.out, flush=True)
+            self._line(line)
+
+    def _line(self, line: str) -> None:
+        # in one piece: of a reader that stalls whole lines are dropped
+        self.out.write(f"{line}\n")
+        self.out.flush()
 
 
 class JsonView(PlainView):
@@ -145,7 +151,7 @@ class JsonView(PlainView):
         self._print({**summary.as_json(), "demo_agreement": None if agreement is None else agreement.as_json()})
 
     def _print(self, value: dict[str, Any]) -> None:
-        print(json.dumps(value), file=self.out, flush=True)
+        self._line(json.dumps(value))
 
 
 class LiveView:

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from device.bundle import Bundle, open_bundle
 from device.classifier import Classifier
+from device.runtime import disable_telemetry
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, FloatArray, windows
 from firmware_config.errors import RespSAMError
 
@@ -207,6 +208,8 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
     As wide and deep as the bundle's AST, once for each of its members; AST base where the bundle is another network.
     """
     import torch
+
+    disable_telemetry()
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     torch.set_num_threads(threads)

@@ -28,6 +28,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from device.runtime import disable_telemetry
 from device.signal import FloatArray
 from export.onnx_graph import INPUT, OPSET, PRODUCTS, quiet, serialized
 from export.projections import split_projections
@@ -162,6 +163,8 @@ def quantize(model: bytes, windows: FloatArray, scheme: Scheme = CPU) -> bytes:
     Raises QuantizeError when the disk does not take the temporary files.
     """
     import onnx
+
+    disable_telemetry()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     try:
@@ -204,6 +207,8 @@ def left_float(quantized: bytes, model: bytes, kept: Collection[str]) -> bytes:
     if not kept:
         return quantized
     import onnx
+
+    disable_telemetry()
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     result, original = onnx.load_model_from_string(quantized), onnx.load_model_from_string(model)
@@ -231,6 +236,8 @@ def half(model: bytes, kept: Collection[str] = ()) -> bytes:
     """
     import onnx
     from onnx import version_converter
+
+    disable_telemetry()
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 

@@ -6,12 +6,16 @@ Exit codes: 0 done, 1 internal error (or the reader of our output went away), 2 
 
 import errno
 import os
+import shutil
 import sys
+import textwrap
 import traceback
+import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -21,6 +25,13 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Settings file (TOML); see firmware_config/defaults.toml."),
 ]
+
+
+OUTPUT_FAILS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)  # full, gone or closed
+
+
+class EmptyArgument(RespSAMError):
+    """An argument without a character in it."""
 
 
 def application(help: str) -> typer.Typer:
@@ -48,6 +59,7 @@ def application(help: str) -> typer.Typer:
 
 def run(app: typer.Typer, program: str) -> NoReturn:
     """Run the command on sys.argv and exit; `program` is its name in messages. Without arguments it shows the help."""
+    _open_closed_streams()
     arguments, debug = _without_debug(sys.argv[1:])
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be UTF-8
@@ -59,9 +71,29 @@ def run(app: typer.Typer, program: str) -> NoReturn:
         code = 1
     except OSError as error:
         _close_stdout()
-        print(f"{program}: error: stdout cannot be written ({error.strerror}); free the disk", file=sys.stderr)
+        remedy = "free the disk" if error.errno == errno.ENOSPC else "send it to a file or another terminal"
+        _complain(f"{program}: error: stdout cannot be written ({error.strerror}); {remedy}")
         code = RespSAMError.exit_code
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """A caller may have closed stdin, stdout or stderr; the next file opened would get its number, and our prints."""
+    for number, name, mode in (0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere == number:
+                os.set_inheritable(number, True)
+            else:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for as long as we run
+
+
+def _complain(line: str) -> None:
+    """One line on stderr, where somebody still reads it."""
+    with suppress(OSError):
+        print(wrapped(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _close_stdout() -> None:
@@ -70,8 +102,26 @@ def _close_stdout() -> None:
 
 
 def printable(path: Path) -> str:
-    """The path in characters that every file takes; bytes of its name that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """The path on one line that every file and terminal takes; escaped are control characters and what is not UTF-8."""
+    return "".join(map(_escaped, os.fsencode(path).decode(errors="backslashreplace")))
+
+
+def _escaped(character: str) -> str:
+    unsafe = unicodedata.category(character) in ("Cc", "Zl", "Zp")
+    return character.encode("unicode_escape").decode() if unsafe else character
+
+
+def counted(count: int, what: str) -> str:
+    """`1 cycle`, `2 cycles`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def wrapped(line: str, out: TextIO) -> str:
+    """The line as it is; on a terminal broken between words, as the terminal would break inside of them."""
+    if not out.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def one_line(message: str) -> str:
@@ -81,6 +131,7 @@ def one_line(message: str) -> str:
 
 def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: bool) -> int:
     try:
+        _refuse_empty(arguments)
         result = app(args=list(arguments), prog_name=program, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -96,15 +147,24 @@ def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: boo
             traceback.print_exc()
     except Exception as error:
         # of our output: every file that a user names is guarded where it is opened
-        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+        if isinstance(error, OSError) and error.errno in OUTPUT_FAILS:
             raise
         text, code = f"internal error: {type(error).__name__}: {error}", 1
         if debug:
             traceback.print_exc()
         else:
             text += " (run again with --debug for the traceback)"
-    print(f"{program}: {one_line(text)}", file=sys.stderr)
+    _complain(f"{program}: {one_line(text)}")
     return code
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """An empty path would be the current folder, and an empty word is never meant."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option = argument[:-1] if argument.startswith("--") and argument.endswith("=") else before
+        if not argument or (argument.endswith("=") and argument.startswith("--")):
+            where = f"{option} has an empty value" if option.startswith("-") else "an argument is empty"
+            raise EmptyArgument(f"{where}; give a path or a word, or leave it out")
 
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:

@@ -18,8 +18,8 @@ from trainer.corpora import Purpose, load_corpora
 from trainer.corpora.cycle import Corpus, CorpusError, Cycle, Recording, Source
 from trainer.files import replacing, write_atomically
 
-CONSTANT = 1e-8  # below one step of 24 bits; what the front end calls constant
-RINGING = SAMPLE_RATE // 50  # samples that the resampler rings on beside a sudden silence
+CONSTANT = 1e-6  # a silence's ripple after resampling; a recorder's step of 16 bits is thirty times as large
+RINGING = SAMPLE_RATE // 25  # samples that the resampler rings on beside a sudden silence
 LAYOUT = 1  # raise when the bytes below would mean something else
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
+from device.runtime import disable_telemetry
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
@@ -264,7 +265,7 @@ def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: A
     """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
     if target.protocol == "recordings":
         return of_heard(hear(gradable(corpus), cache, served, plan.quality), cache, SITE_RULE)
-    subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, frozenset(), frozenset())
+    subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, None, frozenset(), frozenset())
     return read_stretches(corpus, cache, subject, target.protocol)
 
 
@@ -321,7 +322,7 @@ def _reach(cluster: str) -> None:
 
 
 def _on_ray(cells: Collection[Cell], plan: Plan, jobs: int, cluster: str) -> Iterator[tuple[Cell, str | None]]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    disable_telemetry()
     # at the priority of the command: Ray's own 15 starves beside anything else that computes
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:

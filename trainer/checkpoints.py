@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from device.runtime import disable_telemetry
 from firmware_config.errors import RespSAMError
 from trainer.mobilenet import AudioSetMobileNet, MobileNetConfig
 from trainer.model import AST, ModelConfig, Network
@@ -125,8 +126,8 @@ def _mobilenet_weights(source: str, sha256: str) -> tuple[dict[str, Tensor], Acc
     file = Path(source)
     if not file.is_file():
         raise CheckpointError(
-            f"{file}: no weights here; the recipe begins at EfficientAT's {file.name} (MIT licence, from that project's "
-            "releases): give it with --init FILE"
+            f"{file}: no weights here; the recipe begins at EfficientAT's {file.name} (MIT licence, from the "
+            "releases of that project): give it with --init FILE"
         )
     if sha256 and file_digest(file) != sha256:
         raise CheckpointError(
@@ -169,6 +170,7 @@ def checkpoint_file(source: str) -> Path:
 
 
 def _from_hub(name: str) -> Path:
+    disable_telemetry()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -92,7 +92,7 @@ def fit(
     corpus: CorpusOption,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "compact",
+    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "mobilenet",
     part: PartOption = None,
     split: SplitOption = "official",
     lenient: LenientOption = False,
@@ -102,7 +102,7 @@ def fit(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or yamnet.")
+        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or a .pt.")
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
     members: Annotated[
@@ -260,6 +260,10 @@ def evaluate(
     split: SplitOption = "official",
     lenient: LenientOption = False,
     device: DeviceOption = "auto",
+    calibrate_on: Annotated[
+        int | None,
+        typer.Option("--calibrate-on", min=2, help="Also after a calibration on so many healthy people (recordings)."),
+    ] = None,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -275,8 +279,10 @@ def evaluate(
     sources = sources_of(corpus, data)
     opened = evaluation.open_subject(subject, _device(device, settings))
     read, cache, chosen = _to_read([opened], sources, part, protocol, split, lenient, settings)
+    if calibrate_on is not None and chosen != "recordings":
+        raise typer.BadParameter("a calibration is of whole recordings: add --protocol recordings")
     with _progress(console, "listening") as progress:
-        reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress)
+        reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress, calibrate_on)
     _show_notes(evaluation.log_reading(subject, reading))
     if json_output:
         _print_json(reading)
@@ -294,7 +300,7 @@ def study(
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0.0, help="Of training a cell in all; at least one epoch.")
     ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "compact",
+    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "mobilenet",
     draws: Annotated[int | None, typer.Option("--draws", min=1, help="An epoch; over the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
     only: Annotated[

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from firmware_config.errors import RespSAMError
+from firmware_config.settings import cache_folder
 
 ABANDONED_SECONDS = 3600.0  # nobody writes so long; a process number says nothing where machines share the disk
 
@@ -45,6 +46,11 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 left.unlink()
+
+
+def own_font_list() -> None:
+    """matplotlib keeps its list of fonts in our cache, not in a folder of its own; call it before the import."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -171,8 +171,7 @@ def start(
 def keep_freed_memory() -> None:
     """Let glibc keep what one training step frees for the next; another C library is left as it is.
 
-    Otherwise every tensor above 32 MB is new pages, which the kernel fills with zeros: a seventh of a step's time with
-    `compact`, half with `compact-audioset` (tests/bench/training_memory.py).
+    Otherwise every tensor above 32 MB is new pages, which the kernel fills with zeros (tests/bench/training_memory.py).
     """
     from ctypes import CDLL
 

@@ -19,7 +19,7 @@ from trainer.corpora import Corpus
 from trainer.describe import describe
 from trainer.evaluate import Outcome, latest, load_outcome, readings_of
 from trainer.explain import Shares, attention_shares, mean_shares
-from trainer.files import write_atomically
+from trainer.files import own_font_list, write_atomically
 from trainer.metrics import (
     CALIBRATION_BINS,
     Float64Array,
@@ -220,6 +220,7 @@ def signatures(
 
 def _chart(draw: Any, caption: str, width: float = 4.4, height: float = 3.1) -> Picture:
     """`draw` an axes; text stays text and takes the page's colour, light or dark."""
+    own_font_list()
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -367,6 +368,7 @@ def _mistake(outcome: Outcome, row: int, cache: AudioCache, front_end: FrontEnd)
 
 def _spectrogram(samples: FloatArray, front_end: FrontEnd) -> bytes:
     """The stretch's own log-mel, not padded, as PNG: low tones at the bottom, one pixel a frame and band."""
+    own_font_list()
     from matplotlib.image import imsave
 
     picture = BytesIO()

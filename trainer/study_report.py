@@ -11,7 +11,7 @@ from device.labels import NORMAL
 from trainer.cells import Cell, CellFacts, Target
 from trainer.compare import direction, paired
 from trainer.evaluate import Outcome, headline, join, load_outcome
-from trainer.files import replacing, write_atomically
+from trainer.files import own_font_list, replacing, write_atomically
 from trainer.metrics import (
     NO_VERDICT,
     Float64Array,
@@ -236,6 +236,7 @@ def write_report(name: str, study: Study, lines: Sequence[Line], notes: Sequence
 
 def draw(study: Study, lines: Sequence[Line], path: Path) -> None:
     """AUROC of every setting with its interval, each seed's model as a dot; one panel a target."""
+    own_font_list()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -11,8 +11,17 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device.audio import AudioError, ChannelWarning, read_audio, read_header
+from device.audio import (
+    AudioError,
+    AudioWarning,
+    ChannelWarning,
+    is_clutter,
+    looks_like_sound,
+    read_audio,
+    read_header,
+)
 from device.signal import FloatArray
+from device.simulator import auscultate
 from firmware_config.errors import RespSAMError
 
 SAMPLE_RATE = 8000
@@ -98,13 +107,20 @@ def test_text_named_wav(tmp_path: Path) -> None:
     refused(tmp_path / "notes.wav", "not a readable wav or flac")
 
 
-@pytest.mark.parametrize("lost", [2, 3, 1000, 7000])
+@pytest.mark.parametrize("lost", [200, 1000, 7000])
 def test_truncated_wav(tmp_path: Path, lost: int) -> None:
     path = written(tmp_path / "cut.wav", breath())
     path.write_bytes(path.read_bytes()[:-lost])
-    refused(path, "truncated")
+    refused(path, rf"truncated, {(8000 - lost) / 16000:.1f} of 0\.5 s are there")
     with pytest.raises(AudioError, match="truncated"):
         read_header(path)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 8])
+def test_a_count_that_is_wrong_by_some_frames_is_no_truncation(tmp_path: Path, lost: int) -> None:
+    path = written(tmp_path / "sloppy.wav", breath())
+    path.write_bytes(path.read_bytes()[:-lost])
+    assert read_audio(path)[0].size == (8000 - lost) // 2
 
 
 @pytest.mark.parametrize("kept_share", [0.05, 0.3, 0.6, 0.9, 0.999])
@@ -115,13 +131,128 @@ def test_truncated_flac(tmp_path: Path, kept_share: float) -> None:
     refused(path, "truncated|damaged")
 
 
-def test_a_recorder_that_could_not_seek_back_is_read_whole(tmp_path: Path) -> None:
-    """A streamed wav says 0xFFFFFFFF bytes, and that is no truncation."""
-    path = written(tmp_path / "streamed.wav", breath())
+def with_sizes(path: Path, riff: int, data: int, more: bytes = b"") -> Path:
+    """The same samples behind another header."""
     raw = bytearray(path.read_bytes())
-    raw[4:8] = raw[40:44] = struct.pack("<I", 0xFFFFFFFF)
+    raw[4:8], raw[40:44] = struct.pack("<I", riff), struct.pack("<I", data)
+    path.write_bytes(raw + more)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("riff", "data"),
+    [
+        (0xFFFFFFFF, 0xFFFFFFFF),  # ffmpeg to a pipe
+        (0x7FFFF024, 0x7FFFF000),  # SoX
+        (0x80000024, 0x80000000),  # arecord
+        (0x7FFFFFFF, 0x7FFFFFFF),  # Android
+        (0x7FFFFFFF, 0x7FFFFFFF - 36),
+        (0xFFFFFFFF, 8000),
+        (0, 8000),
+        (100, 8000),
+        (8044, 8000),  # counts itself
+        (8036 + 0x60000000, 8000),  # one wrong byte
+        (8036, 8000 + 0x60000000),
+    ],
+)
+def test_a_header_that_counts_wrong_loses_nothing(tmp_path: Path, riff: int, data: int) -> None:
+    path = written(tmp_path / "a.wav", breath())
+    whole = read_audio(path)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(read_audio(with_sizes(path, riff, data))[0], whole)
+    assert read_header(path).frames == 4000
+
+
+@pytest.mark.parametrize("riff", [0, 36, 8036])
+def test_a_recorder_that_was_killed_loses_nothing_and_it_is_said(tmp_path: Path, riff: int) -> None:
+    path = written(tmp_path / "a.wav", breath())
+    whole = read_audio(path)[0]
+    with pytest.warns(AudioWarning, match=r"did not finish the file; the 0\.5 s that are there are read"):
+        np.testing.assert_array_equal(read_audio(with_sizes(path, riff, 0))[0], whole)
+    assert read_header(path).frames == 4000
+
+
+def test_chunks_behind_no_samples_are_no_sound(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.wav", breath(0))
+    refused(with_sizes(path, 36, 0, b"LIST" + struct.pack("<I", 4) + b"INFO"), "no samples")
+
+
+def test_big_endian_and_64_bit_headers_are_read_and_their_truncation_is_seen(tmp_path: Path) -> None:
+    for name, options in (("x.wav", {"endian": "BIG"}), ("64.wav", {"format": "RF64"})):
+        path = tmp_path / name
+        soundfile.write(path, breath(), SAMPLE_RATE, subtype="PCM_16", **options)
+        np.testing.assert_allclose(read_audio(path)[0], breath(), rtol=0, atol=2**-15)
+        path.write_bytes(path.read_bytes()[:-1000])
+        refused(path, r"truncated, 0\.4 of 0\.5 s are there")
+
+
+def test_a_flac_from_a_pipe_does_not_know_its_length(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.flac", breath(50_001))
+    whole, raw = read_audio(path)[0], bytearray(path.read_bytes())
+    raw[21] &= 0xF0  # 36 bits of total samples (RFC 9639, 8.2)
+    raw[22:26] = bytes(4)
     path.write_bytes(raw)
-    assert read_audio(path)[0].shape == (4000,)
+    np.testing.assert_array_equal(read_audio(path)[0], whole)
+    assert read_header(path).frames == 50_001
+
+
+def test_a_stream_longer_than_its_placeholder_is_read_to_its_end(tmp_path: Path) -> None:
+    """A night from SoX is longer than the 2 GiB that its header says; here the file is made of holes."""
+    path = with_sizes(written(tmp_path / "night.wav", breath()), 0x7FFFF024, 0x7FFFF000)
+    seconds = (1 << 31) / 2 / SAMPLE_RATE + 10
+    with path.open("r+b") as file:
+        file.truncate(44 + round(seconds * SAMPLE_RATE) * 2)
+    assert read_header(path).seconds == seconds
+
+
+@pytest.mark.parametrize(("scale", "by"), [(30_000, 32_768), (8e6, 8_388_608), (2e9, 2_147_483_648)])
+def test_float_samples_on_an_integers_scale_are_said_to_be_so(tmp_path: Path, scale: float, by: int) -> None:
+    loud = (breath() * scale).astype(np.float32)
+    path = written(tmp_path / "a.wav", loud, "FLOAT")
+    with pytest.warns(AudioWarning, match=f"full scale is 1.0; taken as integers and divided by {by}"):
+        np.testing.assert_allclose(read_audio(path)[0], loud / by, rtol=1e-6)
+    refused(written(path, (breath() * 1e15).astype(np.float32), "FLOAT"), "full scale is 1.0")
+
+
+def test_the_asked_channel_is_heard(tmp_path: Path) -> None:
+    path = written(tmp_path / "two.wav", np.stack([0 * breath(), breath()], axis=1), "FLOAT")
+    with pytest.warns(ChannelWarning, match=r"2 channels, only channel 1 is heard \(counted from 0\)"):
+        np.testing.assert_array_equal(read_audio(path, 1)[0], breath())
+    with pytest.raises(AudioError, match="has no channel 2"):
+        read_audio(path, 2)
+    # the microphone's setting does not refuse what has only one
+    np.testing.assert_array_equal(read_audio(written(tmp_path / "one.wav", breath(), "FLOAT"), 1)[0], breath())
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_auto_hears_the_channel_with_breathing_in_it(tmp_path: Path, place: int) -> None:
+    """Beside a louder heart, hiss and nothing at all."""
+    lung = auscultate(3, 20.0).samples
+    time = np.arange(lung.size) / 16_000
+    heart = (0.5 * np.sin(2 * np.pi * 50 * time) * (np.sin(2 * np.pi * 1.2 * time) > 0.9)).astype(np.float32)
+    hiss = (0.1 * np.random.default_rng(0).standard_normal(lung.size)).astype(np.float32)
+    channels = [heart, hiss, 0 * lung]
+    channels[place] = lung
+    soundfile.write(tmp_path / "three.wav", np.stack(channels, axis=1), 16_000, subtype="FLOAT")
+    with pytest.warns(ChannelWarning, match=f"only channel {place} is heard .*the one with breathing in it"):
+        samples, _ = read_audio(tmp_path / "three.wav", "auto")
+    np.testing.assert_array_equal(samples, lung)
+
+
+def test_clutter_of_other_systems_is_known_by_its_name() -> None:
+    clutter = ("._a.wav", ".DS_Store", "__MACOSX", "Thumbs.db", "desktop.ini")
+    assert all(is_clutter(Path("x") / name) for name in clutter)
+    assert not any(is_clutter(Path(name)) for name in ("a.wav", ".hidden.wav", "_._a.wav", "__MACOSX/a.wav"))
+
+
+def test_what_looks_like_sound(tmp_path: Path) -> None:
+    sound, text, table = tmp_path / "REC0001", tmp_path / "a.wav.txt", tmp_path / "a.csv"
+    written(tmp_path / "a.wav", breath()).rename(sound)
+    text.write_text("no sound")
+    table.write_bytes(b"RIFF0000AVI ")
+    assert all(map(looks_like_sound, (sound, Path("absent.M4A"), Path("a.WAV"), Path("a.mp3"))))
+    assert not any(map(looks_like_sound, (text, table, tmp_path, tmp_path / "absent")))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -167,7 +298,7 @@ def test_damaged_bytes_are_read_or_refused_but_never_crash(tmp_path: Path, name:
     path = tmp_path / f"damaged-{name}"
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ChannelWarning)
+        warnings.simplefilter("ignore", AudioWarning)
         try:
             samples, sample_rate = read_audio(path)
         except AudioError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,16 @@ def test_an_answer_that_is_no_number_is_refused(folder: Path, monkeypatch: pytes
         self_test(classifier)
     with pytest.raises(BundleError, match="answers NaN"):
         classifier.judge(breath(0, "normal"))
+
+
+@pytest.mark.parametrize("names", [("mine/",), ("mine/", "__MACOSX/mine/._")])
+def test_a_bundle_zipped_with_its_folder_by_a_mac_is_opened(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = make_bundle(tmp_path / "mine")
+    archive = tmp_path / "mine.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for item in sorted(folder.iterdir()):
+            for number, name in enumerate(names):
+                packed.writestr(f"{name}{item.name}", b"" if number else item.read_bytes())
+    opened = open_bundle(archive)
+    assert opened.fingerprint == open_bundle(folder).fingerprint
+    assert opened.read("model.onnx") == (folder / "model.onnx").read_bytes()

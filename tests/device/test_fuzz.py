@@ -10,7 +10,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device.audio import AudioError, ChannelWarning, read_audio
+from device.audio import AudioError, AudioWarning, read_audio
 from firmware_config.settings import DEFAULTS, SettingsError, load_settings
 
 EXAMPLES = 10_000 if os.environ.get("RESPSAM_SOAK") else 200
@@ -69,7 +69,7 @@ def test_mangled_wav_headers(tmp_path: Path, data: st.DataObject) -> None:
     path.write_bytes(raw)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", ChannelWarning)
+        warnings.simplefilter("ignore", AudioWarning)
         try:
             samples, sample_rate = read_audio(path)
         except AudioError as error:

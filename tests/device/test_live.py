@@ -367,8 +367,9 @@ def test_the_respiratory_rate_is_that_of_the_simulated_breathing(
 
 
 def breaths(*onsets: float, period: float = 0.0, kind: str = "breath") -> list[CycleResult]:
+    nothing, rhythm = np.empty(0, np.float32), 0.6 if period else 0.0
     return [
-        CycleResult(1, at, at + 0.8, kind, 0.6, CLEAR, None, 0.0, False, np.empty(0, np.float32), period_seconds=period)
+        CycleResult(1, at, at + 0.8, kind, rhythm, CLEAR, None, 0.0, False, nothing, period_seconds=period)
         for at in onsets
     ]
 

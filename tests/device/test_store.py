@@ -247,7 +247,7 @@ def test_a_database_of_another_version_or_program_is_left_alone(file: Path, stat
         database.execute(statement)
     database.close()
     before = file.read_bytes()
-    with pytest.raises(StoreError, match=r"schema 7, this one reads 2|another program"):
+    with pytest.raises(StoreError, match=r"schema 7, this one reads 3|another program"):
         Store(beginning(file))
     assert file.read_bytes() == before
     assert [one.name for one in file.parent.iterdir()] == [file.name]

@@ -74,12 +74,12 @@ def test_a_mobilenets_files_run_in_theirs(tensorrt: Any, precision: Any) -> None
     """Its 1x1 convolutions and its head in int8; what stays float is stated."""
     fp32 = to_onnx(make_model(MOBILENET))
     windows = np.random.default_rng(0).standard_normal((4, FRAMES, MOBILENET.mels)).astype(np.float32)
-    made: dict[str, Callable[[], bytes]] = {
-        "fp32": lambda: fp32,
-        "fp16": lambda: half(fp32),
-        "int8": lambda: split_projections(quantize(fp32, windows, TENSORRT)),
+    model: dict[str, Callable[[bytes], bytes]] = {
+        "fp32": bytes,
+        "fp16": half,
+        "int8": lambda data: split_projections(quantize(data, windows, TENSORRT)),
     }
-    checked = check_one(tensorrt, made[precision](), precision)
+    checked = check_one(tensorrt, model[precision](fp32), precision)
     stated = [name for name in layers(fp32) if not TENSORRT.takes(name)]
     assert checked.problem(stated) == ""
     integers = [name for name in layers(fp32) if TENSORRT.takes(name)] if precision == "int8" else []

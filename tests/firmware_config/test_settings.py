@@ -180,3 +180,9 @@ def test_folders_follow_xdg_and_an_explicit_path_wins(monkeypatch: pytest.Monkey
 
 def test_defaults_file_ships_readable() -> None:
     assert DEFAULTS.stat().st_mode & stat.S_IRUSR
+
+
+def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"\xef\xbb\xbf[audio]\nchannel = 1\n")  # as Windows' editors write it
+    assert load_settings(file, environment={}).audio.channel == 1

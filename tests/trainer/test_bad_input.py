@@ -104,7 +104,7 @@ def begun(stopped: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("option", "word", "said"),
     [
-        ("--hold-out", "everyone", "data.hold_out: Input should be 'patients' or 'device'"),
+        ("--hold-out", "everyone", "data.hold_out: Input should be 'patients', 'device' or 'maker'"),
         ("--precision", "8", "optimizer.precision: Input should be '32' or 'bf16'"),
         ("--sharpness", "flat", "optimizer.sharpness: Input should be 'sam' or 'asam'"),
         ("--rho", "nan", "invalid value for '--rho'"),
@@ -150,6 +150,24 @@ def test_a_corpus_of_one_class(command: Command, tmp_path: Path, kind: str | Non
         file.write_text(json.dumps({"record_annotation": whole, "event_annotation": events}))
     refusal = command(*fit_of(root, "--hold-out", hold_out)).refusal
     assert f"{root}: {said}" in refusal and "choose another --data or --part" in refusal
+
+
+@pytest.mark.parametrize("name", ["fit", "evaluate", "compare", "study", "describe"])
+def test_corpora_and_folders_come_in_pairs(command: Command, corpus: Path, name: str) -> None:
+    first = {
+        "fit": ["fit", "--out", "run"],
+        "evaluate": ["evaluate", "run"],
+        "compare": ["compare", "a", "b"],
+        "study": ["study", "rho", "--out", "studies"],
+        "describe": ["data", "describe"],
+    }[name]
+    refusal = command(*first, "--corpus", "sprsound", "--data", corpus, "--corpus", "kauh").refusal
+    assert "2 --corpus and 1 --data: they are given in pairs, --corpus NAME --data DIR" in refusal
+
+
+def test_a_corpus_named_twice(command: Command, corpus: Path) -> None:
+    twice = ("--corpus", "sprsound", "--data", corpus)
+    assert f"--corpus sprsound --data {corpus} is given twice" in command(*fit_of(corpus, *twice)).refusal
 
 
 def test_too_few_patients(command: Command, tmp_path: Path) -> None:

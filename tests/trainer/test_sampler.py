@@ -65,3 +65,35 @@ def test_a_much_recorded_patient_is_tempered_inside_a_group(patient_balance: flo
         shares = probabilities[group]
         assert shares.sum() == pytest.approx(0.5)
         assert shares[:9].sum() / shares[9] == pytest.approx(ratio)
+
+
+def test_corpora_stethoscopes_classes_and_patients_are_balanced_one_inside_the_other() -> None:
+    labels: list[Label] = [*["normal"] * 60, *["crackle"] * 20, *["normal"] * 10, *["crackle"] * 10]  # type: ignore[list-item]
+    corpora, devices = ["big"] * 80 + ["small"] * 20, ["a"] * 60 + ["b"] * 20 + ["c"] * 20
+
+    def shares(corpus: float, device: float, of_class: float) -> list[float]:
+        drawn = weights(
+            labels,
+            "binary",
+            corpora=corpora,
+            corpus_balance=corpus,
+            devices=devices,
+            device_balance=device,
+            class_balance=of_class,
+        )
+        assert drawn.sum() == pytest.approx(1.0)
+        return [float(drawn[first:last].sum()) for first, last in ((0, 60), (60, 80), (80, 90), (90, 100))]
+
+    assert shares(0, 0, 0) == pytest.approx([0.6, 0.2, 0.1, 0.1])
+    assert shares(1, 0, 0) == pytest.approx([0.375, 0.125, 0.25, 0.25])
+    assert shares(1, 1, 0) == pytest.approx([0.25, 0.25, 0.25, 0.25])
+    assert shares(0.5, 0, 0) == pytest.approx([0.75 * 2 / 3, 0.25 * 2 / 3, 1 / 6, 1 / 6])
+    # a stethoscope of one class keeps its share
+    assert shares(0, 0, 1) == pytest.approx([0.6, 0.2, 0.1, 0.1])
+
+
+def test_class_balance_tempers_the_classes_of_a_stethoscope() -> None:
+    labels: list[Label] = [*["normal"] * 90, *["wheeze"] * 10]  # type: ignore[list-item]
+    for strength, share in ((0.0, 0.1), (0.5, 0.25), (1.0, 0.5)):
+        drawn = weights(labels, "class", class_balance=strength)
+        assert drawn[90:].sum() == pytest.approx(share)

@@ -1,13 +1,14 @@
 """Who trains and who is held out."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.corpora import Corpus, load_corpus
 from trainer.corpora.cycle import Cycle, Recording
-from trainer.splits import SplitError, device_folds, patient_folds, refuse_shared_patients
+from trainer.splits import SplitError, device_folds, family, folds_of, maker, patient_folds, refuse_shared_patients
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,36 @@ def test_patients_on_both_sides_are_named_and_counted() -> None:
     refuse_shared_patients(["a", "b"], ["c"], "icbhi")
     with pytest.raises(SplitError, match=r"icbhi: 4 patients are in training .*\(a, b, c and 1 more\)"):
         refuse_shared_patients(list("abcdx"), list("dcbay"), "icbhi")
+
+
+@pytest.mark.parametrize(
+    ("device", "of_family", "of_maker"),
+    [
+        ("Littmann 3200 bell", "Littmann 3200", "Littmann"),
+        ("Litt3200", "Littmann 3200", "Littmann"),
+        ("LittC2SE", "Littmann Classic II SE", "Littmann"),
+        ("Meditron", "Meditron", "Meditron"),
+        ("AKGC417L", "AKG C417L", "AKG C417L"),
+        ("Yunting II", "Yunting II", "Yunting II"),
+        ("Eko CORE", "Eko CORE", "Eko CORE"),
+    ],
+)
+def test_a_stethoscope_has_one_family_whatever_a_corpus_calls_it(device: str, of_family: str, of_maker: str) -> None:
+    assert (family(device), maker(device)) == (of_family, of_maker)
+
+
+def test_a_family_is_held_out_whole_and_one_that_leaves_a_class_behind_is_passed_over() -> None:
+    recordings = (
+        recorded("a", "anna", "Litt3200"),
+        recorded("b", "ben", "Littmann 3200 bell"),
+        recorded("c", "ceci", "LittC2SE"),
+        recorded("d", "dora", "Meditron"),
+        recorded("e", "emil", "AKGC417L", ("normal", "normal")),
+    )
+    corpus = Corpus("icbhi", Path("made"), recordings)
+
+    def held(hold_out: Literal["device", "maker"]) -> list[list[str]]:
+        return [[one.name for one in held_out.recordings] for _, held_out in folds_of(corpus, hold_out, 2, 0)]
+
+    assert held("device") == [["a", "b"], ["c"], ["d"]]
+    assert held("maker") == [["a", "b", "c"], ["d"]]

@@ -22,7 +22,7 @@ DEVICES = {"BP": "Littmann 3200 bell", "DP": "Littmann 3200 diaphragm", "EP": "L
 WHEEZES, CRACKLES, NORMALS = ("W", "WHEEZE", "WHEEZES"), ("C", "CREP", "CREPS", "CRACKLE", "CRACKLES"), ("N", "NORMAL")
 BRONCHIAL = ("B", "BRONCHIAL")
 PHASES = ("I", "E")  # of breathing in and out
-PLACE = re.compile(r"(?P<side>[AP])\s*(?P<half>[LR])\s*(?P<height>[ULM])(?:\s*[LRMU])?", re.IGNORECASE)
+PLACE = re.compile(r"[AP](?:\s*[LRMU]){1,3}", re.IGNORECASE)  # as published, in any order: P L L, A U R, P L L R
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""What we ask of the libraries below: none reports to its maker, and no idle BLAS thread takes a core."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Final
+
+NO_TELEMETRY: Final = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def disable_telemetry() -> None:
+    """Nothing in this process or its children reports usage; call it before the library is imported.
+
+    ONNX Runtime (1.29 and later), the Hugging Face hub and Ray read these variables when they are imported.
+    """
+    os.environ.update(NO_TELEMETRY)
+
+
+def load_onnxruntime() -> Any:
+    """The module `onnxruntime` with its telemetry off, also where a caller has imported it before."""
+    disable_telemetry()
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    """The BLAS libraries of this process; found once, because the search takes 10 ms."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Matrix products inside run on the calling thread.
+
+    OpenBLAS would divide a product of 100 frames among all cores, and its threads spin while they wait for more: an 8 s
+    log-mel took three times as long, seven times beside torch's threads. The results are the same bits.
+    """
+    with _blas().limit(limits=1):
+        yield
