@@ -24,7 +24,7 @@ from device.signal import (
 )
 from firmware_config.settings import load_settings
 from tests.conftest import RunCli
-from tests.export.run_maker import CONVOLUTIONAL, make_run
+from tests.export.run_maker import PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.explain import (
     ExplainError,
@@ -253,7 +253,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run and one of its recordings in which breath is found."""
     root = tmp_path_factory.mktemp("explained")
     data = make_sprsound(root / "corpus")
-    make_run(root / "run", data, root / "cache", CONVOLUTIONAL, members=2)
+    make_run(root / "run", data, root / "cache", PATCH, members=2)
     for file in sorted(data.rglob("*.wav")):
         with suppress(ExplainError):
             explain(root / "run", file, CPU, load_settings().quality)
