@@ -28,7 +28,7 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
-from trainer.evaluate import Outcome, Subject, of_heard, read_stretches, save_outcome
+from trainer.evaluate import Outcome, Subject, of_heard, of_shown, read_stretches, save_outcome
 from trainer.experiment import Prepared, Request, prepare
 from trainer.files import write_atomically
 from trainer.fit import identity
@@ -163,10 +163,11 @@ def plan_cells(
         raise StudyError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     prepared = plan.prepared(recipes[study.reference])
     corpus, folds, notes = prepared.corpus, prepared.folds, prepared.corpus.notes
-    # what is gradable decides what a recording reads
-    heard = f"recordings-{_digest(plan.quality.model_dump(mode='json'))[:8]}"
+    # what is gradable decides what the live path reads
+    quality = _digest(plan.quality.model_dump(mode="json"))[:8]
     targets = [
-        Target(heard if one == "recordings" else one, one) for one in study.protocols or [default_protocol(corpus)]
+        Target(f"{one}-{quality}" if one in ("live", "recordings") else one, one)
+        for one in study.protocols or [default_protocol(corpus)]
     ]
     if plan.to_corpus:
         other, _ = plan.other()
@@ -263,8 +264,9 @@ def minutes_left(cell: Cell, minutes: float | None) -> float | None:
 
 def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: AudioCache) -> Outcome:
     """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
-    if target.protocol == "recordings":
-        return of_heard(hear(gradable(corpus), cache, served, plan.quality), cache, SITE_RULE)
+    if target.protocol in ("live", "recordings"):
+        heard = hear(gradable(corpus), cache, served, plan.quality)
+        return of_shown(heard, cache) if target.protocol == "live" else of_heard(heard, cache, SITE_RULE)
     subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, None, frozenset(), frozenset())
     return read_stretches(corpus, cache, subject, target.protocol)
 

@@ -126,8 +126,8 @@ def _mobilenet_weights(source: str, sha256: str) -> tuple[dict[str, Tensor], Acc
     file = Path(source)
     if not file.is_file():
         raise CheckpointError(
-            f"{file}: no weights here; the recipe begins at EfficientAT's {file.name} (MIT licence, from the "
-            "releases of that project): give it with --init FILE"
+            f"{file}: no weights here; a MobileNet begins at EfficientAT's mn04 .pt (MIT licence, from the releases of "
+            "that project): give it with --init FILE"
         )
     if sha256 and file_digest(file) != sha256:
         raise CheckpointError(

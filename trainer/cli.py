@@ -102,7 +102,7 @@ def fit(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or a .pt.")
+        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or .pt.")
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
     members: Annotated[
@@ -229,7 +229,9 @@ def _said_first(recipe: "Recipe", out: Path) -> list[str]:
 
     said = [f"warning: {FLATTERED}"] if recipe.data.choose_on == "test" else []
     # a run that goes on has its weights
-    return said if begun(out) or not recipe.init else [*said, str(initial_weights(recipe.init, recipe.model)[1])]
+    if begun(out) or not recipe.init:
+        return said
+    return [*said, str(initial_weights(recipe.init, recipe.model, recipe.init_sha256)[1])]
 
 
 def _show_fit(facts: Any) -> None:

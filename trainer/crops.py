@@ -149,7 +149,9 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
                 )
             samples, speed = sped(samples, self.augmentation.speed, random)
             window, places = augmented_window(samples, self.front_end, self.augmentation, random, self.moments)
-        spans = self.spans(name, crop, start + speed * places / SAMPLE_RATE, random)
+            # padding that repeats nothing is in no cycle, not even in one that began before the crop
+            seconds = np.where(places < 0, -np.inf, start + speed * places / SAMPLE_RATE)
+        spans = self.spans(name, crop, seconds, random)
         return torch.from_numpy(window), *(torch.from_numpy(one) for one in spans)
 
     def background(self, length: float, random: np.random.Generator) -> FloatArray:

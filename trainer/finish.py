@@ -67,9 +67,7 @@ def finish(
     temperature = fit_temperature(
         np.concatenate([member.logits for member in members]), np.concatenate([member.labels for member in members])
     )
-    chosen = choose_thresholds(
-        members, hear_held_out(members, prepared, request.recipe, temperature, quality, device), cache
-    )
+    chosen = choose_thresholds(hear_held_out(members, prepared, request.recipe, temperature, quality, device), cache)
     # what is written from here on belongs together: without run.json the run counts as unfinished
     (folder / RUN_FILE).unlink(missing_ok=True)
     model = assemble([one.model for one in refitted or members])
@@ -158,7 +156,7 @@ def hear_held_out(
     return heard
 
 
-def choose_thresholds(members: Sequence[Member], heard: Sequence[Heard], cache: AudioCache) -> Thresholds:
+def choose_thresholds(heard: Sequence[Heard], cache: AudioCache) -> Thresholds:
     """The cycle threshold on what the screen showed for annotated cycles, the site rule on whole recordings.
 
     Where no cycle is annotated, the cycle threshold is the one of the sites.

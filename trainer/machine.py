@@ -171,7 +171,8 @@ def start(
 def keep_freed_memory() -> None:
     """Let glibc keep what one training step frees for the next; another C library is left as it is.
 
-    Otherwise every tensor above 32 MB is new pages, which the kernel fills with zeros (tests/bench/training_memory.py).
+    Otherwise every tensor above 32 MB is new pages, which the kernel fills with zeros: up to half of a step's time
+    (tests/bench/training_memory.py).
     """
     from ctypes import CDLL
 

@@ -15,17 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from device.decision import abnormal_probability
+from device.decision import abnormal_probability, pool
 from device.labels import LABELS, Label
-from device.signal import FloatArray, FrontEnd, windows
+from device.signal import FRAMES, FloatArray, FrontEnd, normalise, windows
 from device.simulator import breath
 from firmware_config.settings import load_settings
-from trainer.crops import frequency_response
+from trainer.crops import response, through
 from trainer.experiment import open_run_corpus, request_of
 from trainer.fit import Validation, predict
 from trainer.metrics import BoolArray, Float64Array, auroc
-from trainer.model import AST
+from trainer.model import Network, network
 from trainer.protocols import worst_window
+from trainer.recipe import AugmentationRecipe
 from trainer.run import CHECKPOINT_FILE, RunFacts, load_tensors, member_folder, read_facts, under
 from trainer.splits import only_patients
 
@@ -33,26 +34,30 @@ BREATHS = 30  # a class
 CPU = torch.device("cpu")
 
 
-def members(run: Path, facts: RunFacts) -> Iterator[AST]:
+def members(run: Path, facts: RunFacts) -> Iterator[Network]:
     """The models that left patients out, as they were after their last epoch."""
     averaged = facts.recipe.optimizer.average_decay > 0
     for number in range(len(facts.held_out)):
         tensors, _ = load_tensors(member_folder(run, number) / CHECKPOINT_FILE)
-        model = AST(facts.recipe.model)
+        model = network(facts.recipe.model)
         model.load_state_dict(under(tensors, "average.module" if averaged else "model"))
         yield model.eval()
 
 
 def heard_otherwise(inputs: FloatArray, front_end: FrontEnd, decibels: float) -> FloatArray:
     """Model inputs (n, frames, mels), each through a stethoscope of its own."""
-    random = np.random.default_rng(0)
-    responses = [frequency_response(front_end.mels, decibels, random) for _ in inputs]
-    return inputs + np.stack(responses)[:, None, :] * np.float32(0.5 / front_end.std)
+    random, another = np.random.default_rng(0), AugmentationRecipe(equalise_db=decibels)
+    changed = inputs.copy()
+    for one in changed:
+        log_mels = one[:FRAMES] * np.float32(2.0 * front_end.std) + np.float32(front_end.mean)
+        moved = through(log_mels, response(front_end, another, random), front_end)
+        one[:FRAMES] = normalise(np.maximum(moved, np.float32(np.log(front_end.floor))), front_end)
+    return changed
 
 
-def judged(model: AST, held: Validation, inputs: FloatArray, temperature: float) -> Float64Array:
+def judged(model: Network, held: Validation, inputs: FloatArray, temperature: float) -> Float64Array:
     """Probability of every stretch (n,)."""
-    logits = predict(model, inputs, CPU)
+    logits = pool(predict(model, inputs, CPU))
     return worst_window(logits, abnormal_probability(logits, temperature), held.owner)[1]
 
 
@@ -77,7 +82,7 @@ def main() -> None:
             ways[way].append(judged(model, held, inputs, temperature))
         for label, found in called.items():
             for seed in range(BREATHS):
-                logits = predict(model, windows(breath(seed, label), facts.front_end), CPU)
+                logits = pool(predict(model, windows(breath(seed, label), facts.front_end), CPU))
                 found.append(float(abnormal_probability(logits, temperature).max()))
     abnormal = np.concatenate(truth)
     print(f"{asked.run}: {len(abnormal)} held-out {held.protocol}, threshold {threshold:.3f}")

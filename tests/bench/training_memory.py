@@ -1,7 +1,7 @@
 """Seconds of a training step with the memory of the step before kept or not, channels last or first, in turns.
 
 Run from the repository, with nothing else running:
-    python -m tests.bench.training_memory [--pairs 5] [--recipe compact-audioset]
+    python -m tests.bench.training_memory [--pairs 5] [--recipe mobilenet]
 
 The C library is told once a process, so every turn is a process of its own, on one core with one thread.
 """
@@ -47,7 +47,7 @@ def turn(recipe: str, way: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="rounds in which each takes a turn (default 5)")
-    parser.add_argument("--recipe", default="compact-audioset", help="whose model (default compact-audioset)")
+    parser.add_argument("--recipe", default="mobilenet", help="whose model (default mobilenet)")
     parser.add_argument("--turn", choices=WAYS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.turn:

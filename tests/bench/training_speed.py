@@ -4,7 +4,7 @@ The usual loop: transformers' ASTForAudioClassification, its feature extractor p
 and SAM as in davda54/sam. Ours: `trainer.fit.Fit`, which cuts, augments and mixes as `trainer fit` does.
 
 Run from the repository:
-    python -m tests.bench.training_speed --pairs N [--batch 8] [--recipe compact] [--data SPRSOUND]
+    python -m tests.bench.training_speed --pairs N [--batch 8] [--recipe mobilenet] [--data SPRSOUND]
     python -m tests.bench.training_speed --data SPRSOUND --cache EMPTY_FOLDER       (the audio cache, on all cores)
     python -m tests.bench.training_speed --data SPRSOUND --memory                   (a child `trainer fit` for a minute)
 """
@@ -34,9 +34,10 @@ from device.signal import SAMPLE_RATE, WINDOW_SAMPLES
 from firmware_config.settings import load_settings
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, Cycle, Recording, load_corpus
-from trainer.crops import TrainingCrops
+from trainer.crops import crops_of
 from trainer.fit import Fit, Validation
 from trainer.machine import start
+from trainer.model import ModelConfig
 from trainer.recipe import Recipe, load_recipe, with_changes
 from trainer.splits import only_patients
 
@@ -75,18 +76,21 @@ def noise_corpus(folder: Path) -> tuple[Corpus, AudioCache]:
 
 
 def like_theirs(recipe: Recipe, frames: int) -> Recipe:
-    """The recipe with AST's patches and 128 bands, so that both sides learn the same model."""
+    """The recipe with a small AST of 128 bands, so that both sides learn the same model."""
     values = {**recipe.model_dump(), "init": ""}
-    values["model"] |= {"stem": "patch", "stem_channels": (), "stem_strides": (), "mels": 128, "frames": frames}
+    if values["model"]["architecture"] != "ast":
+        values["model"] = {"dim": 192, "depth": 4, "heads": 3, "stride": 16}
+    values["model"] |= {"mels": 128, "frames": frames}
     values["front_end"] |= {"mels": 128, "low_hz": 20.0, "high_hz": 8000.0, "frames": frames}
     return Recipe.model_validate(values)
 
 
 def our_fit(recipe: Recipe, corpus: Corpus, cache: AudioCache, rho: float, batch: int) -> Fit:
     """As `trainer fit` makes it, validated on one patient; the mean of the log-mels is a round number."""
-    changed = with_changes(recipe, {"optimizer.rho": rho, "optimizer.batch": batch, "optimizer.accumulation": 1})
+    changes = {"init": "", "optimizer.rho": rho, "optimizer.batch": batch, "optimizer.accumulation": 1}
+    changed = with_changes(recipe, changes)
     front_end = changed.front_end.model_copy(update={"mean": -10.7, "std": 4.2})
-    crops = TrainingCrops(corpus, cache, front_end, changed.data, changed.augmentation, 0)
+    crops = crops_of(corpus, cache, front_end, changed, 0)
     kinds = ((patient, only_patients(corpus, {patient})) for patient in corpus.patients)
     both = next(one for _, one in kinds if len({cycle.label == "normal" for cycle in one.cycles}) == 2)
     return Fit(changed, crops, Validation(both, cache, front_end), start("cpu"), 0)
@@ -94,11 +98,11 @@ def our_fit(recipe: Recipe, corpus: Corpus, cache: AudioCache, rho: float, batch
 
 def ours(name: str, fit: Fit) -> Contender:
     """The steps of an epoch."""
-    batches: Iterator[tuple[Tensor, Tensor, Tensor]] = (one for epoch in range(10**6) for one in fit.batches(epoch))
+    batches: Iterator[tuple[Tensor, ...]] = (one for epoch in range(10**6) for one in fit.batches(epoch))
     fit.wrapped.train()
 
-    def step(batch: tuple[Tensor, Tensor, Tensor]) -> None:
-        fit.micro_step(*batch)
+    def step(batch: tuple[Tensor, ...]) -> None:
+        fit.micro_step(batch)
         fit.step(1)
 
     return Contender(name, lambda: next(batches), step)
@@ -107,6 +111,7 @@ def ours(name: str, fit: Fit) -> Contender:
 def theirs(fit: Fit, batch: int) -> Contender:
     """transformers' model of the same sizes on the same draws as ours, repeated to 8 s, not augmented."""
     sizes, crops, random = fit.recipe.model, fit.crops, np.random.default_rng(0)
+    assert isinstance(sizes, ModelConfig)
     extractor = ASTFeatureExtractor(max_length=1024, num_mel_bins=128)  # type: ignore[no-untyped-call]
     model = ASTForAudioClassification(
         ASTConfig(
@@ -125,8 +130,9 @@ def theirs(fit: Fit, batch: int) -> Contender:
         windows, labels = [], []
         for _ in range(batch):
             cycle = crops.cycles[next(keys)[2]]
-            start, end, _ = crops.crop(cycle, random)
-            padded = np.resize(crops.cache.cut(cycle.recording, start, end), WINDOW_SAMPLES)
+            crop = crops.crop(cycle, random)
+            samples = crops.cache.cut(cycle.recording, crop.start_seconds, crop.end_seconds)
+            padded = np.resize(samples, WINDOW_SAMPLES)
             windows.append(extractor(padded, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values[0])
             labels.append(int(cycle.label != "normal"))
         return torch.stack(windows), torch.tensor(labels)
@@ -161,8 +167,8 @@ def spread(values: Times) -> str:
 def race(recipe: Recipe, corpus: Corpus, cache: AudioCache, batch: int, pairs: int) -> None:
     """Rounds in which every contender takes a turn; ratios are of the same round."""
     recipes = {f"128 bands, {frames} frames": like_theirs(recipe, frames) for frames in (1024, 798)}
-    if recipe.model.stem != "patch":
-        recipes[f"recipe's stem, {recipe.front_end.mels} bands"] = recipe
+    if recipe.model.architecture != "ast":
+        recipes[f"{recipe.model.architecture}, {recipe.front_end.mels} bands"] = recipe
     fits = {
         f"respsam, {name}, {kind}": our_fit(one, corpus, cache, rho, batch)
         for name, one in recipes.items()
@@ -221,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=10, help="rounds in which each takes a turn (default 10)")
     parser.add_argument("--batch", type=int, default=8, help="samples a step (default 8)")
-    parser.add_argument("--recipe", default="compact", help="whose model (default compact)")
+    parser.add_argument("--recipe", default="mobilenet", help="whose model (default mobilenet)")
     parser.add_argument("--data", type=Path, help="SPRSound; noise without")
     parser.add_argument("--cache", type=Path, help="with --data: time a first and a later start here instead")
     parser.add_argument("--memory", action="store_true", help="with --data: a minute of `trainer fit` instead")

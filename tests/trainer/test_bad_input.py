@@ -21,12 +21,20 @@ from safetensors.torch import save_file
 from tests.full_disk import largest_file, mounted
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.test_cli import TOY
+from tests.trainer.toy_fit import AST
 from trainer.cli import main
+from trainer.mobilenet import AudioSetMobileNet
 from trainer.run import CHECKPOINT_FILE, LOG_FILE, member_folder
 
 PAGE = 4096
 BASE = {"patch_size": 16, "time_stride": 10, "frequency_stride": 10, "num_mel_bins": 128, "max_length": 1024}
 BASE |= {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+
+
+ALONE = TOY.replace("members = 2\nrefit = 1", "members = 1")
+OF_AN_AST = ALONE.replace(
+    'architecture = "mobilenet"', "".join(f"{key} = {json.dumps(value)}\n" for key, value in AST.items())
+).replace("cycle_loss = 1.0\n", "")
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     # a worker's shared memory is a file, too
     monkeypatch.setenv("RESPSAM_TRAINING__WORKERS", "0")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "toy.toml").write_text(TOY.replace("members = 2\nrefit = 1", "members = 1"))
+    (tmp_path / "toy.toml").write_text(ALONE)
+    (tmp_path / "ast.toml").write_text(OF_AN_AST)
 
     def answer(*arguments: str | Path) -> Answer:
         monkeypatch.setattr(sys, "argv", ["trainer", *map(str, arguments)])
@@ -85,7 +94,7 @@ def fit_of(corpus: Path, *more: str | Path) -> list[str | Path]:
 def stopped(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run and its cache; the run stopped after the first of two epochs."""
     folder = tmp_path_factory.mktemp("stopped")
-    (folder / "toy.toml").write_text(TOY.replace("members = 2\nrefit = 1", "members = 1"))
+    (folder / "toy.toml").write_text(ALONE)
     line = [sys.executable, "-m", "trainer", *map(str, fit_of(corpus, "--minutes", "0.0001"))]
     own = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     result = subprocess.run(line, cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=300)
@@ -110,18 +119,36 @@ def begun(stopped: Path, tmp_path: Path) -> Path:
         ("--rho", "nan", "invalid value for '--rho'"),
         ("--members", "4", "4 members need as many folds, there are 3"),
         ("--batch", "1", "--batch"),
-        (
-            "--init",
-            "absent.pth",
-            "no checkpoint here; --init takes hub:OWNER/NAME, a folder, a .pth file or yamnet",
-        ),
-        ("--init", "hub:no/such/name", "hub:no/such/name: not in the cache and not to be downloaded"),
-        ("--init", ".", "no config.json here"),
-        ("--recipe", "tyo.toml", "'tyo.toml': neither a file nor one of compact"),
+        ("--init", "absent.pt", "absent.pt: no weights here; a MobileNet begins at EfficientAT's mn04 .pt"),
+        ("--init", "toy.toml", "toy.toml: cannot be read as tensors alone"),
+        ("--recipe", "mobilenet", "mn04_as_mAP_432.pt: no weights here"),
+        ("--recipe", "tyo.toml", "'tyo.toml': neither a file nor one of mobilenet"),
     ],
 )
 def test_a_word_that_is_not_known(command: Command, corpus: Path, option: str, word: str, said: str) -> None:
     assert said in command(*fit_of(corpus, option, word)).refusal
+
+
+@pytest.mark.parametrize(
+    ("init", "said"),
+    [
+        ("absent.pth", "no checkpoint here; --init takes hub:OWNER/NAME, a folder or a .pth file"),
+        ("hub:no/such/name", "hub:no/such/name: not in the cache and not to be downloaded"),
+        (".", "no config.json here"),
+    ],
+)
+def test_weights_of_an_ast_that_are_not_there(command: Command, corpus: Path, init: str, said: str) -> None:
+    assert said in command(*fit_of(corpus, "--recipe", "ast.toml", "--init", init)).refusal
+
+
+def test_another_file_than_the_recipe_states_is_said_before_any_audio_is_read(
+    command: Command, corpus: Path, tmp_path: Path
+) -> None:
+    torch.save(AudioSetMobileNet().state_dict(), "own.pt")
+    Path("toy.toml").write_text(f'init_sha256 = "{"0" * 64}"\n{ALONE}')
+    refusal = command(*fit_of(corpus, "--init", "own.pt")).refusal
+    assert "own.pt: sha256 " in refusal and "the recipe states 000000000000" in refusal
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -259,6 +286,6 @@ def test_weights_of_another_architecture(command: Command, corpus: Path, tmp_pat
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(BASE))
     save_file({"embeddings.cls_token": torch.zeros(1, 1, 8)}, tmp_path / "base" / "model.safetensors")
-    refusal = command(*fit_of(corpus, "--init", "base")).refusal
-    assert "base/model.safetensors: an AST reads patches, the recipe's model has stem = 'convolutional'" in refusal
+    refusal = command(*fit_of(corpus, "--recipe", "ast.toml", "--init", "base")).refusal
+    assert "base/model.safetensors: of another architecture, stride is 10 and the recipe's 16" in refusal
     assert not (tmp_path / "cache").exists()

@@ -18,13 +18,7 @@ from trainer.run import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors, outcome_fil
 
 TOY = """
 [model]
-stem = "convolutional"
-stem_channels = [4, 8]
-stem_strides = [[4, 4], [4, 4], [2, 2]]
-dim = 16
-depth = 1
-heads = 2
-mlp_ratio = 1.0
+architecture = "mobilenet"
 [front_end]
 mels = 32
 high_hz = 4000.0
@@ -35,6 +29,7 @@ weight_decay = 0.01
 batch = 8
 epochs = 2
 average_decay = 0.9
+cycle_loss = 1.0
 [data]
 crops = "random"
 balance = "binary"
@@ -82,7 +77,7 @@ def test_describe_counts_and_names_the_confounder(run_cli: RunCli, corpus: Path)
     assert "9 patients" in result.stdout
 
 
-def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
+def test_fit_then_evaluate_in_every_protocol(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
     assert {"run.json", "model.safetensors", "report.html"} <= {item.name for item in fitted.iterdir()}
     for member in (fitted / "member-1", fitted / "member-2"):
         assert (member / "checkpoint.safetensors").is_file()
@@ -97,19 +92,19 @@ def test_fit_then_evaluate_in_three_protocols(run_cli: RunCli, fitted: Path, cor
     served, kept = (load_tensors(path)[0] for path in (fitted / WEIGHTS_FILE, fitted / "all-1" / CHECKPOINT_FILE))
     assert all(torch.equal(tensor, kept[f"average.module.{name}"]) for name, tensor in served.items())
     assert all(set(row) == {"epoch", "loss", "seconds", "step_seconds"} for row in rows_of(fitted / "all-1"))
-    for protocol in ("events", "windows", "recordings"):
+    for protocol in ("events", "windows", "live", "recordings"):
         result = run_cli(
             "trainer", "evaluate", fitted, "--corpus", "sprsound", "--data", corpus, "--protocol", protocol, "--json"
         )
         assert result.returncode == 0, result.stderr
         _check_reading(json.loads(result.stdout), protocol)
     logged = [json.loads(line) for line in (fitted / "readings.jsonl").read_text().splitlines()]
-    assert [line["protocol"] for line in logged] == ["events", "windows", "recordings"]
+    assert [line["protocol"] for line in logged] == ["events", "windows", "live", "recordings"]
     shown = run_cli("trainer", "evaluate", fitted, "--corpus", "sprsound", "--data", corpus)
     assert "patients seen in training" in shown.stdout
     assert "duration alone would reach" in shown.stdout and "patient alone would reach" in shown.stdout
     assert "read for the 2nd time" in shown.stderr
-    for protocol in ("windows", "recordings"):
+    for protocol in ("windows", "live", "recordings"):
         assert len(load_outcome(outcome_file(fitted, protocol)).true) > 0
 
 
@@ -125,6 +120,12 @@ def _check_reading(reading: dict[str, Any], protocol: str) -> None:
     assert set(reading["confounders"]) == {"duration", "age", "level", "patient"}
     assert reading["confounders"]["patient"]["value"] is not None
     assert sum(map(sum, reading["confusion"]["counts"])) == reading["n"]
+    assert ("not_met" in reading) == (protocol == "live")
+    if protocol == "live":
+        # what was not met is missed where it is abnormal, and left out where it is normal
+        missed = sum(row[-1] for row in reading["confusion"]["counts"])
+        assert reading["confusion"]["counts"][0][-1] == 0
+        assert reading["n"] - missed == round((1 - reading["not_met"]) * 27)
 
 
 def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
@@ -137,10 +138,10 @@ def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "absent"], "neither a file nor one of compact"),
+        (["--recipe", "absent"], "neither a file nor one of mobilenet"),
         (["--crops", "square"], "data.crops"),
         (["--device", "abacus"], "not auto, cpu or cuda"),
-        (["--part", "intra", "--data", "."], "."),
+        (["--part", "intra", "--data", ".", "--init", ""], "no SPRSound"),
         (["--corpus", "birds"], "birds"),
         (["--config", "absent.toml"], "absent.toml"),
     ],
@@ -163,6 +164,7 @@ def test_damaged_recording_stops_fit_by_name_and_is_counted_with_lenient(
     victim.write_bytes(bytes(content[: len(content) // 2]))
     (tmp_path / "toy.toml").write_text(TOY)
     options = ["--corpus", "sprsound", "--data", str(root), "--recipe", "toy.toml", "--out", "run", "--epochs", "1"]
+    options += ["--members", "1", "--refit", "0"]
     strict = run_cli("trainer", "fit", *options)
     assert strict.returncode == 2
     assert victim.stem in strict.stderr

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import recall_score, roc_auc_score
 
 from tests.conftest import RunCli
-from tests.export.run_maker import PATCH, make_run
+from tests.export.run_maker import MOBILENET, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.test_evaluate import outcome
 from trainer.compare import NAMES, CompareError, compare, in_words, paired, rates_shift
@@ -105,7 +105,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compare")
     make_sprsound(root / "corpus")
     make_sprsound(root / "corpus", part="inter")
-    make_run(root / "a", root / "corpus", root / "cache", PATCH)
+    make_run(root / "a", root / "corpus", root / "cache", MOBILENET)
     shutil.copytree(root / "a", root / "b")
     save_outcome(outcome_file(root / "a", "windows"), outcome())
     save_outcome(outcome_file(root / "b", "windows"), worse(outcome()))

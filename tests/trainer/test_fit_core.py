@@ -18,27 +18,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from device.labels import LABELS
+from device.decision import pool
 from device.signal import FRAMES
 from tests.trainer.corpus_maker import make_sprsound
-from tests.trainer.toy_fit import RECIPE, Silent, run, toy_fit
+from tests.trainer.toy_fit import AST, RECIPE, Silent, run, toy_fit
 from trainer.audio_cache import with_audio
 from trainer.corpora import Corpus, load_corpus
-from trainer.crops import TrainingCrops
+from trainer.crops import SPANS, TrainingCrops
 from trainer.fit import (
     Fit,
     FitError,
+    Learner,
     calibrate,
     identity,
     learning_rate,
     measure_normalisation,
     moving_average,
+    pooled,
     prepare_folder,
+    probabilities,
     soft_targets,
     train,
 )
 from trainer.machine import start
-from trainer.recipe import AugmentationRecipe, OptimizerRecipe
+from trainer.mobilenet import MobileNet, MobileNetConfig
+from trainer.recipe import AugmentationRecipe, DataRecipe, OptimizerRecipe
 from trainer.run import CHECKPOINT_FILE, METRICS_FILE, RunError, load_tensors, member_folder
 from trainer.splits import patient_folds
 
@@ -89,7 +93,7 @@ def same_result(one: Path, other: Path) -> None:
     (tensors, metadata), (expected, facts) = checkpoint(one), checkpoint(other)
     assert metadata == facts
     assert tensors.keys() == expected.keys()
-    assert {"model", "average", "best", "optimizer", "frame_head"} == {name.split(".")[0] for name in tensors}
+    assert {"model", "average", "best", "optimizer"} == {name.split(".")[0] for name in tensors}
     for name, tensor in tensors.items():
         assert torch.equal(tensor, expected[name]), name
 
@@ -316,7 +320,7 @@ class Failing(nn.Module):
         super().__init__()
         self.error = error
 
-    def tokens(self, windows: Tensor) -> Tensor:
+    def forward(self, windows: Tensor) -> Tensor:
         raise self.error
 
 
@@ -355,10 +359,13 @@ def losses(fit: Fit) -> list[float]:
 
 
 def test_recomputed_activations_change_nothing(toy: Toy, tmp_path: Path) -> None:
-    """Dropout is on: the second forward of a block must draw the same masks."""
-    fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", checkpointing=True))
-    train(fit, tmp_path, known, resume=False, minutes=None, watcher=Silent())
-    same_result(tmp_path, toy.whole)
+    """Dropout is on: the second forward of an AST's block must draw the same masks."""
+    changes: dict[str, Any] = {"model": AST, "optimizer__epochs": 1}
+    run(toy.corpus, toy.cache, tmp_path / "kept", **changes)
+    fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", checkpointing=True), **changes)
+    (tmp_path / "recomputed").mkdir()
+    train(fit, tmp_path / "recomputed", known, resume=False, minutes=None, watcher=Silent())
+    same_result(tmp_path / "recomputed", tmp_path / "kept")
 
 
 def test_bf16_learns_nearly_the_same_with_float32_weights(toy: Toy, tmp_path: Path) -> None:
@@ -372,9 +379,8 @@ def test_bf16_learns_nearly_the_same_with_float32_weights(toy: Toy, tmp_path: Pa
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_step_learns_the_same(toy: Toy, tmp_path: Path) -> None:
-    patches = {"stem": "patch", "stem_channels": [], "stem_strides": [], "stride": 16, "dropout": 0.0}
-    changes: dict[str, Any] = {"optimizer__epochs": 1, "data__draws": 8, "optimizer__rho": 0.0}
-    changes |= {f"model__{name}": value for name, value in patches.items()}
+    model = {**AST, "dropout": 0.0}
+    changes: dict[str, Any] = {"model": model, "optimizer__epochs": 1, "data__draws": 8, "optimizer__rho": 0.0}
     plain = run(toy.corpus, toy.cache, tmp_path / "plain", **changes)
     (tmp_path / "compiled").mkdir()
     fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", compiled=True), **changes)
@@ -422,7 +428,7 @@ def test_smoothed_targets() -> None:
     np.testing.assert_allclose(targets.numpy(), [[0.925, 0.025, 0.025, 0.025], [0.025, 0.025, 0.025, 0.925]], atol=1e-7)
 
 
-def batches_of(fit: Fit, epoch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def batches_of(fit: Fit, epoch: int) -> list[tuple[Tensor, ...]]:
     return list(fit.batches(epoch))
 
 
@@ -431,42 +437,104 @@ def test_an_epochs_batches_are_the_same_with_and_without_workers(toy: Toy) -> No
     with_worker, _ = toy_fit(toy.corpus, toy.cache, machine=start("cpu", workers=1))
     alone, helped, other = batches_of(fit, 1), batches_of(with_worker, 1), batches_of(fit, 2)
     assert len(alone) == fit.steps_per_epoch * RECIPE.optimizer.accumulation == 6
+    moments, front_end = RECIPE.model.moments, RECIPE.front_end
     for one, other_one in zip(alone, helped, strict=True):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other_one, strict=True))
-        torch.testing.assert_close(one[1].sum(dim=1), torch.ones(4))
-        assert one[2].shape == (4, RECIPE.model.grid[1], len(LABELS))
+        windows, members, targets, shares = one
+        assert windows.shape == (4, FRAMES, front_end.mels)
+        # mixup: the spans of both windows
+        assert members.shape == (4, 2 * SPANS, moments) and shares.shape == (4, 2 * SPANS)
+        torch.testing.assert_close(targets.sum(dim=-1), torch.ones(4, 2 * SPANS))
+        assert members[shares > 0].sum(dim=-1).min() >= 1
     assert not torch.equal(alone[0][0], other[0][0])
 
 
-def test_mixup_is_the_same_mix_of_windows_and_targets(toy: Toy) -> None:
-    """Targets say the share and the partner; the windows must follow them."""
+def test_mixup_has_the_spans_of_both_windows_with_their_shares(toy: Toy) -> None:
     plain, _ = toy_fit(toy.corpus, toy.cache, augmentation__mixup=0.0, optimizer__label_smoothing=0.0)
     mixed, _ = toy_fit(toy.corpus, toy.cache, augmentation__mixup=0.4, optimizer__label_smoothing=0.0)
     random = np.random.default_rng((0, 0, 3))
     for unmixed, got in zip(batches_of(plain, 0), batches_of(mixed, 0), strict=True):
         share, order = random.beta(0.4, 0.4), random.permutation(4)
-        for before, after in zip(unmixed, got, strict=True):
-            torch.testing.assert_close(after, (share * before + (1 - share) * before[order]).float())
+        windows, members, targets, shares = unmixed
+        torch.testing.assert_close(got[0], (share * windows + (1 - share) * windows[order]).float())
+        for before, after in ((members, got[1]), (targets, got[2])):
+            assert torch.equal(after[:, :SPANS], before) and torch.equal(after[:, SPANS:], before[order])
+        torch.testing.assert_close(got[3][:, :SPANS], (share * shares).float())
+        torch.testing.assert_close(got[3][:, SPANS:], ((1 - share) * shares[order]).float())
 
 
-def test_the_frame_loss_counts_annotated_moments_alone(toy: Toy) -> None:
-    """Against numpy; where nothing is annotated the crop's own loss is all there is."""
-    fit, _ = toy_fit(toy.corpus, toy.cache, optimizer__frame_loss=0.5, augmentation__mixup=0.0)
-    fit.model.eval()
-    windows, targets, moments = (torch.cat(parts) for parts in zip(*batches_of(fit, 0), strict=True))
-    known = moments.sum(dim=-1) > 0
-    assert known.any() and not known.all()
+def test_spans_are_pooled_as_the_device_pools_a_cycle() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(0.0, 3.0, (2, 25, 4)).astype(np.float32)
+    members = np.zeros((2, 3, 25), np.float32)
+    chosen = [[slice(0, 25), slice(3, 9), slice(12, 13)], [slice(0, 25), slice(20, 25), slice(0, 25, 8)]]
+    for window, row in enumerate(chosen):
+        for span, moments in enumerate(row):
+            members[window, span, moments] = 1.0
+    found = pooled(torch.from_numpy(logits), torch.from_numpy(members)).numpy()
+    for window, row in enumerate(chosen):
+        for span, moments in enumerate(row):
+            np.testing.assert_allclose(found[window, span], pool(logits[window, moments]), atol=1e-4)
+    # a span without moments has no weight; its numbers stay numbers
+    assert np.isfinite(pooled(torch.from_numpy(logits), torch.zeros(2, 1, 25)).numpy()).all()
+
+
+def test_the_loss_is_the_weighted_mean_over_spans_and_those_without_weight_do_not_count() -> None:
+    """Against numpy, with soft targets."""
+    torch.manual_seed(0)
+    model = MobileNet(MobileNetConfig(mels=32)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    learner, windows = Learner(model), torch.randn(3, FRAMES, 32)
+    members = torch.zeros(3, 2, model.config.moments)
+    members[:, 0], members[:, 1, 4:11] = 1.0, 1.0
+    targets = soft_targets(torch.tensor([[0, 1], [3, 2], [1, 1]]), 0.1)
+    weights = torch.tensor([[1.0, 0.5], [0.0, 0.7], [0.3, 0.0]])
     with torch.no_grad():
-        loss = float(fit.learner(windows, targets, moments))
-        alone = float(fit.learner(windows, targets, torch.zeros_like(moments)))
-        states = fit.model.tokens(windows)[:, 2:].numpy()
-    rows, columns = RECIPE.model.grid
-    vectors = states.reshape(len(windows), rows, columns, -1).mean(axis=1)
-    weight, bias = (p.detach().numpy() for p in fit.frame_head.parameters())
-    logits = vectors @ weight.T + bias
-    surprise = np.log(np.exp(logits).sum(axis=-1, keepdims=True)) - logits
-    expected = float((surprise * moments.numpy()).sum() / moments.numpy().sum())
-    assert loss == pytest.approx(alone + 0.5 * expected, rel=1e-5)
+        loss, logits = float(learner(windows, members, targets, weights)), model(windows).numpy()
+        surprise = np.zeros((3, 2))
+        for window in range(3):
+            for span, moments in enumerate((slice(None), slice(4, 11))):
+                read = pool(logits[window, moments])
+                known = targets[window, span].numpy()
+                surprise[window, span] = np.log(np.exp(read).sum()) - (known * read).sum()
+        assert loss == pytest.approx(float(np.average(surprise, weights=weights.numpy())), rel=1e-4)
+        other = targets.clone()
+        other[1, 0], other[2, 1] = other[0, 0].flip(0), other[0, 0].flip(0)
+        assert float(learner(windows, members, other, weights)) == loss
+        assert float(learner(windows, members, targets, torch.zeros(3, 2))) == 0.0
+
+
+def test_a_cycle_that_is_taught_moves_its_own_moments_alone(toy: Toy) -> None:
+    logits = torch.zeros(1, 25, 4, requires_grad=True)
+    members = torch.zeros(1, 1, 25)
+    members[0, 0, 5:9] = 1.0
+    (slope,) = torch.autograd.grad(pooled(logits, members)[0, 0, 1], logits)
+    moved = slope.abs().sum(dim=-1)[0]
+    assert (moved[5:9] > 0.1).all() and moved[:5].max() < 1e-6 and moved[9:].max() < 1e-6
+
+
+def test_draws_balance_corpora_and_stethoscopes_as_the_recipe_says(toy: Toy, corpus: Corpus) -> None:
+    """Two corpora; one has two stethoscopes of one family, which count as one, and one of another."""
+    devices = ["Littmann 3200", "Litt3200", "Meditron", "Meditron", "Yunting", "Yunting"]
+    recordings = []
+    for number, recording in enumerate(corpus.recordings[:6]):
+        own = tuple(dataclasses.replace(cycle, device=devices[number]) for cycle in recording.cycles)
+        recordings.append(
+            dataclasses.replace(recording, corpus="two" if number >= 4 else "one", device=devices[number], cycles=own)
+        )
+    made = dataclasses.replace(corpus, recordings=tuple(recordings))
+    crops = TrainingCrops(
+        made, with_audio(corpus, toy.cache)[1], RECIPE.front_end, RECIPE.data, AugmentationRecipe(), 0
+    )
+    even = DataRecipe(crops="random", balance="none", corpus_balance=1.0, device_balance=1.0)
+    drawn = probabilities(crops, even)
+    by_device = {name: 0.0 for name in devices}
+    for cycle, share in zip(made.cycles, drawn, strict=True):
+        by_device[cycle.device] += float(share)
+    assert by_device["Littmann 3200"] + by_device["Litt3200"] == pytest.approx(0.25)
+    assert (by_device["Meditron"], by_device["Yunting"]) == pytest.approx((0.25, 0.5))
+    plain = probabilities(crops, DataRecipe(crops="random", balance="none"))
+    np.testing.assert_allclose(plain, 1 / len(made.cycles))
 
 
 def test_calibration_takes_the_temperature_before_the_threshold() -> None:
@@ -482,11 +550,16 @@ def test_calibration_takes_the_temperature_before_the_threshold() -> None:
 
 
 def test_the_optimizer_does_not_decay_norms_biases_and_positions(toy: Toy) -> None:
-    fit, _ = toy_fit(toy.corpus, toy.cache)
-    decayed = {id(p) for group in fit.sam.base.param_groups if group["weight_decay"] for p in group["params"]}
-    names = {name.split(".", 1)[1]: id(parameter) in decayed for name, parameter in fit.learner.named_parameters()}
-    assert sum(len(group["params"]) for group in fit.sam.base.param_groups) == len(names)
-    assert all(names[name] for name in ("head.weight", "blocks.0.attention.qkv.weight", "stem.layers.0.weight"))
-    assert not any(
-        names[name] for name in ("head.bias", "norm.weight", "positions", "cls_token", "stem.layers.1.weight")
-    )
+    def decayed(**changes: Any) -> dict[str, bool]:
+        fit, _ = toy_fit(toy.corpus, toy.cache, **changes)
+        groups = fit.sam.base.param_groups
+        matrices = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        names = {name.split(".", 1)[1]: id(parameter) in matrices for name, parameter in fit.learner.named_parameters()}
+        assert sum(len(group["params"]) for group in groups) == len(names)
+        return names
+
+    mobilenet, ast = decayed(), decayed(model=AST)
+    assert all(mobilenet[name] for name in ("head.weight", "trunk.features.0.0.weight"))
+    assert not any(mobilenet[name] for name in ("head.bias", "trunk.features.0.1.weight", "trunk.features.0.1.bias"))
+    assert all(ast[name] for name in ("head.weight", "blocks.0.attention.qkv.weight", "stem.projection.weight"))
+    assert not any(ast[name] for name in ("head.bias", "norm.weight", "positions", "cls_token"))

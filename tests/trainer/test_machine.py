@@ -14,20 +14,18 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.trainer.corpus_maker import make_sprsound
-from tests.trainer.toy_fit import RECIPE, toy_fit
+from tests.trainer.toy_fit import AST, RECIPE, toy_fit
 from trainer.machine import Machine, MachineError, check_started, start
+from trainer.mobilenet import AudioSetMobileNet
 from trainer.run import CHECKPOINT_FILE, load_tensors
 from trainer.sampler import draw
 
 # one process takes its batches in turn, two have the mean of their running averages: nearly the same; patches have none
-PATCHES = [
-    *('model.stem="patch"', "model.stem_channels=[]", "model.stem_strides=[]", "model.patch=16", "model.stride=16"),
-    *("model.dropout=0.0", "optimizer.epochs=2"),
-]
+PATCHES = [f"model={json.dumps({**AST, 'dropout': 0.0})}", "optimizer.epochs=2"]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def command(corpus: Path, cache: Path, out: Path, processes: int, *changes: str) -> list[str]:
@@ -78,22 +76,22 @@ class Alone:
         return module
 
 
-def test_two_processes_begin_at_yamnet_too(corpus: tuple[Path, Path], tmp_path: Path) -> None:
-    """Process 0's opened norms go to the other before the first step."""
-    small = ["optimizer.batch=4", "optimizer.epochs=1", "data.draws=8"]
-    folders = map(str, (*corpus, tmp_path / "run"))
-    told = [
-        sys.executable,
-        "-m",
-        "tests.trainer.toy_fit",
-        *folders,
-        *small,
-        "--recipe=compact-audioset",
-        "--processes=2",
-    ]
-    done = subprocess.run(told, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
+def test_two_processes_train_a_mobilenet_that_begins_at_a_file(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its batch norms' running averages are the mean of both processes'; its weights begin where the file is."""
+    torch.manual_seed(0)
+    weights = AudioSetMobileNet().state_dict()
+    torch.save(weights, tmp_path / "own.pt")
+    changes = [f"init={json.dumps(str(tmp_path / 'own.pt'))}", "optimizer.epochs=1", "data.draws=16"]
+    changes += ["optimizer.learning_rate=1e-12", "optimizer.accumulation=1"]
+    told = [sys.executable, "-m", "tests.trainer.toy_fit", *map(str, (*corpus, tmp_path / "run")), *changes]
+    done = subprocess.run(
+        [*told, "--processes=2"], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / CHECKPOINT_FILE).is_file()
+    kept, _ = load_tensors(tmp_path / "run" / CHECKPOINT_FILE)
+    name = "features.0.0.weight"
+    torch.testing.assert_close(kept[f"model.trunk.{name}"], weights[name], rtol=0, atol=1e-6)
+    assert not torch.equal(kept["model.trunk.features.0.1.running_mean"], weights["features.0.1.running_mean"])
 
 
 def test_every_draw_of_an_epoch_goes_to_exactly_one_process(corpus: tuple[Path, Path]) -> None:
@@ -150,7 +148,7 @@ import json, sys
 from threadpoolctl import threadpool_info
 from trainer.cli import app
 try:
-    app(["fit", "--corpus=sprsound", "--data=nowhere", "--recipe=compact", "--processes=2", f"--out={sys.argv[1]}"])
+    app(["fit", "--corpus=sprsound", "--data=nowhere", "--init=", "--processes=2", f"--out={sys.argv[1]}"])
 except Exception:
     print(json.dumps([[one["user_api"], one["num_threads"]] for one in threadpool_info()]))
 """

@@ -12,6 +12,8 @@ from trainer.metrics import (
     Interval,
     Rates,
     auroc,
+    balanced_curve,
+    best_row,
     binary_rates,
     choose_threshold,
     confusion,
@@ -134,6 +136,39 @@ def test_the_curve_is_that_of_the_shown_rule() -> None:
 def test_one_class_has_no_threshold(value: bool) -> None:
     with pytest.raises(ValueError, match="absent"):
         choose_threshold(np.full(4, value), np.linspace(0, 1, 4))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_curve_over_one_group_is_the_plain_one(seed: int) -> None:
+    abnormal, probability = scored(seed)
+    np.testing.assert_allclose(
+        balanced_curve(abnormal, probability, ["a"] * len(abnormal)), operating_curve(abnormal, probability), atol=1e-12
+    )
+
+
+def test_in_a_balanced_curve_every_group_counts_alike() -> None:
+    """A group of ten and one of two hundred, beside one of normal rows alone and one of abnormal rows alone."""
+    parts = [scored(0, 10), scored(1, 200), (np.zeros(5, np.bool_), np.linspace(0.1, 0.6, 5))]
+    parts.append((np.ones(4, np.bool_), np.linspace(0.3, 0.9, 4)))
+    abnormal, probability = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    groups = np.repeat(["few", "many", "normal", "abnormal"], [len(one) for one, _ in parts]).tolist()
+    curve = balanced_curve(abnormal, probability, groups)
+    assert curve[0].tolist() == [0.0, 1.0, 0.0] and (np.diff(curve[:, 0]) > 0).all()
+    for threshold, sensitivity, specificity in curve:
+        found = [(p[a] >= threshold).mean() for a, p in parts if a.any()]
+        kept = [(p[~a] < threshold).mean() for a, p in parts if not a.all()]
+        assert (sensitivity, specificity) == pytest.approx((np.mean(found), np.mean(kept)))
+    best = best_row(curve)
+    assert best[1] >= best[2]
+    assert best[1] + best[2] == max(se + sp for _, se, sp in curve if se >= sp)
+
+
+def test_what_is_not_counted_is_wrong_at_every_threshold() -> None:
+    abnormal, probability = np.array([True, True, False, False]), np.array([0.9, 0.0, 0.1, 0.0])
+    curve = balanced_curve(abnormal, probability, ["a"] * 4, np.array([True, False, True, False]))
+    assert curve[:, 1].max() == 0.5 and curve[:, 2].max() == 0.5
+    with pytest.raises(ValueError, match="absent"):
+        balanced_curve(np.ones(2, np.bool_), np.array([0.1, 0.2]), ["a", "a"])
 
 
 def hits_of_patients(seed: int, patients: int = 40, cycles: int = 10) -> BoolArray:

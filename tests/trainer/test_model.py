@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
+from device.decision import pool
 from trainer.fit import predict
-from trainer.model import AST, ModelConfig
+from trainer.mobilenet import MobileNetConfig
+from trainer.model import AST, Ensemble, ModelConfig, network, pool_moments
 from trainer.recipe import load_recipe
 
 SMALL = ModelConfig(frames=75, mels=48, dim=24, depth=2, heads=3, mlp_ratio=2.0, classes=4)
@@ -111,7 +113,7 @@ def test_cls_and_distillation_pooling_equals_transformers_classifier(config: Mod
     ours.head = nn.Identity()  # type: ignore[assignment]  # what is left is the pooled state
     with torch.inference_mode():
         expected = theirs(windows_of(config)).logits
-        got = theirs.classifier(ours(windows_of(config)))
+        got = theirs.classifier(ours(windows_of(config))[:, 0])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
@@ -122,8 +124,8 @@ def test_mean_pooling_reads_the_spectrogram_tokens_only(config: ModelConfig) -> 
     with torch.inference_mode():
         expected = ours.head(theirs(windows_of(config)).last_hidden_state[:, 2:].mean(dim=1))
         got = ours(windows_of(config))
-    assert got.shape == (2, config.classes)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    assert got.shape == (2, config.moments, config.classes) == (2, 1, 4)
+    torch.testing.assert_close(got[:, 0], expected, rtol=0, atol=1e-4)
 
 
 def test_the_default_is_ast_base_at_our_window() -> None:
@@ -133,35 +135,6 @@ def test_the_default_is_ast_base_at_our_window() -> None:
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in AST(config).parameters())
     assert 85e6 < parameters < 88e6
-
-
-@pytest.mark.parametrize(
-    ("frames", "mels", "strides"),
-    [
-        (798, 64, ((2, 2), (2, 2), (2, 2), (2, 2), (2, 1))),
-        (797, 63, ((2, 2), (2, 2), (1, 2))),
-        (33, 9, ((2, 2), (3, 1), (1, 3), (2, 2))),
-    ],
-)
-@pytest.mark.parametrize("stem", ["convolutional", "separable"])
-def test_the_grid_of_a_stem_of_convolutions_is_the_one_it_makes(
-    frames: int, mels: int, strides: tuple[tuple[int, int], ...], stem: str
-) -> None:
-    channels = (4,) * (len(strides) - (stem == "convolutional"))
-    config = ModelConfig(
-        frames=frames,
-        mels=mels,
-        stem=stem,
-        stem_channels=channels,
-        stem_strides=strides,
-        dim=8,
-        depth=1,
-        heads=2,
-    )
-    model = AST(config).eval()
-    with torch.inference_mode():
-        assert tuple(model.stem(torch.zeros(1, 1, mels, frames)).shape) == (1, 8, *config.grid)
-        assert model(windows_of(config)).shape == (2, 4)
 
 
 def test_a_batch_is_its_windows_one_by_one() -> None:
@@ -174,7 +147,7 @@ def test_a_batch_is_its_windows_one_by_one() -> None:
 
 @pytest.mark.parametrize("config", SIZES)
 def test_training_computes_the_same_attention_and_gradients(config: ModelConfig) -> None:
-    """Fused in training, written out elsewhere; batch norm would differ between the two, patches have none."""
+    """Fused in training, written out elsewhere."""
     model = AST(config).eval()
     gradients = []
     for training in (True, False):
@@ -206,13 +179,8 @@ def test_a_window_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     ("wrong", "words"),
     [
         ({"dim": 30, "heads": 4}, "does not divide"),
-        ({"stem": "convolutional"}, "go with stem"),
-        ({"stem_channels": (8,)}, "go with stem"),
-        ({"stem_strides": ((2, 2),)}, "go with stem"),
-        ({"stem": "convolutional", "stem_channels": (8,), "stem_strides": ((2, 2),)}, "2 pairs"),
-        ({"stem": "separable", "stem_channels": (8,), "stem_strides": ((2, 2), (2, 2))}, "1 pairs"),
-        ({"stem": "convolutional", "stem_channels": (8,), "stem_strides": ((2, 2), (0, 2))}, "1 or more"),
-        ({"stem": "convolutional", "stem_channels": (0,), "stem_strides": ((2, 2), (2, 2))}, "1 or more"),
+        ({"stem": "convolutional"}, "stem"),
+        ({"architecture": "mobilenet"}, "architecture"),
         ({"mels": 12, "patch": 16}, "does not fit"),
         ({"pooling": "max"}, "pooling"),
         ({"dropout": 1.0}, "dropout"),
@@ -232,10 +200,27 @@ def test_weights_of_another_size_or_name_are_refused() -> None:
         AST(SMALL).load_state_dict(state)
 
 
+@pytest.mark.parametrize("config", [SMALL, MobileNetConfig(mels=32)])
+def test_an_ensembles_logits_are_the_mean_of_its_members_at_every_moment(config: ModelConfig | MobileNetConfig) -> None:
+    torch.manual_seed(0)
+    members = [network(config).eval() for _ in range(3)]
+    windows = torch.randn(2, config.frames, config.mels)
+    with torch.inference_mode():
+        together = Ensemble(members)(windows)
+        expected = torch.stack([member(windows) for member in members]).mean(dim=0)
+    assert together.shape == (2, config.moments, 4)
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-6)
+
+
+def test_moments_are_pooled_as_the_device_pools_them() -> None:
+    logits = 5.0 * torch.randn(3, 25, 4, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(pool_moments(logits).numpy(), pool(logits.numpy()), atol=1e-5)
+
+
 def test_a_pass_takes_fewer_windows_of_more_tokens() -> None:
-    """AST base with its gradients must fit beside everything else; compact need not wait."""
+    """AST base with its gradients must fit beside everything else; a MobileNet need not wait."""
     assert ModelConfig().windows_at_once == 6
-    assert load_recipe("compact").model.windows_at_once == 64
+    assert load_recipe("mobilenet").model.windows_at_once == 64
     assert ModelConfig(stride=1).windows_at_once == 1
 
 

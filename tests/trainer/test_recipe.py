@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
+from trainer.mobilenet import MobileNetConfig
 from trainer.model import ModelConfig
 from trainer.recipe import Recipe, RecipeError, load_recipe, shipped_recipes, with_changes
 
 WHOLE = """
 [model]
-stem = "convolutional"
-stem_channels = [4, 4]
-stem_strides = [[4, 8], [4, 4], [2, 2]]
 dim = 16
 depth = 1
 heads = 2
@@ -43,13 +41,14 @@ def test_shipped_recipes_load_and_travel_through_json(name: str) -> None:
     assert (recipe.model.frames, recipe.model.mels) == (recipe.front_end.frames, recipe.front_end.mels)
 
 
-def test_compact_is_what_two_cpu_cores_can_train() -> None:
-    recipe = load_recipe("compact")
-    rows, columns = recipe.model.grid
-    assert recipe.model.stem == "convolutional"
-    assert 100 <= rows * columns <= 200
-    assert recipe.front_end.high_hz <= 4000, "SPRSound is 8 kHz audio"
+def test_mobilenet_is_what_two_cpu_cores_can_train_breath_by_breath() -> None:
+    recipe = load_recipe("mobilenet")
+    assert isinstance(recipe.model, MobileNetConfig) and recipe.model.moments == 25
+    assert (recipe.init, len(recipe.init_sha256)) == ("mn04_as_mAP_432.pt", 64)
+    assert recipe.front_end.high_hz <= 4003, "SPRSound is 8 kHz audio"
     assert recipe.data.crops == "random", "an event's own length betrays its label"
+    assert recipe.optimizer.cycle_loss > 0.0 and recipe.data.whole_windows > 0.0
+    assert recipe.data.corpus_balance > 0.0 and recipe.data.device_balance > 0.0
 
 
 def test_paper_is_the_method_of_the_paper_judged_by_held_out_patients() -> None:
@@ -57,6 +56,7 @@ def test_paper_is_the_method_of_the_paper_judged_by_held_out_patients() -> None:
     optimizer, data, augmentation = recipe.optimizer, recipe.data, recipe.augmentation
     assert recipe.init == "hub:MIT/ast-finetuned-audioset-10-10-0.4593"
     sizes = {"frames": 798, "mels": 128, "dropout": 0.3}
+    assert isinstance(recipe.model, ModelConfig)
     assert recipe.model == ModelConfig.model_validate(sizes), "AST base is the default"
     assert (recipe.model.pooling, recipe.model.classes, recipe.model.grid) == ("mean", 4, (12, 79))
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.rho) == (1e-5, 1e-4, 0.05)
@@ -109,6 +109,10 @@ def test_a_recipe_by_path_and_the_bands_said_once(tmp_path: Path) -> None:
         ("dim = 16", "dim = 16\nframes = 400", r"model\.frames 400 is not front_end\.frames 798"),
         ("dim = 16", "dim = 16\nclasses = 2", r"model\.classes must be 4"),
         ("heads = 2", "heads = 3", "model: heads 3 does not divide dim 16"),
+        ("heads = 2", "haeds = 2", r"unknown key model\.haeds; the nearest valid one is heads"),
+        ("[model]", '[model]\narchitecture = "yamnet"', "model: Input tag 'yamnet'"),
+        ("dim = 16", 'architecture = "mobilenet"\ndim = 16', r"unknown key model\.dim; the nearest valid one is"),
+        ("[model]", 'init_sha256 = "12"\n[model]', "init_sha256: String should match"),
         ('crops = "random"', 'crops = "random"\ncrop_seconds = [4.0, 1.5]', "data: crop_seconds must rise"),
         ('crops = "random"', 'crops = "random"\ncrop_seconds = [1.5, 9.0]', "data: crop_seconds must rise"),
         ("[augmentation]", "[augmentation]\nmel_mask_bands = 65", "augmentation masks more"),
@@ -132,8 +136,18 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_absent_recipe_is_answered_with_those_there_are() -> None:
-    with pytest.raises(RecipeError, match=r"'comapct'.*compact"):
-        load_recipe("comapct")
+    with pytest.raises(RecipeError, match=r"'mobilnet'.*mobilenet, paper, paper-as-published"):
+        load_recipe("mobilnet")
+
+
+def test_a_model_is_chosen_by_its_architecture(tmp_path: Path) -> None:
+    text = WHOLE.replace("dim = 16\ndepth = 1\nheads = 2", 'architecture = "mobilenet"')
+    recipe = load_recipe(written(tmp_path, text))
+    assert recipe.model == MobileNetConfig(mels=64), "the bands are said once here, too"
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    ast = load_recipe(written(tmp_path, WHOLE)).model
+    assert isinstance(ast, ModelConfig) and ast.moments == 1
+    assert with_changes(recipe, {"model": ast.model_dump()}).model == ast
 
 
 def test_changes_replace_single_values(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import RunCli
-from tests.export.run_maker import PATCH, make_run
+from tests.export.run_maker import MOBILENET, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("reported")
     data = make_sprsound(root / "corpus")
     folder = root / "run"
-    facts = make_run(folder, data, root / "cache", PATCH, members=2)
+    facts = make_run(folder, data, root / "cache", MOBILENET, members=2)
     corpus, cache = open_corpora([Source("sprsound", data)], root / "cache", part="train")
     subject = open_subject(folder, CPU)
     held = {name for names in facts.held_out for name in names}

@@ -6,17 +6,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.trainer.toy_fit import RECIPE
-from trainer.model import AST
+from trainer.model import network, pool_moments
 from trainer.sharpness import RADII, moved, normalised, sharpness
 
 
-def linear(scale: float = 1.0) -> nn.Linear:
-    """Logits of two features; bias zero, so that a scale of the weights is a scale of the logits."""
+class Moments(nn.Linear):
+    """Logits (batch, moments, 4) of features (batch, 8) or (batch, moments, 8)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features if features.ndim == 3 else features.unsqueeze(1))
+
+
+def linear() -> nn.Linear:
     torch.manual_seed(0)
-    model = nn.Linear(8, 4)
-    with torch.no_grad():
-        model.weight.mul_(scale)
-        model.bias.zero_()
+    model = Moments(8, 4)
+    nn.init.zeros_(model.bias)
     return model
 
 
@@ -51,7 +55,8 @@ def test_adversarial_loss_against_a_step_by_hand(at_once: int) -> None:
 
 
 def test_the_gradient_is_worse_than_chance_and_grows_with_the_radius() -> None:
-    model = AST(RECIPE.model).eval()
+    torch.manual_seed(0)
+    model = network(RECIPE.model).eval()
     generator = torch.Generator().manual_seed(2)
     windows = torch.randn(6, RECIPE.model.frames, RECIPE.model.mels, generator=generator)
     before = {name: one.clone() for name, one in model.state_dict().items()}
@@ -71,3 +76,12 @@ def test_weights_come_back_after_an_error() -> None:
         assert not torch.equal(model.weight, before)
         raise RuntimeError
     assert torch.equal(model.weight, before)
+
+
+def test_the_loss_is_that_of_pooled_moments() -> None:
+    model, generator = linear(), torch.Generator().manual_seed(1)
+    features, labels = torch.randn(12, 5, 8, generator=generator), torch.randint(0, 4, (12,), generator=generator)
+    read = sharpness(model, features, labels, 5)
+    with torch.no_grad():
+        expected = F.cross_entropy(pool_moments(model(features)), labels)
+    assert read.adversarial[0] == pytest.approx(float(expected), abs=1e-6)

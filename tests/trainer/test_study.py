@@ -132,13 +132,13 @@ def test_every_shipped_study_fits_the_shipped_recipe() -> None:
     assert shipped_studies() == ["ablation", "duration", "level", "padding", "rho", "transfer"]
     for name in shipped_studies():
         study = load_study(name)
-        recipes = study.recipes(load_recipe("compact"), {"data.draws": 100})
+        recipes = study.recipes(load_recipe("mobilenet"), {"data.draws": 100})
         assert len({recipe.model_dump_json() for recipe in recipes.values()}) == len(study.settings), name
         assert {recipe.data.draws for recipe in recipes.values()} == {100}
 
 
 def test_the_ablation_is_the_papers_and_rho_shares_its_cells() -> None:
-    recipe = load_recipe("compact")
+    recipe = load_recipe("mobilenet")
     ablation, rho = (load_study(name).recipes(recipe, {}) for name in ("ablation", "rho"))
     drawn = {name: (one.data.balance, one.optimizer.rho) for name, one in ablation.items()}
     assert drawn == {"AdamW": ("none", 0.0), "+WRS": ("class", 0.0), "+SAM": ("none", 0.05), "+both": ("class", 0.05)}
@@ -190,13 +190,27 @@ def test_the_key_depends_on_all_that_decides_the_result(ground: Ground, tmp_path
     assert folders.isdisjoint(cell.folder.name for cell in planned(STUDY, divided, ground.folder)[1])
 
 
-def test_what_is_gradable_decides_a_recordings_reading_and_no_other(ground: Ground) -> None:
+def test_what_is_gradable_decides_a_reading_through_the_live_path_and_no_other(ground: Ground) -> None:
     quality = ground.plan.quality.model_copy(update={"minimum_snr_db": ground.plan.quality.minimum_snr_db + 1.0})
-    plain, cells = planned(OTHER, ground.plan, ground.folder)
-    stricter, same = planned(OTHER, replace(ground.plan, quality=quality), ground.folder)
+    study = OTHER.model_copy(update={"protocols": ("windows", "recordings", "live")})
+    plain, cells = planned(study, ground.plan, ground.folder)
+    stricter, same = planned(study, replace(ground.plan, quality=quality), ground.folder)
     assert cells == same
-    assert plain.targets[0] == stricter.targets[0] and plain.targets[1].protocol == "recordings"
-    assert cells[0].reading(plain.targets[1]) != cells[0].reading(stricter.targets[1])
+    assert plain.targets[0] == stricter.targets[0]
+    assert [target.protocol for target in plain.targets[1:]] == ["recordings", "live"]
+    for target, other in zip(plain.targets[1:], stricter.targets[1:], strict=True):
+        assert cells[0].reading(target) != cells[0].reading(other)
+
+
+def test_a_study_reads_what_the_screen_shows(ground: Ground) -> None:
+    """Through the segmenter, not the annotated cycle as it is: each row is a cycle that was met or missed."""
+    live = STUDY.model_copy(update={"protocols": ("live",)})
+    plan, cells = planned(live, ground.plan, ground.folder, seeds=1)
+    assert run_cells(cells[:1], plan, heard := Heard()) == 0, heard.problems
+    (target,) = plan.targets
+    outcome = load_outcome(cells[0].reading(target))
+    assert np.isnan(outcome.classes).all(), "of cycles on the screen; an annotation read as it is has all four"
+    assert set(outcome.predicted[outcome.probability > 0].tolist()) <= {1, 2, 3}
 
 
 def test_minutes_that_earlier_calls_spent_are_spent(tmp_path: Path) -> None:

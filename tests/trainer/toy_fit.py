@@ -52,6 +52,8 @@ RECIPE = Recipe.model_validate(
     }
 )
 
+AST = {"architecture": "ast", "dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 1.0, "stride": 16, "dropout": 0.1}
+
 
 class Silent:
     """A watcher that shows nothing."""
