@@ -15,8 +15,8 @@ Measured on three ASTs with a convolutional stem (an earlier default, SPRSound's
 
 So for CPUs stem and head stay float. Of a MobileNet the 1x1 convolutions are converted; its first layers, depthwise
 convolutions and squeeze-excitations have few multiplications and stay float. Ranges are static: a dynamic one is taken
-over the whole batch, so that a window's answer would depend on its neighbours. Attention products, additions and softmax
-stay float; on the additions ViT-B is known to fall from 85 % to 5 %.
+over the whole batch, so that a window's answer would depend on its neighbours. Attention products, additions and
+softmax stay float; on the additions ViT-B is known to fall from 85 % to 5 %.
 """
 
 import hashlib

@@ -121,7 +121,7 @@ class StoreSettings(Section):
     audio_days: Annotated[float, Field(gt=0.0, le=36_500.0)]
     """Sound older than this is removed; the verdicts stay."""
     audio_megabytes: Annotated[float, Field(gt=0.0, le=10_000_000.0)]
-    """Beyond so much the oldest sound is removed; an hour takes 90 MB, with 8 s of sound around every breath some 240 MB."""
+    """Beyond so much the oldest sound is removed; an hour takes 90 MB, with 8 s around every breath some 240 MB."""
 
     @property
     def file(self) -> Path:
