@@ -6,6 +6,7 @@ says that one more block is in the ring, any other line is a message in JSON: wh
 source, or why it ends. Whether sound comes is for the parent to judge, by the blocks and the clock alone.
 """
 
+import fcntl
 import json
 import mmap
 import os
@@ -26,11 +27,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from device.sound_server import ServerError, recorded_source
 from firmware_config.errors import RespSAMError
 
 RATES_HZ = (48_000, 44_100, 32_000, 16_000, 8_000)  # tried in this order after the asked one and the device's own
 READ_COUNT_BYTES = 64  # a cache line of its own
-INVALID_SAMPLE_RATE = -9997  # PortAudio's paInvalidSampleRate
+INVALID_SAMPLE_RATE, UNAVAILABLE = -9997, -9985  # PortAudio's paInvalidSampleRate and paDeviceUnavailable
+SERVER_LIBRARIES = ("libpulse", "libpipewire", "libjack")  # a server behind these may move a stream to another source
+LONGEST_ERRORS = 100_000  # bytes of what a capture process complains about
 IDENTITY_SECONDS = 1.0  # from one look at the sound server to the next
 UNVERIFIED_SECONDS = 0.05  # the same before sound is taken from a source that has to be the one of before
 ANSWER_SECONDS = 10.0  # for the list of devices; a sound server that has stopped never answers
@@ -147,6 +151,8 @@ class CaptureProcess:
         self.opened: Opened | None = None
         self.source = ""
         """The sound server's name of what is recorded, where one can tell."""
+        self.unverified = ""
+        """Why nobody can tell whether it is still the same microphone."""
         self.waiting = 0
         """Blocks that can be taken."""
         self.ended = False
@@ -154,9 +160,11 @@ class CaptureProcess:
         """Why it ended, in words."""
         self.hopeless = False
         """The error will not go away by waiting for a device."""
-        self._memory = _nameless_memory()
+        self._memory, self._errors = _nameless_memory(), _nameless_memory()
+        fcntl.fcntl(self._errors, fcntl.F_SETFL, os.O_APPEND)
         self._unread = b""
-        self._process = _start([str(self._memory), json.dumps(asdict(request))], request.source, self._memory)
+        arguments = [str(self._memory), json.dumps(asdict(request))]
+        self._process = _start(arguments, self._errors, request.source, self._memory)
         assert self._process.stdout is not None
         self._output = self._process.stdout.fileno()
 
@@ -164,6 +172,8 @@ class CaptureProcess:
         """Take in what it says, waiting for it at most so long."""
         if self.ended or not select.select([self._output], [], [], timeout_seconds)[0]:
             return
+        if os.fstat(self._errors).st_size > LONGEST_ERRORS:
+            os.ftruncate(self._errors, 0)
         said = os.read(self._output, 65_536)
         *lines, self._unread = (self._unread + said).split(b"\n")
         for line in lines:
@@ -176,7 +186,8 @@ class CaptureProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(ENDING_SECONDS)
             if not self.error:
-                self.error, self.hopeless = _end_in_words(self._process.returncode), self.opened is None
+                complaint = os.pread(self._errors, LONGEST_ERRORS, 0)
+                self.error, self.hopeless = _end_in_words(self._process.returncode, complaint), self.opened is None
 
     def take(self) -> Captured | None:
         """The oldest block, if there is one."""
@@ -196,6 +207,7 @@ class CaptureProcess:
             if pipe is not None:
                 pipe.close()
         os.close(self._memory)
+        os.close(self._errors)
         self._memory, self.ended, self.waiting = -1, True, 0
 
     def _learn(self, message: dict[str, Any]) -> None:
@@ -204,22 +216,24 @@ class CaptureProcess:
             self._ring = Ring(self._memory, self.opened.block_frames)
         elif "source" in message:
             self.source = message["source"]
+        elif "unverified" in message:
+            self.unverified = message["unverified"]
         else:
             self.error, self.hopeless = message["error"], message["hopeless"]
 
 
 def input_devices() -> list[dict[str, Any]]:
     """Every input as {index, name, host_api, channels, sample_rate, default}, looked for now; else CaptureError."""
-    process = _start(["devices"])
+    process = _start(["devices"], subprocess.PIPE)
     try:
-        out, _ = process.communicate(timeout=ANSWER_SECONDS)
+        out, complaint = process.communicate(timeout=ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         raise CaptureError(NO_ANSWER) from None
     answer = json.loads(out or b"{}")
     if "devices" not in answer:
-        raise CaptureError(answer.get("error") or _end_in_words(process.returncode))
+        raise CaptureError(answer.get("error") or _end_in_words(process.returncode, complaint))
     devices: list[dict[str, Any]] = answer["devices"]
     return devices
 
@@ -256,7 +270,7 @@ def stable_name(name: str) -> str:
     return HARDWARE.sub("", name)
 
 
-def _start(arguments: list[str], source: str = "", *descriptors: int) -> "subprocess.Popen[bytes]":
+def _start(arguments: list[str], errors: int, source: str = "", *descriptors: int) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     if source:
         environment["PULSE_SOURCE"] = source  # what libpulse records where ALSA's settings name no source
@@ -264,7 +278,7 @@ def _start(arguments: list[str], source: str = "", *descriptors: int) -> "subpro
         [sys.executable, "-m", "device.capture", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
         pass_fds=descriptors,
         env=environment,
         cwd=Path(__file__).parents[1],  # where `device` is found
@@ -279,7 +293,8 @@ def _nameless_memory() -> int:
         return os.dup(file.fileno())
 
 
-def _end_in_words(code: int | None) -> str:
+def _end_in_words(code: int | None, complaint: bytes) -> str:
+    """Why a capture process ended, with the last that it wrote on stderr."""
     if code == -signal.SIGKILL:
         return "the capture process was killed"
     if code is not None and code < 0:
@@ -287,7 +302,8 @@ def _end_in_words(code: int | None) -> str:
             f"no microphone: PortAudio crashes here (signal {-code}), as it does without ALSA's settings "
             "(Debian: apt install libasound2-data); to see it work without one use --source demo"
         )
-    return f"the capture process ended (exit code {code})"
+    last = complaint.decode(errors="replace").strip().splitlines()[-1:]
+    return ": ".join([f"the capture process ended (exit code {code})", *last])
 
 
 # What follows runs in the capture process alone.
@@ -389,10 +405,13 @@ def _record(request: Request, memory: int, output: int) -> None:
     try:
         stream.start()
     except sounddevice.PortAudioError as error:
-        raise CaptureError(f"{name} does not start ({_one_line(error)}); close what else uses it") from error
-    pause = UNVERIFIED_SECONDS
+        raise CaptureError(f"{name} does not start ({_one_line(error)}); {_remedy(error)}") from error
+    pause, doubt = UNVERIFIED_SECONDS, ""
     while not finished.wait(pause):
-        source = pulse_source(os.getpid())
+        source, why = pulse_source(os.getpid())
+        if why and why != doubt:
+            doubt = why
+            _tell(output, {"unverified": doubt})
         if source and not expected:
             expected = source
             _tell(output, {"source": source})
@@ -423,47 +442,45 @@ def _open(
                 finished_callback=finished,
             )
         except sounddevice.PortAudioError as error:
-            refused.append(_one_line(error))
             if error.args[1:2] != (INVALID_SAMPLE_RATE,):
-                break
+                raise CaptureError(f"{device['name']} does not open ({_one_line(error)}); {_remedy(error)}") from error
+            refused.append(_one_line(error))
+        except MemoryError as error:
+            # as below systemd's MemoryDenyWriteExecute: a callback is made of code
+            raise CaptureError(
+                f"{device['name']} cannot be recorded: no memory may be made executable here, which PortAudio's "
+                "callback needs; set MemoryDenyWriteExecute=no in the service",
+                hopeless=True,
+            ) from error
         else:
             note = f"{device['name']} refuses {asked} Hz; recording at {sample_rate} Hz" if refused else ""
             return stream, listener, {"sample_rate": sample_rate, "block_frames": frames, "note": note}
     raise CaptureError(
-        f"{device['name']} does not open at {asked} Hz ({refused[0]}); close what else uses it, or set "
-        "audio.sample_rate"
+        f"{device['name']} does not open at {asked} Hz ({refused[0]}); set audio.sample_rate to another rate"
     )
 
 
-def pulse_source(process: int) -> str:
-    """The source that a process records from a PulseAudio or PipeWire server; empty where one cannot tell."""
+def _remedy(error: Exception) -> str:
+    """Only a device that is there can be in use."""
+    busy = error.args[1:2] == (UNAVAILABLE,)
+    return "close what else uses it" if busy else "plug it in again, or close what else uses it"
+
+
+def pulse_source(process: int) -> tuple[str, str]:
+    """The source that a process records from a PulseAudio or PipeWire server; else why nobody can tell.
+
+    Both are empty where no server is between us and the microphone.
+    """
     try:
-        # pactl would start a server where none runs, so it is asked only by who talks to one already
-        if "libpulse" not in Path(f"/proc/{process}/maps").read_text(errors="replace"):
-            return ""
-        outputs, sources = _pactl("list", "source-outputs"), _pactl("list", "short", "sources")
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    names = dict(line.split("\t")[:2] for line in sources.splitlines() if "\t" in line)
-    for output in outputs.split("Source Output #")[1:]:
-        source = re.search(r"^\tSource: (\d+)$", output, re.MULTILINE)
-        if source and f'application.process.id = "{process}"' in output:
-            return names.get(source[1], "")
-    return ""
-
-
-def _pactl(*arguments: str) -> str:
-    done = subprocess.run(
-        ["pactl", *arguments],
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=ENDING_SECONDS,
-        check=False,
-    )
-    return done.stdout
+        libraries = Path(f"/proc/{process}/maps").read_text(errors="replace")
+    except OSError:
+        return "", ""
+    if not any(name in libraries for name in SERVER_LIBRARIES):
+        return "", ""
+    try:
+        return recorded_source(process, ENDING_SECONDS), ""
+    except ServerError as error:
+        return "", f"cannot verify which microphone this is: {error}"
 
 
 def _one_line(error: Exception) -> str:

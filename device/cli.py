@@ -1,10 +1,11 @@
 """`respsam-device`: listen and screen. Parses and prints; the work is in functions that a notebook could call."""
 
 import math
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 
@@ -21,6 +22,7 @@ from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from signal import Signals
 
     from device.agreement import Agreement
     from device.classifier import Classifier
@@ -107,8 +109,8 @@ def listen(
 ) -> int:
     """Listen, show every breath cycle, and give a verdict at the end.
 
-    Ctrl-C and SIGTERM end the session with its summary; a service that is stopped has done its work (exit 0), an
-    interrupted user's command says so (130).
+    Ctrl-C, SIGTERM and SIGHUP end the session with its summary; a service that is stopped has done its work (exit 0),
+    an interrupted user's command says so (130).
     """
     from device.classifier import open_classifier
     from device.population import Subject
@@ -118,7 +120,7 @@ def listen(
     _warn_of_fallback(classifier)
     opened = _source(source, fast, seconds, settings, by_itself=channel == AUTO)
     subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-    return INTERRUPTED if _auscultate(opened, classifier, settings, subject, seconds, json_output) else 0
+    return _code(_auscultate(opened, classifier, settings, subject, seconds, json_output))
 
 
 @app.command()
@@ -144,6 +146,7 @@ def exam(
     """
     import json
     from functools import partial
+    from signal import Signals
 
     from device.classifier import open_classifier
     from device.exam import Exam, left
@@ -157,10 +160,10 @@ def exam(
     classifier = open_classifier(settings.bundle)
     _warn_of_fallback(classifier)
     required, heard = tuple(dict.fromkeys(sites)), dict[str, Summary]()
-    asked, interrupted = sys.stdin.isatty(), False
+    asked, stopped = sys.stdin.isatty(), list[Signals]()
     waiting = list(required)
     try:
-        while waiting and not interrupted:
+        while waiting and not stopped:
             for number, site in enumerate(waiting, 1):
                 if asked:
                     what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
@@ -168,22 +171,25 @@ def exam(
                 opened = _source(source, fast, seconds, settings, required.index(site))
                 subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
                 keep = partial(heard.__setitem__, site)
-                if interrupted := _auscultate(opened, classifier, settings, subject, seconds, json_output, keep):
+                if stopped := _auscultate(opened, classifier, settings, subject, seconds, json_output, keep):
                     break
             waiting = left(required, heard)
-            if not asked or not waiting or interrupted:
+            if not asked or not waiting or stopped:
                 break
             if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
                 break
     finally:
         # also when a question is answered by Ctrl-C or the microphone is gone: the sites that were heard count
         whole = Exam(required, heard)
-        if heard and json_output:
-            typer.echo(json.dumps(whole.as_json()))
-        elif heard:
-            for line in exam_lines(whole, source == "demo"):
-                typer.echo(line)
-    return INTERRUPTED if interrupted else 0
+        lines = [json.dumps(whole.as_json())] if json_output else exam_lines(whole, source == "demo")
+        with _outlets(json_output, source == "mic", stopped) as out:
+            out.write("".join(f"{line}\n" for line in lines * bool(heard)))
+    return _code(stopped)
+
+
+def _code(came: "list[Signals]") -> int:
+    """A service that is stopped has done its work; a user's command that is interrupted says so."""
+    return INTERRUPTED if signal.SIGINT in came else 0
 
 
 def _auscultate(
@@ -194,20 +200,21 @@ def _auscultate(
     seconds: float | None,
     json_output: bool,
     keep: "Callable[[Summary], None] | None" = None,
-) -> bool:
-    """One session at one site, shown and stored; whether the user interrupted it. `keep` gets how it ended."""
+) -> "list[Signals]":
+    """One session at one site, shown and stored; the signals that stopped it. `keep` gets how it ended."""
     from contextlib import ExitStack
     from dataclasses import replace
-    from signal import Signals
 
     from device.live import Auscultation, CycleResult, stopped_by_signals
     from device.population import not_validated
+    from device.sources import MicrophoneSource
     from device.store import Beginning, Recorder, Store
 
     manifest = classifier.bundle.manifest
 
     def outside() -> tuple[str, ...]:
-        return not_validated(manifest, replace(subject, highest_hz=opened.highest_hz))
+        doubt = opened.unverified if isinstance(opened, MicrophoneSource) else ""
+        return (*not_validated(manifest, replace(subject, highest_hz=opened.highest_hz)), *[doubt] * bool(doubt))
 
     session = Auscultation(opened, classifier, settings.quality, seconds, outside)
     name = manifest.name
@@ -215,24 +222,53 @@ def _auscultate(
         opened.name, opened.demo, classifier.fingerprint, name, settings, subject.site or "", outside()
     )
     simulated: list[CycleResult] = []
-    recorder = Recorder((lambda: Store(beginning)) if settings.store.enabled else None, _warn)
-    with stopped_by_signals(session) as came, ExitStack() as stack:
-        views = [stack.enter_context(view) for view in _views(session, name, json_output)]
-        try:
-            for happened in session.run():
-                recorder.add(happened)
-                if opened.demo and isinstance(happened, CycleResult):
-                    simulated.append(happened.without_samples())
+    with stopped_by_signals(session) as came, _outlets(json_output, opened.live, came) as out:
+        recorder = Recorder((lambda: Store(beginning)) if settings.store.enabled else None, _warn)
+        with ExitStack() as stack:
+            views = [stack.enter_context(view) for view in _views(session, name, json_output, out)]
+            try:
+                for happened in session.run():
+                    recorder.add(happened)
+                    if opened.demo and isinstance(happened, CycleResult):
+                        simulated.append(happened.without_samples())
+                    for view in views:
+                        view.show(happened)
+            finally:
+                # also when the microphone goes: what was heard is kept and printed before the error
+                if keep:
+                    keep(session.summary)
+                recorder.end(session.summary)
                 for view in views:
-                    view.show(happened)
+                    view.end(session.summary, _agreement(opened, simulated))
+    return came
+
+
+@contextmanager
+def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[TextIO]":
+    """Stdout and stderr for a session, neither of which can hold it up; yields stdout's."""
+    import json
+    from contextlib import redirect_stderr
+
+    from device.outlet import Outlet
+
+    def notice(lines: int) -> str:
+        note = f"{lines} lines are missing here: the reader was too slow"
+        return json.dumps({"type": "unshown", "lines": lines, "note": note}) + "\n" if json_output else f"{note}\n"
+
+    def stopping() -> bool:
+        return bool(came)
+
+    out = Outlet(sys.stdout, notice, wait=not live, stopping=stopping)
+    errors = Outlet(sys.stderr, lambda lines: f"{PROGRAM}: {lines} lines are missing here\n", stopping=stopping)
+    with redirect_stderr(errors):
+        try:
+            yield cast("TextIO", out)
         finally:
-            # also when the microphone goes: what was heard is kept and printed before the error
-            if keep:
-                keep(session.summary)
-            recorder.end(session.summary)
-            for view in views:
-                view.end(session.summary, _agreement(opened, simulated))
-    return Signals.SIGINT in came
+            try:
+                if lost := out.finish():
+                    _warn(f"{lost} lines were not shown: the reader of stdout was too slow; the store has everything")
+            finally:
+                errors.finish()
 
 
 @app.command()
@@ -304,7 +340,7 @@ def list_sessions(json_output: JsonOption = False, config: ConfigOption = None) 
 
     from device.sessions import SESSION_COLUMNS, cells, list_sessions
 
-    rows = list_sessions(_store_file(config))
+    rows = list_sessions(_store_file(config), _warn)
     if json_output:
         for row in rows:
             typer.echo(json.dumps(row))
@@ -319,7 +355,7 @@ def show_session(session: SessionArgument, json_output: JsonOption = False, conf
 
     from device.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
 
-    found = read_session(_store_file(config), session)
+    found = read_session(_store_file(config), session, _warn)
     if json_output:
         typer.echo(json.dumps(found))
         return
@@ -341,7 +377,7 @@ def export_session(
     """Write a session for other programs."""
     from device.sessions import export_session, read_session
 
-    found = read_session(_store_file(config), session)
+    found = read_session(_store_file(config), session, _warn)
     if out is None:
         export_session(found, form, sys.stdout)
         return
@@ -386,7 +422,7 @@ def replay(
 
     from device.sessions import replay
 
-    done = replay(_store_file(config), session, bundle, anyway=anyway)
+    done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
     typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))
     return 0 if done.exact else GateRefused.exit_code
 
@@ -543,21 +579,21 @@ def _source(
     return opened
 
 
-def _views(session: "Auscultation", bundle_name: str, json_output: bool) -> "list[View]":
+def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: TextIO) -> "list[View]":
     """JSON or lines on stdout; the live page on stdout's terminal, or beside JSON that goes elsewhere on stderr's."""
     from rich.console import Console
 
     from device.view import JsonView, LiveView, PlainView
 
     demo = session.source.demo
-    console = Console(stderr=json_output)
+    console = Console(file=sys.stderr if json_output else out)
     # isatty rather than rich's own guess, which FORCE_COLOR in the environment changes
     live: list[View] = []
     if console.file.isatty() and not console.is_dumb_terminal:
         live = [LiveView(session, bundle_name, console)]
     if not json_output:
-        return live or [PlainView(sys.stdout, demo)]
-    return [JsonView(sys.stdout, demo), *([] if sys.stdout.isatty() else live)]
+        return live or [PlainView(out, demo)]
+    return [JsonView(out, demo), *([] if out.isatty() else live)]
 
 
 def _agreement(source: "Source", cycles: "list[CycleResult]") -> "Agreement | None":

@@ -58,16 +58,17 @@ def leading_class(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 
 def pool(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Logits (..., classes) of moments' (..., moments, classes): log of the mean odds against normal, normal at 0."""
-    exact = np.asarray(logits, dtype=np.float64)
-    against_normal: npt.NDArray[np.float64] = np.subtract(exact, exact[..., NORMAL : NORMAL + 1])
+    against_normal = logits.astype(np.float64) - logits[..., NORMAL : NORMAL + 1].astype(np.float64)
     with np.errstate(invalid="ignore"):  # NaN stays NaN: whoever judges says so in words
-        summed: npt.NDArray[np.float64] = np.logaddexp.reduce(against_normal, axis=-2)
-    return summed - np.float64(np.log(exact.shape[-2]))
+        result: npt.NDArray[np.float64] = np.logaddexp.reduce(against_normal, axis=-2) - np.log(logits.shape[-2])
+    return result
 
 
 def moment_centres(moments: int) -> npt.NDArray[np.float64]:
     """Samples (moments,) of a window that its moments are about."""
-    result: npt.NDArray[np.float64] = np.arange(moments) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
+    result: npt.NDArray[np.float64] = (
+        np.arange(moments, dtype=np.float64) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
+    )
     return result
 
 

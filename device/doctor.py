@@ -15,7 +15,7 @@ import numpy as np
 from device.capture import CaptureError, Device, find_device, input_devices
 from device.quality import level_dbfs
 from firmware_config.errors import RespSAMError
-from firmware_config.settings import BundleSettings, Settings, StoreSettings
+from firmware_config.settings import BundleSettings, Settings, SettingsError, StoreSettings
 
 LISTENING_SECONDS = 1.0
 PATIENCE_SECONDS = 6.0  # for that second of sound
@@ -91,6 +91,7 @@ def _sound(settings: Settings) -> Finding:
     if samples.min() == samples.max():
         return Finding("sound", "warning", "complete silence: the microphone is muted, or nothing is plugged into it")
     level = level_dbfs(samples)
+    told += [source.unverified] * bool(source.unverified)
     told += ["very quiet: turn the gain up, or check the cable"] * (level < settings.quality.minimum_level_dbfs)
     return Finding("sound", "warning" if told else "ok", "; ".join([f"{level:.1f} dBFS", *told]))
 
@@ -129,7 +130,11 @@ def _bundle(settings: BundleSettings) -> Iterator[Finding]:
 
 
 def _store(settings: StoreSettings) -> Iterator[Finding]:
-    folder = settings.file.parent
+    try:
+        folder = settings.file.parent
+    except SettingsError as error:
+        yield Finding("store", "FAIL" if settings.enabled else "ok", str(error))
+        return
     while not folder.exists():
         folder = folder.parent
     if not settings.enabled:

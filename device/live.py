@@ -1,5 +1,6 @@
 """The live path, source to decision; `listen`, `screen` and the trainer's `recordings` protocol all run it."""
 
+import math
 import signal
 import time
 from collections import deque
@@ -14,7 +15,7 @@ import numpy as np
 from device.bundle import Segmentation, SiteRule
 from device.decision import Judgement, SiteDecision, Span, Verdict
 from device.quality import SILENCE_DBFS, Quality, judge, level_dbfs
-from device.segmenter import LEAST_RHYTHM, Segment, Segmenter
+from device.segmenter import LEAST_RHYTHM, Float64Array, Segment, Segmenter
 from device.signal import SAMPLE_RATE, FloatArray, quantise
 from device.sources import Block, CaptureError, Source
 from device.timeline import BREAKS, Entry, Timeline
@@ -26,12 +27,14 @@ RATE_CYCLES = 9  # a rate older than so many cycles is no longer shown
 LEAST_INTERVALS = 3  # from onset to onset
 LONGEST_INTERVAL_SECONDS = 8.0  # a breath or more was missed in longer ones
 INTERVAL_TOLERANCE = 0.25  # of the median
-STEADY_SHARE = 0.6  # of the intervals within the tolerance
+STEADY_SHARE = 0.6  # of the intervals within the tolerance, and of the periods near a whole number of them
 OCTAVE_TOLERANCE = 0.15  # of a whole number of intervals
-SURE_RHYTHM, SURE_SHARE = 0.4, 0.8  # confidence without breaths, and the share of periods within the tolerance
+PAUSED_SECONDS = 1.5  # from one block to the next, beside judging: this program did not run
+SURE_RHYTHM = 0.4  # confidence of a rhythm that no breaths confirm
 PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
 WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
-FINISH_SECONDS = 1.0  # for the cycles that still wait when a session is stopped
+FINISH_SECONDS = 0.5  # for the cycles that still wait when a session is stopped
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Judge(Protocol):
@@ -199,6 +202,7 @@ class Auscultation:
         self.lost_seconds: float | None = None
         """Since when no sound comes, for a microphone is gone; None while it comes."""
         self._waiting: deque[Segment] = deque()
+        self._judged_at, self._paused = math.inf, False
         self._gradable_samples = 0
 
     def run(self) -> Iterator[CycleResult | Entry]:
@@ -212,9 +216,9 @@ class Auscultation:
             try:
                 for block in self.source.blocks():
                     yield from self._hear(block)
-                    yield from self._judge_waiting(block.waiting_seconds)
                     if self._ending:
                         break
+                    yield from self._judge_waiting(block.waiting_seconds)
             except CaptureError as error:
                 yield from self._finish(str(error))
                 raise
@@ -254,10 +258,20 @@ class Auscultation:
 
     def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
         """All of them, unless sound comes in meanwhile: that is taken first, and the oldest cycles may be dropped."""
-        while self._waiting:
+        now = time.monotonic()
+        # sources give a block at least twice a second, also without sound
+        self._paused = now - self._judged_at > PAUSED_SECONDS or (
+            self._paused and sound_waiting_seconds > PATIENCE_SECONDS
+        )
+        yield from self._judge_all(sound_waiting_seconds)
+        self._judged_at = time.monotonic()
+
+    def _judge_all(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
+        while self._waiting and not self._ending:
             if self.source.live and sound_waiting_seconds > PATIENCE_SECONDS:
                 if len(self._waiting) > WAITING_CYCLES:
-                    yield self._drop("the model is slower than the breathing")
+                    paused = "it waited while this program was stopped or the machine was busy"
+                    yield self._drop(paused if self._paused else "the model is slower than the breathing")
                     continue
                 return
             began = time.monotonic()
@@ -350,49 +364,44 @@ def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
     Two phases of a breath that were found as two breaths are wrong by an octave on the other side.
     """
     latest = cycles[-RATE_CYCLES:]
-    period, sureness = _rhythm(latest)
+    periods = np.array([cycle.period_seconds for cycle in latest if cycle.rhythm >= LEAST_RHYTHM])
     pairs = [pair for pair in pairwise(latest) if {cycle.kind for cycle in pair} == {"breath"}]
     onsets = np.array([after.start_seconds - before.start_seconds for before, after in pairs])
     intervals = onsets[onsets <= LONGEST_INTERVAL_SECONDS]
     if intervals.size < LEAST_INTERVALS:
         # breaths were heard as one: only a strong and steady rhythm says how long they are
-        return 60.0 / period if period and sureness >= SURE_RHYTHM else None
+        sure = np.count_nonzero([cycle.rhythm >= SURE_RHYTHM for cycle in latest]) >= STEADY_SHARE * len(latest)
+        return (
+            60.0 / float(np.median(periods)) if periods.size >= LEAST_INTERVALS and sure and _steady(periods) else None
+        )
     interval = float(np.median(intervals))
-    if _alike(period, interval):
+    if periods.size and abs(float(np.median(periods)) - interval) <= INTERVAL_TOLERANCE * interval:
         return 60.0 / interval
-    steady = np.mean([_alike(one, interval) for one in intervals]) >= STEADY_SHARE
-    octaves = max(1, round(period / interval))
-    resolved = not period or abs(period - octaves * interval) <= OCTAVE_TOLERANCE * octaves * interval
-    return 60.0 / interval if steady and resolved else None
+    octaves = np.maximum(1, np.round(periods / interval)) * interval
+    resolved = np.count_nonzero(np.abs(periods - octaves) <= OCTAVE_TOLERANCE * octaves) >= STEADY_SHARE * periods.size
+    return 60.0 / interval if resolved and _steady(intervals) else None
 
 
-def _alike(seconds: float, reference: float) -> bool:
-    return abs(seconds - reference) <= INTERVAL_TOLERANCE * reference
-
-
-def _rhythm(cycles: Sequence[CycleResult]) -> tuple[float, float]:
-    """Median period of the autocorrelation in seconds, 0 where there was no rhythm; and a confidence that most had.
-
-    The confidence is 0 where the periods scatter.
-    """
-    periods = [cycle.period_seconds for cycle in cycles if cycle.rhythm >= LEAST_RHYTHM]
-    if not periods:
-        return 0.0, 0.0
-    period = float(np.median(periods))
-    steady = len(periods) >= LEAST_INTERVALS and np.mean([_alike(one, period) for one in periods]) >= SURE_SHARE
-    return period, float(np.quantile([cycle.rhythm for cycle in cycles], 1 - STEADY_SHARE)) if steady else 0.0
+def _steady(seconds: Float64Array) -> bool:
+    """Whether most of these are alike."""
+    middle = float(np.median(seconds))
+    return bool(np.mean(np.abs(seconds - middle) <= INTERVAL_TOLERANCE * middle) >= STEADY_SHARE)
 
 
 @contextmanager
 def stopped_by_signals(session: Auscultation) -> Iterator[list[signal.Signals]]:
-    """SIGINT and SIGTERM end the session properly, with its account, instead of the process; yields those that came."""
+    """SIGINT, SIGTERM and SIGHUP end the session properly, with its account; yields those that came.
+
+    A signal that is ignored, as SIGHUP is below nohup, stays so.
+    """
     came: list[signal.Signals] = []
 
     def stop(number: int, _frame: Any) -> None:
         came.append(signal.Signals(number))
         session.stop(f"stopped by {came[-1].name}")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield came
     finally:

@@ -4,38 +4,65 @@ import csv
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from device.audio_store import AudioStore
 from device.decision import SiteDecision, Span
+from device.quality import Quality
 from device.signal import SAMPLE_RATE
-from device.store import KEPT, UNSTORED, StoreError, open_database, told, transaction
+from device.store import (
+    COUNTS,
+    KEPT,
+    TABLES,
+    UNSTORED,
+    StoreError,
+    mark_removed,
+    open_database,
+    open_to_read,
+    session_owner,
+    told,
+    transaction,
+)
 from firmware_config.settings import Layer, load_settings
 
 Row = dict[str, Any]
 Cells = dict[str, str]
-SESSIONS = f"""SELECT sessions.*, count(number) AS cycles, count(cycles.probability) AS graded,
-    coalesce(sum(flag), 0) AS flagged, coalesce(sum(audio = '{KEPT}'), 0) AS with_audio
-    FROM sessions LEFT JOIN cycles ON session = id"""
+SESSIONS = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {name}" for name in COUNTS)}
+    FROM sessions LEFT JOIN totals ON session = id"""
 ACCOUNT = ("heard", "missing", "dropped", "gradable")
 NOT_GRADED, DAMAGED = "not graded", "whose audio is damaged"
 SESSION_COLUMNS = "demo id started_at site verdict heard_samples flagged with_audio source"
 CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
+ADDED_COLUMNS = ("source", "site", "bundle")  # of the session, on every row of a CSV
 ENTRY_COLUMNS = "demo sample kind missing_samples note"
 
 
+Warn = Callable[[str], None]
+
+
+def _silent(_warning: str) -> None:
+    pass
+
+
 @contextmanager
-def _opened(file: Path) -> Iterator[sqlite3.Connection]:
-    if not file.is_file():
-        raise StoreError(f"{file}: no sessions are stored here; set store.path, or listen first")
-    with closing(open_database(file)) as database, told(file, "cannot be read or changed"):
+def _opened(file: Path, warn: Warn = _silent) -> Iterator[sqlite3.Connection]:
+    _look_for(file)
+    database, missing = open_to_read(file)
+    if missing:
+        warn(missing)
+    with closing(database), told(file, "cannot be read"):
         database.row_factory = sqlite3.Row
         yield database
+
+
+def _look_for(file: Path) -> None:
+    if not file.is_file():
+        raise StoreError(f"{file}: no sessions are stored here; set store.path, or listen first")
 
 
 def _rows(database: sqlite3.Connection, query: str, *values: int) -> list[Row]:
@@ -46,20 +73,20 @@ def _rows(database: sqlite3.Connection, query: str, *values: int) -> list[Row]:
     return rows
 
 
-def list_sessions(file: Path) -> list[Row]:
+def list_sessions(file: Path, warn: Warn = _silent) -> list[Row]:
     """One row a session, in the order they began, without its settings; none where nothing was ever stored."""
     if not file.exists():
         return []
-    with _opened(file) as database:
-        rows = _rows(database, f"{SESSIONS} GROUP BY id ORDER BY id")
+    with _opened(file, warn) as database:
+        rows = _rows(database, f"{SESSIONS} ORDER BY id")
     return [{name: value for name, value in row.items() if name != "settings"} for row in rows]
 
 
-def read_session(file: Path, number: int) -> Row:
+def read_session(file: Path, number: int, warn: Warn = _silent) -> Row:
     """A session's row, and in it `cycles` and `timeline`, lists of rows. Raises StoreError where there is none."""
-    with _opened(file) as database:
+    with _opened(file, warn) as database:
         database.execute("BEGIN")  # all of one moment
-        found = _rows(database, f"{SESSIONS} WHERE id=? GROUP BY id", number)
+        found = _rows(database, f"{SESSIONS} WHERE id=?", number)
         if not found:
             raise StoreError(f"{file}: there is no session {number}; see 'respsam-device sessions list'")
         return found[0] | {
@@ -68,16 +95,30 @@ def read_session(file: Path, number: int) -> Row:
         }
 
 
+def _sound_is_its_own(file: Path, number: int) -> bool:
+    with _opened(file) as database:
+        return AudioStore(file).belongs_to(number, session_owner(database, number))
+
+
 def delete_session(file: Path, number: int) -> None:
     """Remove a session's rows, then its audio, and nothing else."""
-    with _opened(file) as database:
+    _look_for(file)
+    with closing(open_database(file)) as database, told(file, "cannot be changed"):
         with transaction(database):
-            for table, key in (("cycles", "session"), ("timeline", "session"), ("sessions", "id")):
+            owner = session_owner(database, number)
+            for table, key in (
+                ("cycles", "session"),
+                ("timeline", "session"),
+                ("totals", "session"),
+                ("sessions", "id"),
+            ):
                 database.execute(f"DELETE FROM {table} WHERE {key}=?", (number,))
+            mark_removed(database, number)
         # what was deleted must not live on in the write-ahead log
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     audio = AudioStore(file)
-    audio.remove(audio.kept(number))
+    if audio.belongs_to(number, owner):
+        audio.remove(audio.kept(number))
 
 
 def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> None:
@@ -85,12 +126,20 @@ def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> N
     if form == "json":
         out.write(json.dumps(session, indent=1) + "\n")
         return
-    rows = [
-        _flat(cycle) | {name: session[name] for name in ("source", "site", "bundle")} for cycle in session["cycles"]
-    ]
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    rows = [_flat(cycle) | {name: session[name] for name in ADDED_COLUMNS} for cycle in session["cycles"]]
+    writer = csv.DictWriter(out, list(rows[0]) if rows else _csv_columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+
+
+def _csv_columns() -> list[str]:
+    """Those of a session without cycles, as of any other."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        for statement in TABLES:
+            database.execute(statement)
+        names = [column[0] for column in database.execute("SELECT * FROM cycles").description]
+    measures = [f"quality_{one.name}" for one in fields(Quality) if one.name not in names]
+    return [*(name for name in names if name != "quality"), *measures, *ADDED_COLUMNS]
 
 
 def _flat(cycle: Row) -> Row:
@@ -198,7 +247,9 @@ class Replay:
         return [f"DEMO {line}" if self.demo else line for line in lines]
 
 
-def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False) -> Replay:
+def replay(
+    file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = _silent
+) -> Replay:
     """Judge a session's stored audio again, one cycle at a time, on its own settings; nothing is written.
 
     Probabilities, classes and the site's verdict are compared for equality: on the CPU engine the tolerance is 0.
@@ -207,7 +258,11 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
     from device.audio import AudioError
     from device.classifier import open_classifier
 
-    session = read_session(file, number)
+    session = read_session(file, number, warn)
+    if not session["cycles"]:
+        raise StoreError(f"{file}: session {number} ended before its first cycle; there is nothing to replay")
+    if not _sound_is_its_own(file, number):
+        raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
         raise StoreError(f"{file}: no audio of session {number} is kept; set store.audio before listening")
     # what is a new setting since then has its default

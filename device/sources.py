@@ -36,8 +36,9 @@ SETTLING_SECONDS = 1.0
 GAP_SECONDS = 0.25
 MOST_DRIFT = 0.005  # share; no sound card's clock is as wrong
 DRIFT_TOLD = 0.001
+MOST_AHEAD_SECONDS = 2.0  # of the clock: no microphone hears what has not been said yet
 # What is wrong with sound that does come
-MUTE_SECONDS = 2.0
+MUTE_SECONDS = 1.6  # and what the sound takes to come here: shown within two
 CLIPPED_SAMPLES = 3  # in one block
 SETTLING_SECONDS = 2.0  # a microphone that is unplugged or plugged in says why it does not open in several ways
 CLIP_PAUSE_SECONDS = 1.0  # without clipping, before another run of it is told
@@ -257,6 +258,12 @@ class Stretch:
         begin = self._frames / rate
         lost = heard.lost_frames - before.lost_frames
         self._frames += lost + heard.samples.size
+        if self._frames / rate - (heard.clock - self._pace.began) > MOST_AHEAD_SECONDS:
+            raise CaptureError(
+                f"{self.opened.device} is no microphone: it gives sound faster than time goes by, as ALSA's null "
+                "device does; set audio.device to another input",
+                hopeless=True,
+            )
         vanished = round(self._pace.vanished(heard.clock, self._frames / rate) * rate)
         self._frames += vanished
         broken = ["our queue was full"] * bool(lost)
@@ -309,6 +316,7 @@ class MicrophoneSource:
         )
         self.name = settings.device
         self.highest_hz: float | None = None
+        self._doubt = ""
         self._told: set[str] = set()
         self._pause = SHORTEST_PAUSE_SECONDS
         self._lost_at: float | None = None
@@ -325,6 +333,12 @@ class MicrophoneSource:
         elif self._process.hopeless or not settings.device or settings.device.isdigit():
             self._process.kill()
             raise CaptureError(self._process.error or NO_ANSWER)
+
+    @property
+    def unverified(self) -> str:
+        """Why nobody can tell whether this is one microphone all the time; empty where one can."""
+        self._doubt = self._process.unverified or self._doubt
+        return self._doubt
 
     def blocks(self) -> Generator[Block, None, None]:
         """Until the consumer stops; about ten a second with sound in them, at least two a second without."""
@@ -411,6 +425,7 @@ class MicrophoneSource:
 
     def _remember(self) -> Opened:
         """From now on only this very input is opened."""
+        _ = self.unverified  # a doubt stays when the process that had it is gone
         opened = self._process.opened
         assert opened is not None
         self.name, self.highest_hz = opened.device, opened.sample_rate / 2

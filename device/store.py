@@ -3,31 +3,36 @@
 The tables, and what survives what, are described in docs/store.md.
 """
 
-import fcntl
 import json
-import os
+import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from device.audio_store import AudioStore
+from device.audio_store import AudioStore, ForeignSoundError
 from device.live import CycleResult, Summary
 from device.signal import SAMPLE_RATE
+from device.store_file import SIDE_FILES, OpenFile, alone, close_to_others, make_private, side_file
 from device.timeline import Entry
+from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
-from firmware_config.settings import Settings
+from firmware_config.settings import Settings, SettingsError
 
 VERSION: Final = 3
 LOCK_SECONDS = 1.0  # waiting for another writer; sound waits in the queue meanwhile
 RETRY_SECONDS = (5.0, 60.0)  # from one try to the next while nothing can be stored: at first, and at most
+CLOCK_JUMP_SECONDS = 3 * 86_400.0  # from one session to the next; more may be a clock that is wrong
+CLOCK_STANDS_SECONDS = 86_400.0  # a clock that jumped is believed when sessions went on by it for so long
 RETENTION_CYCLES = 100  # the audio's age and size are looked at once in so many cycles
 KEPT, DELETED = "kept", "deleted"  # of a cycle's audio; empty where it never was
+CHECK_SECONDS, CHECK_STEPS = 0.3, 1000  # for the integrity check when a session begins
 UNSTORED = "unstored"  # kind of the timeline row that counts what could not be kept
+REMOVED: Final = "deleted"  # in place of the owner of a session that somebody deleted
 
 TABLES = (
     """CREATE TABLE sessions (
@@ -71,6 +76,29 @@ FROM_VERSION_2 = (
     "ALTER TABLE sessions ADD COLUMN stretches_flagged INTEGER",
 )
 MIGRATIONS = {0: TABLES, 1: FROM_VERSION_1, 2: FROM_VERSION_2}
+# Beside the versioned tables, made where it is missing. It holds the owner of each session: its one writer's mark.
+META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+# What `list` says of each session's cycles, counted as they come: it must not read the whole history.
+COUNTS = ("cycles", "graded", "flagged", "with_audio")
+TOTALS = "CREATE TABLE IF NOT EXISTS totals (session INTEGER PRIMARY KEY, cycles, graded, flagged, with_audio)"
+COUNT_ALL = f"""INSERT OR REPLACE INTO totals SELECT session, count(*), count(probability), coalesce(sum(flag), 0),
+    coalesce(sum(audio = '{KEPT}'), 0) FROM cycles GROUP BY session"""
+COUNTING = (
+    f"""CREATE TRIGGER IF NOT EXISTS cycle_added AFTER INSERT ON cycles BEGIN
+    INSERT INTO totals VALUES (NEW.session, 1, NEW.probability IS NOT NULL, NEW.flag, NEW.audio = '{KEPT}')
+    ON CONFLICT DO UPDATE SET cycles = cycles + 1, graded = graded + (NEW.probability IS NOT NULL),
+    flagged = flagged + NEW.flag, with_audio = with_audio + (NEW.audio = '{KEPT}');
+    END""",
+    f"""CREATE TRIGGER IF NOT EXISTS cycle_changed AFTER UPDATE ON cycles BEGIN
+    UPDATE totals SET graded = graded + (NEW.probability IS NOT NULL) - (OLD.probability IS NOT NULL),
+    flagged = flagged + NEW.flag - OLD.flag, with_audio = with_audio + (NEW.audio = '{KEPT}') - (OLD.audio = '{KEPT}')
+    WHERE session = NEW.session;
+    END""",
+    f"""CREATE TRIGGER IF NOT EXISTS cycle_removed AFTER DELETE ON cycles BEGIN
+    UPDATE totals SET cycles = cycles - 1, graded = graded - (OLD.probability IS NOT NULL),
+    flagged = flagged - OLD.flag, with_audio = with_audio - (OLD.audio = '{KEPT}') WHERE session = OLD.session;
+    END""",
+)
 
 
 class StoreError(RespSAMError):
@@ -79,6 +107,14 @@ class StoreError(RespSAMError):
 
 class DamagedError(StoreError):
     """The file is no database, or one that fails its integrity check."""
+
+
+class GoneError(StoreError):
+    """The file was deleted, moved or replaced while it was open, or has lost the session."""
+
+
+class SessionDeletedError(StoreError):
+    """Somebody deleted the session that is being written; nothing more of it may be kept."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +151,20 @@ class Outage:
         return f"{self.cycles} cycles and {self.entries} timeline entries not kept"
 
 
+def trusted_time(began: Sequence[float], now: float) -> float:
+    """The time by which sound ages: `now`, or less when the clock jumped a short while ago.
+
+    `began` has the times at which sessions began, in their order. A clock that went back or far ahead since the
+    session before is wrong, or was wrong then, or the device was put away; until it has stood for a day, the earliest
+    of the last three such stretches counts.
+    """
+    times = [*began, now]
+    jumps = [at for at in range(1, len(times)) if not 0 <= times[at] - times[at - 1] <= CLOCK_JUMP_SECONDS]
+    if not jumps or now - times[jumps[-1]] >= CLOCK_STANDS_SECONDS:
+        return now
+    return min(now, *(times[at - 1] for at in jumps[-2:]))
+
+
 @contextmanager
 def told(file: Path, what: str) -> Iterator[None]:
     """Errors of SQLite and of the disk as a StoreError: DamagedError where the file itself is broken."""
@@ -124,9 +174,12 @@ def told(file: Path, what: str) -> Iterator[None]:
         # SQLITE_CORRUPT and SQLITE_NOTADB are the bare class; locked, full, read-only and I/O are OperationalError
         if type(error) is sqlite3.DatabaseError:
             raise DamagedError(
-                f"{file}: {what}, it is damaged ({error}); the next session sets it aside and begins a new one"
+                f"{file}: {what}, it is damaged ({error}); a session that is stored sets it aside and begins a new one"
             ) from error
         raise StoreError(f"{file}: {what} ({error}); check the disk or set store.path") from error
+    except ValueError as error:
+        # a path, a site or a setting with bytes that are no text
+        raise StoreError(f"{printable(file)}: {what}: not UTF-8 ({error}); set store.path to a plain name") from error
 
 
 @contextmanager
@@ -151,8 +204,8 @@ def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
     try:
         with told(file, "cannot be opened"):
             version = _version(file, database)
-            if check and (found := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(" ".join(found.split()))
+            if check:
+                _quick_check(database)
             if version == 0:
                 database.execute("PRAGMA journal_mode=WAL")
             for pragma in ("synchronous=FULL", "foreign_keys=OFF", "secure_delete=ON"):
@@ -163,11 +216,69 @@ def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
                     for statement in MIGRATIONS.get(_version(file, database), ()):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {VERSION}")
+            _add_what_has_no_version(database)
             database.execute("PRAGMA foreign_keys=ON")
     except StoreError:
         database.close()
         raise
     return database
+
+
+def _add_what_has_no_version(database: sqlite3.Connection) -> None:
+    if not _has(database, "meta"):
+        database.execute(META)
+    if not _has(database, "totals") or not _has(database, "cycle_removed"):
+        with transaction(database):
+            for statement in (TOTALS, COUNT_ALL, *COUNTING):
+                database.execute(statement)
+
+
+def _quick_check(database: sqlite3.Connection) -> None:
+    """As much of it as a short while allows: a long history must not keep a patient waiting."""
+    until = time.monotonic() + CHECK_SECONDS
+    database.set_progress_handler(lambda: time.monotonic() > until, CHECK_STEPS)
+    try:
+        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if str(error) != "interrupted":
+            raise
+        return
+    finally:
+        database.set_progress_handler(None, 0)
+    if found != "ok":
+        raise sqlite3.DatabaseError(" ".join(found.split()))
+
+
+def open_to_read(file: Path) -> tuple[sqlite3.Connection, str]:
+    """The database for reading, also where nothing can be written, and in words what may be missing then."""
+    try:
+        return open_database(file), ""
+    except StoreError as error:
+        # what another process is writing just now is not read past its lock
+        if not isinstance(error.__cause__, sqlite3.OperationalError) or "locked" in str(error):
+            raise
+        first = error
+    log = side_file(file, "-wal")
+    for options in ("mode=ro", "immutable=1"):
+        try:
+            with told(file, "cannot be read"):
+                database = sqlite3.connect(
+                    f"{file.absolute().as_uri()}?{options}", uri=True, isolation_level=None, timeout=LOCK_SECONDS
+                )
+                version = _version(file, database)
+                if version == VERSION and not _has(database, "totals"):
+                    for statement in ("PRAGMA temp_store=MEMORY", TOTALS.replace("TABLE", "TEMP TABLE"), COUNT_ALL):
+                        database.execute(statement)
+        except StoreError as error:
+            if not isinstance(error.__cause__, sqlite3.OperationalError):
+                raise
+            continue
+        if version != VERSION:
+            database.close()
+            raise StoreError(f"{file}: of an older version, and it cannot be written here; copy it to where it can be")
+        unread = options == "immutable=1" and log.exists() and log.stat().st_size > 0
+        return database, f"{log} cannot be read here; what was stored last may be missing" if unread else ""
+    raise first
 
 
 def _version(file: Path, database: sqlite3.Connection) -> int:
@@ -182,25 +293,36 @@ def _version(file: Path, database: sqlite3.Connection) -> int:
     return int(version)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: another one's new file must not be set aside for the damaged one."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def session_owner(database: sqlite3.Connection, session: int) -> str:
+    """The mark of a session's one writer, which its sound bears too; empty for a session older than marks are."""
+    if not _has(database, "meta"):
+        return ""
+    found = database.execute("SELECT value FROM meta WHERE name = ?", (_owner_name(session),)).fetchone()
+    return str(found[0]) if found else ""
+
+
+def _has(database: sqlite3.Connection, name: str) -> bool:
+    return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone())
+
+
+def mark_removed(database: sqlite3.Connection, session: int) -> None:
+    """So that whoever still writes this session learns of it."""
+    database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_owner_name(session), REMOVED))
+
+
+def _owner_name(session: int) -> str:
+    return f"session {session}"
 
 
 def set_aside(file: Path) -> Path:
     """Rename a damaged database, with what belongs to it; its new name."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     aside = file.with_name(f"{file.name}.damaged-{stamp}")
-    for suffix in ("-wal", "-shm", "-audio", ""):
-        source = file.with_name(file.name + suffix)
+    for suffix in (*SIDE_FILES, "-audio", ""):
+        source = side_file(file, suffix)
         if source.exists():
-            source.rename(aside.with_name(aside.name + suffix))
+            close_to_others(source)
+            source.rename(side_file(aside, suffix))
     return aside
 
 
@@ -210,28 +332,42 @@ class Store:
     def __init__(self, beginning: Beginning) -> None:
         """Open or make the file and begin a session. A damaged file is set aside. Raises StoreError."""
         settings = beginning.settings
-        self.file, self.demo = settings.store.file, beginning.demo
+        try:
+            self.file, self.demo = settings.store.file, beginning.demo
+        except SettingsError as error:
+            raise StoreError(f"sessions cannot be stored: {error}") from error
         self.warning = ""
         """What happened at the opening that somebody should know."""
+        self._owner = secrets.token_hex(16)
         with told(self.file, "sessions cannot be stored"):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self.file.parent):
+            make_private(self.file, own_folder=not settings.store.path)
+            with alone(self.file.parent, LOCK_SECONDS):
                 self._database = self._open()
-        self.audio = AudioStore(self.file)
+                self._opened = OpenFile(self.file)
+        self.audio = AudioStore(self.file, self._owner)
         self._settings = settings.store
         self._cycles_to_retention = 0
         try:
             with told(self.file, "sessions cannot be stored"):
-                about = vars(beginning) | {
-                    "settings_fingerprint": settings.fingerprint(),
-                    "settings": settings.model_dump_json(),
-                    "not_validated": "; ".join(beginning.not_validated),
-                }
-                self.session = self._insert("sessions", **about)
+                self.session = self._begin(beginning)
+                self._opened = OpenFile(self.file)  # its log is there by now
                 self._retain()
         except StoreError:
             self.close()
             raise
+
+    def _begin(self, beginning: Beginning) -> int:
+        about = vars(beginning) | {
+            "settings_fingerprint": beginning.settings.fingerprint(),
+            "settings": beginning.settings.model_dump_json(),
+            "not_validated": "; ".join(beginning.not_validated),
+        }
+        with transaction(self._database):
+            (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
+            # sound may lie here of a database that is gone: its numbers are not given again either
+            session = self._insert("sessions", id=max(last, self.audio.last_session()) + 1, **about)
+            self._insert("meta", name=_owner_name(session), value=self._owner)
+        return session
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -239,6 +375,7 @@ class Store:
         except DamagedError as error:
             aside = set_aside(self.file)
             cause = error.__cause__
+            make_private(self.file, own_folder=False)
             self.warning = f"{self.file} was damaged ({cause}); it is kept as {aside}, and a new one is begun"
             return open_database(self.file)
 
@@ -246,12 +383,13 @@ class Store:
         """One judged cycle with its sound, or one timeline entry; and what was not kept before it."""
         with told(self.file, "not stored"):
             if isinstance(happened, Entry):
-                with transaction(self._database):
+                with self._ours(), transaction(self._database):
                     self._add_outage(outage)
                     self._add_entry(happened.sample, happened.kind, happened.missing_samples, happened.note)
             else:
+                self._check()
                 self._retain()
-                with self._sound(happened), transaction(self._database):
+                with self._sound(happened), self._ours(), transaction(self._database):
                     self._add_outage(outage)
                     self._add_cycle(happened)
 
@@ -262,7 +400,7 @@ class Store:
         words = ("; ".join(summary.reasons), "; ".join(summary.not_validated))
         stretches = (summary.stretches, summary.stretches_flagged)
         known = (time.time(), summary.verdict, summary.probability, *account, *words, *stretches, self.session)
-        with told(self.file, "not stored"), transaction(self._database):
+        with told(self.file, "not stored"), self._ours(), transaction(self._database):
             self._add_outage(outage)
             self._database.execute(
                 "UPDATE sessions SET ended_at=?, verdict=?, probability=?, heard_samples=?, missing_samples=?, "
@@ -271,9 +409,31 @@ class Store:
                 known,
             )
 
-    def close(self) -> None:
-        """Give the file back."""
-        self._database.close()
+    def close(self, damaged: bool = False) -> None:
+        """Give the file back, aside when it is damaged; what has taken its place meanwhile is left as it is."""
+        with ExitStack() as stack, told(self.file, "cannot be closed"):
+            with suppress(OSError):  # its folder may be locked, or gone
+                stack.enter_context(alone(self.file.parent, LOCK_SECONDS))
+            self._opened.close(self._database.close)
+            if damaged and self._opened.is_there():
+                set_aside(self.file)
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """A write that counts only when the file was this session's before it and after it."""
+        self._check()
+        yield
+        self._check()
+
+    def _check(self) -> None:
+        """Whether what is written goes to where somebody will find it; raises GoneError or SessionDeletedError."""
+        owner = session_owner(self._database, self.session)
+        if owner == REMOVED:
+            raise SessionDeletedError(
+                f"{self.file}: session {self.session} was deleted while it listens; nothing more of it is kept"
+            )
+        if owner != self._owner or not self._opened.is_there():
+            raise GoneError(f"{self.file}: it was deleted, moved or replaced while session {self.session} was written")
 
     def _insert(self, table: str, **row: str | float | None) -> int:
         statement = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
@@ -285,11 +445,14 @@ class Store:
         if not self._settings.audio:
             yield
             return
-        self.audio.keep(self.session, cycle.number, cycle.samples)
+        try:
+            self.audio.keep(self.session, cycle.number, cycle.samples)
+        except ForeignSoundError as error:
+            raise GoneError(str(error)) from error
         try:
             yield
         except BaseException:
-            self.audio.path(self.session, cycle.number).unlink(missing_ok=True)
+            self.audio.discard(self.session, cycle.number)
             raise
 
     def _add_outage(self, outage: Outage | None) -> None:
@@ -328,7 +491,16 @@ class Store:
         if self._cycles_to_retention >= 0:
             return
         self._cycles_to_retention = RETENTION_CYCLES - 1
-        surplus = self.audio.surplus(time.time(), self._settings.audio_days, self._settings.audio_megabytes)
+        latest = self._database.execute("SELECT started_at FROM sessions ORDER BY id DESC LIMIT 1000").fetchall()
+        now = time.time()
+        trusted = trusted_time([began for (began,) in reversed(latest)], now)
+        limits = (self._settings.audio_days, self._settings.audio_megabytes)
+        surplus = self.audio.surplus(trusted, *limits)
+        if trusted < now and (spared := len(self.audio.surplus(now, *limits)) - len(surplus)):
+            self.warning = self.warning or (
+                f"the clock jumped by {(now - trusted) / 86_400:.0f} days; {spared} cycles' sound that it calls too "
+                "old is kept until the clock has stood for a day"
+            )
         with transaction(self._database):
             self._database.executemany(
                 f"UPDATE cycles SET audio='{DELETED}' WHERE session=? AND number=?",
@@ -361,6 +533,8 @@ class Recorder:
             this = Outage(happened.sample, "", entries=1)
         else:
             this = Outage(round(happened.start_seconds * SAMPLE_RATE), "", cycles=1)
+        if self._opening is None:
+            return
         if self._outage is None or time.monotonic() >= self._next_try:
             self._try(lambda store, outage: store.add(happened, outage), this)
         else:
@@ -368,9 +542,11 @@ class Recorder:
 
     def end(self, summary: Summary) -> None:
         """As Store.end, and gives the file back; never fails."""
+        was_open = self._store is not None
         self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
-        if self._store is not None:
-            self._store.close()
+        if was_open and self._store is None:  # the file is gone: the verdict goes where the next session would
+            self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
+        self._leave()
 
     def _try(self, write: Callable[[Store, Outage | None], None], this: Outage) -> None:
         if self._opening is None:
@@ -381,7 +557,14 @@ class Recorder:
                 if self._store.warning:
                     self._warn(self._store.warning)
             write(self._store, self._outage)
+        except SessionDeletedError as error:
+            self._leave()
+            self._opening, self._outage = None, None
+            self._warn(str(error))
+            return
         except StoreError as error:
+            if isinstance(error, GoneError | DamagedError):
+                self._leave(damaged=isinstance(error, DamagedError))
             if self._outage is None:
                 self._outage = Outage(this.sample, str(error))
                 self._warn(f"{error}; listening goes on, but nothing is kept until this works again")
@@ -394,6 +577,12 @@ class Recorder:
             self._outage = None
         # slowly: a disk that is full every other time would else warn every few seconds
         self._pause = max(self._first_pause, 0.9 * self._pause)
+
+    def _leave(self, damaged: bool = False) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            with suppress(StoreError):  # whatever was committed is there
+                store.close(damaged)
 
     def _miss(self, this: Outage) -> None:
         before = self._outage

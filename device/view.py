@@ -126,12 +126,17 @@ class PlainView:
     def show(self, happened: CycleResult | Entry) -> None:
         """One line, at once."""
         line = entry_line(happened, self.demo) if isinstance(happened, Entry) else cycle_line(happened)
-        print(line, file=self.out, flush=True)
+        self._line(line)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """Some lines."""
         for line in summary_lines(summary, agreement):
-            print(line, file=self.out, flush=True)
+            self._line(line)
+
+    def _line(self, line: str) -> None:
+        # in one piece: of a reader that stalls whole lines are dropped
+        self.out.write(f"{line}\n")
+        self.out.flush()
 
 
 class JsonView(PlainView):
@@ -146,7 +151,7 @@ class JsonView(PlainView):
         self._print({**summary.as_json(), "demo_agreement": None if agreement is None else agreement.as_json()})
 
     def _print(self, value: dict[str, Any]) -> None:
-        print(json.dumps(value), file=self.out, flush=True)
+        self._line(json.dumps(value))
 
 
 class LiveView:

@@ -13,6 +13,11 @@ from trainer.view import FLATTERED, LIES, interval
 MODEL_CARD: Final = "MODEL_CARD.md"
 TEMPLATE: Final = "model_card.md"
 CORPORA: Final = {
+    "kauh": (
+        "KAUH: adults at King Abdullah University Hospital through a Littmann 3200, one label a recording; CC BY 4.0. "
+        'Cite M. Fraiwan et al., "A dataset of lung sounds recorded from the chest wall using an electronic '
+        'stethoscope", Data in Brief, 2021.'
+    ),
     "sprsound": (
         "SPRSound: children at the Shanghai Children's Medical Center, 8 kHz; p1 is left posterior, p2 left lateral, "
         "p3 right posterior, p4 right lateral. The corpus is under GPL-3.0. Cite "
@@ -23,10 +28,6 @@ CORPORA: Final = {
         "ICBHI 2017 Respiratory Sound Database, free for research. Cite B. M. Rocha et al., "
         '"An open access database for the evaluation of respiratory sound classification algorithms", Physiological '
         "Measurement, 2019."
-    ),
-    "kauh": (
-        'KAUH. Cite M. Fraiwan et al., "A dataset of lung sounds recorded from the chest wall using an electronic '
-        'stethoscope", Data in Brief, 2021.'
     ),
     "manifest": "A corpus of its owner's, under its owner's terms.",
 }

@@ -28,12 +28,7 @@ REPORTING = {
 }
 RECIPE = """
 [model]
-stem = "convolutional"
-stem_channels = [4, 8]
-stem_strides = [[4, 4], [4, 4], [2, 2]]
-dim = 16
-depth = 1
-heads = 2
+architecture = "mobilenet"
 [front_end]
 mels = 32
 high_hz = 4000.0

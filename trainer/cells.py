@@ -267,7 +267,7 @@ def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: A
     if target.protocol in ("live", "recordings"):
         heard = hear(gradable(corpus), cache, served, plan.quality)
         return of_shown(heard, cache) if target.protocol == "live" else of_heard(heard, cache, SITE_RULE)
-    subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, frozenset(), frozenset())
+    subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, None, frozenset(), frozenset())
     return read_stretches(corpus, cache, subject, target.protocol)
 
 

@@ -262,6 +262,10 @@ def evaluate(
     split: SplitOption = "official",
     lenient: LenientOption = False,
     device: DeviceOption = "auto",
+    calibrate_on: Annotated[
+        int | None,
+        typer.Option("--calibrate-on", min=2, help="Also after a calibration on so many healthy people (recordings)."),
+    ] = None,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -277,8 +281,10 @@ def evaluate(
     sources = sources_of(corpus, data)
     opened = evaluation.open_subject(subject, _device(device, settings))
     read, cache, chosen = _to_read([opened], sources, part, protocol, split, lenient, settings)
+    if calibrate_on is not None and chosen != "recordings":
+        raise typer.BadParameter("a calibration is of whole recordings: add --protocol recordings")
     with _progress(console, "listening") as progress:
-        reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress)
+        reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress, calibrate_on)
     _show_notes(evaluation.log_reading(subject, reading))
     if json_output:
         _print_json(reading)

@@ -184,7 +184,7 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
         return members, classes, weights
 
     def visible(self, name: str, start: float, end: float) -> list[Cycle]:
-        """The annotated cycles that lie in a stretch as far as their label needs; none where recordings have one."""
+        """The annotated cycles that lie in a stretch as far as their label needs; none of whole recordings."""
         share = VISIBLE.get(self.recordings[name].grain)
         if share is None:
             return []

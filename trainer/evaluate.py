@@ -4,7 +4,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from device.bundle import MANIFEST, BundleError, SiteRule, open_bundle
+from device.bundle import MANIFEST, BundleError, Calibration, SiteRule, open_bundle
 from device.classifier import Classifier
 from device.decision import abnormal_probability, leading_class, softmax
 from device.labels import LABELS, NORMAL
@@ -21,6 +21,7 @@ from device.quality import level_dbfs
 from device.signal import FloatArray, FrontEnd
 from firmware_config.command_line import one_line
 from firmware_config.settings import QualitySettings
+from trainer import healthy
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus, CorpusError, load_corpora
 from trainer.corpora.cycle import AGES, Recording, Source, abnormal_shares, stage_of_life
@@ -45,7 +46,7 @@ from trainer.metrics import (
 )
 from trainer.model import Ensemble, Network
 from trainer.protocols import Protocol, check_protocol, examples, inputs_of, labels_of, worst_window
-from trainer.recordings import Heard, RunModel, gradable, hear, predicted_class
+from trainer.recordings import Heard, RunModel, gradable, hear, listen_longer, predicted_class
 from trainer.run import READINGS_FILE, RUN_FILE, RunError, RunFacts, load_model, read_facts, read_rows
 from trainer.splits import SplitError, refuse_shared_patients
 
@@ -70,6 +71,7 @@ class Subject:
     front_end: FrontEnd
     temperature: float
     threshold: float
+    calibration: Calibration | None
     trained_corpora: frozenset[str]
     trained_patients: frozenset[str] | None
     """Known for a run, `CORPUS/PATIENT`; a bundle does not carry patients' names."""
@@ -92,6 +94,7 @@ def open_subject(path: Path, device: torch.device) -> Subject:
             manifest.front_end,
             classifier.file.temperature,
             classifier.file.threshold,
+            manifest.calibration,
             frozenset(manifest.corpus.split("+")),
             None,
             manifest.seen_parts,
@@ -132,6 +135,7 @@ def run_subject(model: Network | Ensemble, facts: RunFacts, name: str, device: t
         facts.front_end,
         choice.temperature,
         choice.cycle_threshold,
+        choice.calibration,
         frozenset(source.name for source in facts.corpora),
         # those of a test part that chose, too
         frozenset(facts.patients).union(*facts.held_out),
@@ -424,9 +428,22 @@ def evaluate(
     protocol: Protocol,
     quality: QualitySettings,
     progress: Callable[[int, int], None] | None = None,
+    calibrate_on: int | None = None,
 ) -> dict[str, Any]:
-    """One reading, as `trainer evaluate --json` prints it."""
-    return reading(outcome_of(subject, corpus, cache, protocol, quality, progress), protocol, subject, corpus)
+    """One reading, as `trainer evaluate --json` prints it.
+
+    Of whole recordings, with who is flagged by listening time, and with what a calibration on so many healthy people is
+    worth. CalibrationError when there are too few.
+    """
+    outcome = outcome_of(subject, corpus, cache, protocol, quality, progress)
+    read = reading(outcome, protocol, subject, corpus)
+    if protocol == "recordings":
+        joined = listen_longer(gradable(corpus), cache, subject.model, quality, progress)
+        read["listening"] = [asdict(one) for one in joined]
+        if calibrate_on is not None:
+            rule = subject.model.site_rule
+            read["calibration"] = healthy.calibrate_on(outcome, rule, subject.calibration, calibrate_on)
+    return read
 
 
 def outcome_of(

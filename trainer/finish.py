@@ -32,9 +32,9 @@ from trainer.recordings import (
     hear,
     rejudged,
     segmentation_for,
+    voices,
 )
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, outcome_file, save_tensors
-from trainer.splits import maker
 
 CURVE_ROWS = 101
 
@@ -169,7 +169,7 @@ def choose_thresholds(heard: Sequence[Heard], cache: AudioCache) -> Thresholds:
         calibration = calibration_of(site_rule, site_curve)
     protocol: Protocol = "live"
     if len(np.unique(live.true > 0)) == 2:
-        cycle_curve = balanced_curve(live.true > 0, live.probability, [maker(device) for device in live.devices])
+        cycle_curve = balanced_curve(live.true > 0, live.probability, voices(live.devices, live.patients))
         threshold = round(float(best_row(cycle_curve)[0]), 6)
     elif site_curve is not None:
         protocol, cycle_curve, threshold = "recordings", site_curve, site_rule.threshold

@@ -1,5 +1,6 @@
 """The `live` and `recordings` readings: whole recordings through the device's own live path, and the site rule."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -22,10 +23,12 @@ from trainer.model import Ensemble, Network
 from trainer.recipe import Recipe
 from trainer.splits import maker
 
+LEAST_PATIENTS: Final = 10
 LEAST_CYCLES: Final = 2  # one breath is not an examination
 STRETCH_CYCLES: Final = 6  # twelve seconds of a child, twenty of an adult
 UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
 UNFITTED: Final = SiteRule(threshold=0.0, stretch_cycles=STRETCH_CYCLES, least_cycles=LEAST_CYCLES)
+MOST_PEOPLE: Final = 30  # of each kind: who listens four times to everybody waits long
 JOINED_SECONDS: Final = (12.0, 24.0, 48.0, 96.0)
 SENSITIVITY_FLOOR: Final = 0.75  # that a calibration on healthy people may not go below
 HEALTHY_FLAGGED: Final = 0.1
@@ -159,6 +162,17 @@ def site_statistics(heard: Sequence[Heard], rule: SiteRule) -> tuple[BoolArray, 
     return abnormal, np.array([one.decision(rule).probability or 0.0 for one in heard])
 
 
+def voices(devices: Sequence[str], patients: Sequence[str]) -> list[str]:
+    """Which stethoscope each row counts with when a threshold is chosen: its maker's.
+
+    One with fewer than LEAST_PATIENTS patients would be noise with a full vote; it counts with the most frequent maker.
+    """
+    makers = [maker(device) for device in devices]
+    people = Counter(name for name, _ in set(zip(makers, patients, strict=True)))
+    largest = max(people, key=people.__getitem__, default="")
+    return [name if people[name] >= LEAST_PATIENTS else largest for name in makers]
+
+
 def fit_site_rule(heard: Sequence[Heard]) -> tuple[SiteRule, Float64Array]:
     """The site rule whose threshold separates these recordings best, and its curve (threshold, Se, Sp).
 
@@ -166,8 +180,9 @@ def fit_site_rule(heard: Sequence[Heard]) -> tuple[SiteRule, Float64Array]:
     'Not enough' counts as wrong.
     """
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
-    devices = [maker(one.recording.device) for one in heard]
-    curve = balanced_curve(*site_statistics(heard, UNFITTED), devices, counts >= LEAST_CYCLES)
+    recordings = [one.recording for one in heard]
+    groups = voices([one.device for one in recordings], [one.patient for one in recordings])
+    curve = balanced_curve(*site_statistics(heard, UNFITTED), groups, counts >= LEAST_CYCLES)
     return UNFITTED.model_copy(update={"threshold": round(float(best_row(curve)[0]), 6)}), curve
 
 
@@ -201,11 +216,13 @@ def listen_longer(
 ) -> list[Joined]:
     """How many people are flagged on their normal recordings alone, and on their abnormal ones, by listening time.
 
-    A verdict must not depend on how long one listens.
+    A verdict must not depend on how long one listens. At most MOST_PEOPLE of each kind, evenly over the corpus.
     """
-    people: dict[tuple[str, bool], list[FloatArray]] = {}
+    every: dict[tuple[str, bool], list[FloatArray]] = {}
     for recording in recordings:
-        people.setdefault((recording.patient, recording.label != "normal"), []).append(cache[recording.name])
+        every.setdefault((recording.patient, recording.label != "normal"), []).append(cache[recording.name])
+    kinds = [[key for key in every if key[1] == abnormal] for abnormal in (False, True)]
+    people = {key: every[key] for kind in kinds for key in kind[:: -(-len(kind) // MOST_PEOPLE) or 1]}
     found, steps = [], len(people) * len(JOINED_SECONDS)
     for number, seconds in enumerate(JOINED_SECONDS):
         flagged = {True: 0, False: 0}

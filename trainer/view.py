@@ -15,6 +15,7 @@ LIES = {
     "events": "annotated events as they are: their length alone tells much, see 'duration'",
     "windows": f"{WINDOW_SECONDS} s around each event: length tells nothing",
     "stretches": f"{WINDOW_SECONDS} s around each event, each annotated breath cycle, each recording with one label",
+    "live": "each annotated event or cycle against the cycle that the screen showed there",
     "recordings": "whole recordings through the device's own segmenter: the product",
 }
 
@@ -142,9 +143,34 @@ def show_reading(reading: dict[str, Any], console: Console) -> None:
     for name, counts in zip(reading["confusion"]["rows"], reading["confusion"]["counts"], strict=True):
         matrix.add_row(name, *map(str, counts))
     console.print(matrix, "")
+    if "not_met" in reading:
+        console.print(f"{reading['not_met']:.1%} of the annotated are met by no gradable cycle on the screen")
+    if "listening" in reading:
+        console.print(_listening(reading["listening"]), "")
+    if "calibration" in reading:
+        console.print(calibration_in_words(reading["calibration"]), "", highlight=False)
     console.print(_classes(reading["per_class"]), "")
     for key in ("per_corpus", "per_device", "per_site", "per_age"):
         console.print(_places(reading[key], key.removeprefix("per_")), "")
+
+
+def _listening(rows: list[dict[str, Any]]) -> Table:
+    """Share of people who are flagged, by how long one listens."""
+    table = Table(title="flagged by listening time", title_justify="left", box=None, pad_edge=False)
+    for name in ("seconds", "normal recordings joined", "abnormal recordings joined"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        shares = (f"{row[f'{kind}_flagged']} of {row[kind]}" for kind in ("normal", "abnormal"))
+        table.add_row(f"{row['seconds']:g}", *shares)
+    return table
+
+
+def calibration_in_words(read: dict[str, Any]) -> str:
+    """What a calibration on healthy people is worth, in a line."""
+    before, after = (
+        f"Se {read[when]['sensitivity']:.3f}, Sp {read[when]['specificity']:.3f}" for when in ("before", "after")
+    )
+    return f"calibrated on {read['people']} healthy people (mean of {read['rounds']} choices): {before} -> {after}"
 
 
 def _figures(reading: dict[str, Any]) -> Table:

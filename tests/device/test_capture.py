@@ -367,8 +367,11 @@ def test_a_killed_capture_process_is_replaced(plugged: VirtualMicrophone) -> Non
 
 @pytest.mark.sound
 @pytest.mark.parametrize("name", [NAME, DEFAULT])
-def test_another_source_is_never_taken_in_its_place(noise: Path, plugged: VirtualMicrophone, name: str) -> None:
+def test_another_source_is_never_taken_in_its_place(
+    noise: Path, plugged: VirtualMicrophone, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is played into the microphone, so whatever sounds is the other one."""
+    monkeypatch.setenv("PATH", "/nowhere")  # no program, as pactl, need be there to know it
     plugged.make_default("feed")
     plugged.replug("other")
     player = plugged.play(noise, "other")
@@ -397,6 +400,26 @@ def test_another_source_is_never_taken_in_its_place(noise: Path, plugged: Virtua
     assert not any(block.samples.size for at, block in one.blocks if gone < at < again)
     for begin, end in ((back, unplugged), (again, math.inf)):
         assert not np.any(np.concatenate([block.samples for at, block in one.blocks if begin < at < end]))
+
+
+@pytest.mark.sound
+def test_where_nobody_can_be_asked_which_microphone_it_is_that_is_said(
+    tmp_path: Path, plugged: VirtualMicrophone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "import device.sound_server; device.sound_server.LIBRARY = 'libnothing.so.0'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with listening(audio()) as one:
+        one.wait_for_sound(BACK_SECONDS)
+        until(lambda: one.source.unverified or None, BACK_SECONDS, "no doubt")
+    assert "cannot verify which microphone this is" in one.source.unverified
+    monkeypatch.delenv("PYTHONPATH")
+    with listening(audio()) as one:
+        one.wait_for_sound(BACK_SECONDS)
+        time.sleep(1.0)
+    assert one.source.unverified == ""
 
 
 # other processes

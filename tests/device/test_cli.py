@@ -34,8 +34,8 @@ from tests.device.conftest import Answer, Device
 ABNORMAL = (0.0, 0.0, 9.0, 0.0)
 NORMAL = (9.0, 0.0, 0.0, 0.0)
 SCREEN_KEYS = [
-    *("recording", "channel", "verdict", "probability", "cycles", "flagged_share", "breaths_per_minute"),
-    *("seconds", "reasons", "not_validated"),
+    *("recording", "channel", "verdict", "probability", "cycles", "stretches", "stretches_flagged"),
+    *("flagged_share", "breaths_per_minute", "seconds", "reasons", "not_validated"),
 ]
 
 
@@ -221,7 +221,7 @@ def test_the_live_page_fits_the_terminal(bundle: Path, lines: int, columns: int)
     page = plain[plain.rindex("╭") : plain.rindex("╯") + 1].splitlines()
     assert len(page) < lines
     text = "\n".join(page)
-    for word in ("DEMO RespSAM", "not a diagnosis", "tiny", "breaths a minute", "so far: ", "01:00.0 heard", "FLAG"):
+    for word in ("DEMO RespSAM", "not a diagnosis", "tiny", "breaths a minute", "complete: ", "01:00.0 heard", "FLAG"):
         assert word in text
     shown = [line for line in page if re.search(r"DEMO +\d+ ", line)]
     assert len(shown) == 10
@@ -541,9 +541,8 @@ def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Pat
     own = make_bundle(tmp_path / "bundle", logits=ABNORMAL)
     answer = respsam_device("screen", recording, "--bundle", own)
     assert (answer.code, answer.error) == (0, "")
-    assert re.fullmatch(
-        rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  \(wheeze, \d+ of \d+ cycles flagged\)\n", answer.out
-    )
+    why = r"wheeze: \d+ breaths together \d\.\d\d, flagged from 0\.50"
+    assert re.fullmatch(rf"flagged +[01]\.\d\d +\d+ cycles  {recording}  \({why}\)\n", answer.out)
 
 
 def test_a_line_for_people_says_who_is_not_validated(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:

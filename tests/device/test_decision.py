@@ -164,7 +164,8 @@ def test_a_verdict_is_never_withdrawn_and_does_not_change_with_listening(
 
 def test_later_stretches_are_counted_and_change_nothing() -> None:
     decision = decided(RULE, *[0.1] * 4, *[0.9] * 4, *[0.9] * 3, ended=False)
-    assert (decision.verdict, decision.probability) == ("nothing flagged", pytest.approx(0.1))
+    assert decision.verdict == "nothing flagged"
+    assert decision.probability == pytest.approx(0.1)
     assert (decision.stretches, decision.stretches_flagged, decision.breaths_wanted) == (2, 1, 1)
 
 

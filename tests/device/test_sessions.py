@@ -6,9 +6,11 @@ import json
 import os
 import pty
 import select
+import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
 from tests.device.conftest import Answer, Device
 from tests.device.storing import beginning, heard
+from tests.full_disk import mounted
 
 SITE = "left-armpit"
 
@@ -204,3 +207,99 @@ def test_a_table_on_a_terminal_fits_it(stored: Path, command: str) -> None:
     assert done.returncode == 0
     assert "…" not in done.stdout
     assert "DEMO" in done.stdout and "flag" in done.stdout
+
+
+READ = [("list",), ("show", 1), ("export", 1), ("export", 1, "--format", "json")]
+
+
+@pytest.fixture
+def read_only(stored: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """The store on a card that cannot be written; with its log where a device was switched off, without its index."""
+
+    def put(*, log: bool, index: bool = False) -> Path:
+        writer = Store(beginning(stored))
+        copies = tmp_path / "copies"
+        shutil.copytree(stored.parent, copies)
+        writer.close()
+        for path in [*copies.glob("*-wal")] * (not log) + [*copies.glob("*-shm")] * (not index):
+            path.unlink()
+        shutil.copytree(copies, card, dirs_exist_ok=True)
+        subprocess.run(["mount", "-o", "remount,ro", card], check=True)
+        return card / stored.name
+
+    card = tmp_path / "card"
+    with mounted(card, 20 << 20):
+        yield put
+
+
+@pytest.mark.parametrize("command", READ)
+@pytest.mark.parametrize(("log", "index"), [(False, False), (True, False), (True, True)])
+def test_a_read_only_card_can_be_read(
+    respsam_device: Device,
+    read_only: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    log: bool,
+    index: bool,
+) -> None:
+    whole = respsam_device("sessions", *command).out
+    file = read_only(log=log, index=index)
+    monkeypatch.setenv("RESPSAM_STORE__PATH", str(file))
+    answer = respsam_device("sessions", *command)
+    assert answer.code == 0
+    assert answer.out.startswith(whole[:400])
+    if log and not index:
+        (line,) = answer.error.splitlines()
+        assert line == f"respsam-device: warning: {file}-wal cannot be read here; what was stored last may be missing"
+    elif log:
+        assert answer.error == ""
+        assert command != ("list",) or len(answer.out.splitlines()) == 5
+
+
+def test_a_read_only_card_is_replayed_and_nothing_on_it_deleted(
+    respsam_device: Device, read_only: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RESPSAM_STORE__PATH", str(read_only(log=False)))
+    assert respsam_device("replay", 1, "--bundle", tmp_path / "bundle", "--anyway").code in (0, 3)
+    assert "cannot be" in refused(respsam_device("sessions", "delete", 1, "--yes"))
+
+
+def test_an_older_version_that_cannot_be_brought_up_to_date_is_one_line(
+    respsam_device: Device, monkeypatch: pytest.MonkeyPatch, stored: Path, tmp_path: Path
+) -> None:
+    with sqlite3.connect(stored) as database:
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    card = tmp_path / "card"
+    with mounted(card, 4 << 20):
+        shutil.copy(stored, card)
+        subprocess.run(["mount", "-o", "remount,ro", card], check=True)
+        monkeypatch.setenv("RESPSAM_STORE__PATH", str(card / stored.name))
+        assert "of an older version" in refused(respsam_device("sessions", "list"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root reads as somebody else")
+@pytest.mark.parametrize("readable", [True, False])
+def test_another_user_s_file_is_read_or_refused_in_one_line(stored: Path, readable: bool) -> None:
+    stored.chmod(0o644 if readable else 0o600)
+    stored.parent.chmod(0o755)
+    for above in stored.parents:
+        if not above.stat().st_mode & 0o005 and above.is_relative_to("/tmp/"):
+            above.chmod(0o755)
+    before = sorted(one.name for one in stored.parent.iterdir())
+    read = "from pathlib import Path; from device.sessions import list_sessions; import sys; "
+    read += "sys.stdout.write(str(len(list_sessions(Path(sys.argv[1])))))"
+    as_nobody = f"import os; os.setgroups([]); os.setgid(65534); os.setuid(65534); {read}"
+    preload = "import device.sessions, encodings.idna, urllib.parse, sqlite3;"
+    done = subprocess.run(
+        [sys.executable, "-c", preload + as_nobody, str(stored)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if readable:
+        assert (done.returncode, done.stdout) == (0, "3"), done.stderr
+    else:
+        assert "StoreError" in done.stderr
+    assert sorted(one.name for one in stored.parent.iterdir()) == before

@@ -1,9 +1,11 @@
 """Where sound comes from: recordings, the demo, and a real PortAudio stream from a virtual microphone."""
 
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -237,7 +239,7 @@ def test_complete_silence_is_told_once_and_its_end(constant: float) -> None:
     blocks = stretch_of(captured(samples))
     assert notes(blocks) == ["mute", "mute"]
     first, second = [number for number, block in enumerate(blocks) if block.note]
-    assert sum(block.samples.size for block in blocks[:first]) / SAMPLE_RATE == pytest.approx(5.0, abs=0.2)
+    assert sum(block.samples.size for block in blocks[:first]) / SAMPLE_RATE == pytest.approx(4.6, abs=0.2)
     assert "after 3.0 s" in blocks[second].note
 
 
@@ -256,6 +258,62 @@ def test_what_is_not_as_asked_for_is_told_once_a_session() -> None:
     for expected in (["rate"], []):
         stretch = Stretch(opened, 0.0, 0.0, told)
         assert notes([block for one in captured(samples) for block in stretch.hear(one, 0.0)]) == expected
+
+
+def test_what_gives_sound_faster_than_time_goes_by_is_no_microphone() -> None:
+    samples = np.zeros(60 * 4_800, np.float32)
+    for pace in (2.0, 10.0, 1000.0):
+        stretch = Stretch(OPENED, 0.0, 0.0, set())
+        with pytest.raises(CaptureError, match="faster than time goes by") as caught:
+            for one in captured(samples):
+                list(stretch.hear(replace(one, clock=one.clock / pace), 0.0))
+        assert caught.value.hopeless
+    stretch_of(captured(samples))
+
+
+# one microphone whose stream opens as ERROR says
+STUB = """
+class PortAudioError(Exception): pass
+class default: device = (0, 0)
+def query_hostapis(): return [{"name": "ALSA"}]
+def query_devices():
+    one = {"index": 0, "name": "steth", "hostapi": 0, "max_input_channels": 1, "default_samplerate": 44100.0}
+    return [one]
+class InputStream:
+    def __init__(self, *arguments, **options):
+        import sys
+        print("ALSA lib: noise", file=sys.stderr)
+        raise %s
+"""
+
+
+def opened_with(error: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> CaptureError:
+    (folder / "sounddevice.py").write_text(STUB % error)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr("device.sources.OPENING_SECONDS", 60.0)  # a busy machine takes its time
+    with pytest.raises(CaptureError) as caught:
+        microphone("")
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("PortAudioError('Unanticipated host error', -9999)", "does not open .*; plug it in again"),
+        ("PortAudioError('Invalid device', -9996)", "; plug it in again"),
+        ("PortAudioError('Illegal combination', -9993)", "; plug it in again"),
+        ("PortAudioError('Device unavailable', -9985)", r"-9985\)\); close what else uses it"),
+        ("PortAudioError('Invalid sample rate', -9997)", "at 44100 Hz .*; set audio.sample_rate"),
+        ("MemoryError('no executable memory')", "MemoryDenyWriteExecute=no"),
+        ("RuntimeError('a driver broke')", r"exit code 1\): RuntimeError: a driver broke"),
+        ("SystemExit('gone')", "gone"),
+    ],
+)
+def test_why_a_microphone_does_not_open_is_said_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, said: str
+) -> None:
+    assert re.search(said, str(opened_with(error, tmp_path, monkeypatch)))
 
 
 @pytest.mark.sound

@@ -23,7 +23,7 @@ class VirtualMicrophone:
     """What is played into it comes out of the microphone in real time."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._path = folder, os.environ["PATH"]
         self.environment = {
             "HOME": str(folder),
             "XDG_RUNTIME_DIR": str(folder / "rt"),
@@ -118,7 +118,7 @@ class VirtualMicrophone:
         return subprocess.run(["pactl", *arguments], env=self._all(), capture_output=True, check=False)
 
     def _all(self) -> dict[str, str]:
-        return {**os.environ, **self.environment}
+        return {**os.environ, "PATH": self._path, **self.environment}
 
 
 @contextmanager

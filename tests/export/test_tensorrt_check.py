@@ -74,7 +74,11 @@ def test_a_mobilenets_files_run_in_theirs(tensorrt: Any, precision: Any) -> None
     """Its 1x1 convolutions and its head in int8; what stays float is stated."""
     fp32 = to_onnx(make_model(MOBILENET))
     windows = np.random.default_rng(0).standard_normal((4, FRAMES, MOBILENET.mels)).astype(np.float32)
-    model = {"fp32": bytes, "fp16": half, "int8": lambda data: split_projections(quantize(data, windows, TENSORRT))}
+    model: dict[str, Callable[[bytes], bytes]] = {
+        "fp32": bytes,
+        "fp16": half,
+        "int8": lambda data: split_projections(quantize(data, windows, TENSORRT)),
+    }
     checked = check_one(tensorrt, model[precision](fp32), precision)
     stated = [name for name in layers(fp32) if not TENSORRT.takes(name)]
     assert checked.problem(stated) == ""

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.corpus_maker import ICBHI_EQUIPMENT, make_icbhi
+from tests.trainer.corpus_maker import ICBHI_EQUIPMENT, make_icbhi, make_sprsound
+from tests.trainer.test_kauh import make_kauh
 from tests.trainer.toy_fit import RECIPE
 from trainer.corpora import Source
 from trainer.experiment import Prepared, Request, prepare
+from trainer.protocols import examples, stretch_protocol
 from trainer.recipe import with_changes
 from trainer.splits import SplitError, family
 
@@ -37,3 +39,25 @@ def test_a_stethoscope_that_nobody_holds_out_is_named(tmp_path: Path) -> None:
 def test_more_members_than_stethoscopes_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match=r"4 members cannot each hold out another of 3 folds .*; give --members 3"):
         prepared(make_icbhi(tmp_path), 4)
+
+
+def test_several_corpora_are_divided_together(tmp_path: Path) -> None:
+    """Labels of events, of cycles and of whole recordings; every corpus is on both sides of every fold."""
+    kauh = {number: f"N,{'N' if number % 2 else 'W'},P L L,40,M" for number in range(1, 7)}
+    sources = (
+        Source("sprsound", make_sprsound(tmp_path / "a")),
+        Source("icbhi", make_icbhi(tmp_path / "b", patients=9)),
+        Source("kauh", make_kauh(tmp_path / "c", kauh)),
+    )
+    recipe = with_changes(RECIPE, {"data.folds": 2})
+    made = prepare(Request(recipe, "toy", sources), tmp_path / "cache")
+    assert made.corpus.name == "sprsound+icbhi+kauh"
+    for training, held_out in made.folds:
+        assert not set(training.patients) & set(held_out.patients)
+        for side in (training, held_out):
+            assert {one.corpus for one in side.recordings} == {"sprsound", "icbhi", "kauh"}
+            assert {e.recording.split("/")[0] for e in examples(side, stretch_protocol(side), made.cache)} == {
+                "sprsound",
+                "icbhi",
+                "kauh",
+            }
