@@ -45,7 +45,9 @@ SplitOption = Annotated[str, typer.Option("--split", help="ICBHI: official or as
 LenientOption = Annotated[
     bool, typer.Option("--lenient", help="Leave bad recordings out, counted, instead of stopping.")
 ]
-ProtocolOption = Annotated[str | None, typer.Option("--protocol", help="events, windows, stretches or recordings.")]
+ProtocolOption = Annotated[
+    str | None, typer.Option("--protocol", help="events, windows, stretches, live or recordings.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 

@@ -22,6 +22,7 @@ from trainer.explain import Shares, attention_shares, mean_shares
 from trainer.files import own_font_list, write_atomically
 from trainer.metrics import (
     CALIBRATION_BINS,
+    NO_VERDICT,
     Float64Array,
     IntArray,
     binary_rates,
@@ -29,7 +30,7 @@ from trainer.metrics import (
     confusion,
     operating_curve,
 )
-from trainer.model import AST
+from trainer.model import Ensemble, Network
 from trainer.run import load_model, outcome_file, read_facts, read_metrics
 from trainer.sharpness import Sharpness, sharpness
 from trainer.signatures import Signature, attention_on, deaf, oscillating, sharp_minimum
@@ -101,7 +102,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
     """
     facts = read_facts(folder)
     model = load_model(folder, facts).to(device)
-    models: list[AST] = [model] if isinstance(model, AST) else list(model.members)  # type: ignore[arg-type]
+    models: list[Network] = list(model.members) if isinstance(model, Ensemble) else [model]  # type: ignore[arg-type]
     outcomes = {protocol: load_outcome(outcome_file(folder, protocol)) for protocol in facts.choice.readings}
     protocol = facts.choice.threshold.protocol
     outcome = outcomes[protocol]
@@ -185,7 +186,7 @@ def _cuts(outcome: Outcome, rows: IntArray, cache: AudioCache) -> list[FloatArra
 
 
 def _sharpness(
-    member: AST, outcome: Outcome, rows: IntArray, cache: AudioCache, front_end: FrontEnd, device: torch.device
+    member: Network, outcome: Outcome, rows: IntArray, cache: AudioCache, front_end: FrontEnd, device: torch.device
 ) -> Sharpness:
     inputs = np.stack([windows(samples, front_end)[0] for samples in _cuts(outcome, rows, cache)])
     heard, labels = torch.from_numpy(inputs).to(device), torch.from_numpy(outcome.true[rows]).to(device)
@@ -332,7 +333,7 @@ def sharpness_picture(read: Sequence[Sharpness]) -> Picture:
 def mistakes(outcome: Outcome, cache: AudioCache, front_end: FrontEnd) -> dict[str, list[Mistake]]:
     """The most confident misses and false alarms, at most one of a recording."""
     missed = (outcome.true > 0) & (outcome.predicted == 0)
-    alarmed = (outcome.true == 0) & (outcome.predicted > 0)
+    alarmed = (outcome.true == 0) & (outcome.predicted > 0) & (outcome.predicted < NO_VERDICT)
     return {
         "Missed": [_mistake(outcome, row, cache, front_end) for row in _worst(outcome, missed, 1.0)],
         "False alarms": [_mistake(outcome, row, cache, front_end) for row in _worst(outcome, alarmed, -1.0)],

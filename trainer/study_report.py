@@ -24,6 +24,7 @@ from trainer.metrics import (
     patient_bootstrap,
     tally,
 )
+from trainer.recordings import STRETCH_CYCLES
 from trainer.study import Study
 
 FEW_PATIENTS = 50  # an interval over fewer is wider than anything that a setting changes

@@ -18,7 +18,7 @@ from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
 from trainer.evaluate import Outcome, log_reading, open_subject, read_stretches, reading, save_outcome
 from trainer.explain import Share, Shares
-from trainer.metrics import binary_rates, confusion
+from trainer.metrics import NO_VERDICT, binary_rates, confusion
 from trainer.report import ReportError, mistakes, signatures, subsets, write_report
 from trainer.run import METRICS_FILE, RUN_FILE, RunError, RunFacts, member_folder, outcome_file
 
@@ -192,6 +192,28 @@ def test_a_run_without_metrics_has_no_curves(made: Made, tmp_path: Path) -> None
     for number in range(2):
         shutil.rmtree(member_folder(bare, number))
     assert "kept no metrics by epoch" in dataclasses.replace(made, folder=bare).write()
+
+
+def test_a_run_of_one_model_whose_threshold_the_live_path_chose_has_a_page(made: Made, tmp_path: Path) -> None:
+    """As `fit --members 1 --refit 0` leaves it; what the screen never showed is missed, and no mistake to listen to."""
+    one = tmp_path / "one"
+    data = made.facts.corpora[0].data
+    facts = make_run(one, data, made.cache.file.parent, MOBILENET)
+    mine = np.flatnonzero(np.isin(made.outcome.patients, facts.held_out[0]))
+    outcome = made.outcome.at(mine)
+    unmet = int(np.flatnonzero(outcome.true > 0)[0])
+    outcome.predicted[unmet], outcome.probability[unmet] = NO_VERDICT, 0.0
+    save_outcome(outcome_file(one, "live"), outcome)
+    read = json.loads((one / RUN_FILE).read_text())
+    read["choice"]["threshold"]["protocol"] = "live"
+    read["choice"]["readings"] = {"live": {**read["choice"]["readings"]["windows"], "protocol": "live"}}
+    (one / RUN_FILE).write_text(json.dumps(read))
+    page = dataclasses.replace(made, folder=one).write()
+    assert "against the cycle that the screen showed there" in page
+    found = mistakes(outcome, made.cache, facts.front_end)["Missed"]
+    assert (outcome.recordings[unmet], outcome.start_seconds[unmet]) not in [
+        (one.recording, one.start_seconds) for one in found
+    ]
 
 
 @pytest.mark.parametrize(
