@@ -108,7 +108,7 @@ def test_a_silent_stretch_is_named(tmp_path: Path) -> None:
 
 
 def test_the_worst_window_speaks_for_its_example() -> None:
-    logits = np.arange(20, dtype=np.float32).reshape(5, 4)
+    logits = np.arange(20, dtype=np.float64).reshape(5, 4)
     probability = np.array([0.2, 0.9, 0.3, 0.1, 0.4])
     kept, heard = worst_window(logits, probability, np.array([0, 0, 1, 2, 2]))
     np.testing.assert_array_equal(heard, [0.9, 0.3, 0.4])
