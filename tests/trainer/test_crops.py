@@ -493,11 +493,8 @@ def test_an_events_moments_are_those_whose_centres_lie_in_it_in_every_repeat(
     events = [cycle(0.2, 0.9), cycle(1.0, 1.7, "crackle"), cycle(2.0, 2.9, "wheeze")]
     crops = annotated(tmp_path, events, 3.0, front_end=FrontEnd.model_validate({"seam": seam}))
     expected = {("both", tuple(range(MOMENTS))): 1.0}
-    expected |= {
-        (one.label, moments_in(one.start_seconds, one.end_seconds, period)): pytest.approx(1 / 3)  # type: ignore[dict-item]
-        for one in events
-    }
-    assert spans_of(crops) == expected
+    expected |= {(one.label, moments_in(one.start_seconds, one.end_seconds, period)): 1 / 3 for one in events}
+    assert spans_of(crops) == pytest.approx(expected)
     assert all(len(moments) >= 4 for _, moments in expected), "they are met in every repeat"
 
 

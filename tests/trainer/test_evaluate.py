@@ -255,7 +255,7 @@ def people(corpus_name: str, *parts_and_patients: tuple[str, str]) -> Corpus:
 
 def trained_on(corpus_name: str, *patients: str) -> Subject:
     known = frozenset(patient if "/" in patient else f"{corpus_name}/{patient}" for patient in patients)
-    return Subject("m", "f", None, None, None, 1.0, 0.5, frozenset([corpus_name]), known)  # type: ignore[arg-type]
+    return Subject("m", "f", None, None, None, 1.0, 0.5, None, frozenset([corpus_name]), known)  # type: ignore[arg-type]
 
 
 def test_a_run_is_not_read_on_its_own_patients_unless_labelled() -> None:

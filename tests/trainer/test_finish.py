@@ -36,10 +36,10 @@ def drawn(seed: int) -> list[Session]:
     """Few recordings of a Meditron, on which everything looks worse, and many of a Littmann."""
     random, sessions = np.random.default_rng(seed), []
     for number in range(40):
-        device = "Meditron" if number < 8 else "Littmann 3200"
+        device = "Meditron" if number < 12 else "Littmann 3200"
         label: Label = "crackle" if number % 2 else "normal"
         shift = 0.25 * (device == "Meditron")
-        cycles: list[tuple[Label, float]] = [
+        cycles: Sequence[tuple[Label, float]] = [
             (label, float(np.clip(random.normal(0.25 + 0.35 * (label != "normal") + shift, 0.15), 0.01, 0.99)))
             for _ in range(6)
         ]

@@ -540,7 +540,7 @@ def test_draws_balance_corpora_and_stethoscopes_as_the_recipe_says(toy: Toy, cor
 def test_calibration_takes_the_temperature_before_the_threshold() -> None:
     """A model that is three times too sure gets the same threshold on its calibrated probability."""
     random = np.random.default_rng(0)
-    logits = random.normal(0, 1, (4000, 4)).astype(np.float32)
+    logits = random.normal(0, 1, (4000, 4))
     labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
     temperature, threshold = calibrate(logits, labels)
     overconfident, same_threshold = calibrate(3 * logits, labels)
