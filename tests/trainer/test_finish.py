@@ -34,7 +34,8 @@ def heard_of(folder: Path, sessions: Sequence[Session]) -> tuple[list[Heard], Au
 
 def drawn(seed: int) -> list[Session]:
     """Few recordings of a Meditron, on which everything looks worse, and many of a Littmann."""
-    random, sessions = np.random.default_rng(seed), []
+    random = np.random.default_rng(seed)
+    sessions: list[Session] = []
     for number in range(40):
         device = "Meditron" if number < 12 else "Littmann 3200"
         label: Label = "crackle" if number % 2 else "normal"
