@@ -327,7 +327,7 @@ def export_form(
 
     def attempt(kept: Sequence[str]) -> tuple[Served, Comparison]:
         data = convert(kept)
-        logits = run(open_session(data), held.inputs)
+        logits = run(open_session(data, exact_integers=form.target == "tensorrt"), held.inputs)
         comparison = compare(fp32.logits, logits, held, *at)
         reporter.say(f"{form.path}: {comparison}" + (f"; float: {', '.join(kept)}" if kept else ""))
         difference = float(np.abs(logits - fp32.logits).max())

@@ -117,7 +117,7 @@ def test_screen_and_listen_fast_give_the_same(respsam_device: Device, bundle: Pa
     assert list(screened) == SCREEN_KEYS
     assert screened["recording"] == str(recording)
     shared = [key for key in SCREEN_KEYS if key in summary]
-    assert len(shared) == 7
+    assert len(shared) == 9
     assert {key: screened[key] for key in shared} == {key: summary[key] for key in shared}
     assert screened["flagged_share"] == round(summary["flagged"] / summary["gradable"], 3)
     assert list(screened["seconds"]) == ["heard", "missing", "dropped", "gradable"]
@@ -629,8 +629,10 @@ def test_a_bundle_that_does_not_hold_is_refused_before_anything_is_heard(
     wrong_hash = make_bundle(tmp_path / "hash")
     (wrong_hash / "model.onnx").write_bytes(b"changed")
     assert "model.onnx has sha256" in one_error(respsam_device(*command, "--bundle", wrong_hash))
-    other_schema = make_bundle(tmp_path / "schema", changes=lambda manifest: manifest.update(schema_version=2))
-    assert "schema_version" in one_error(respsam_device(*command, "--bundle", other_schema))
+    other_schema = make_bundle(tmp_path / "schema", changes=lambda manifest: manifest.update(schema_version=3))
+    assert "a bundle of schema 3, this version reads schema 2" in one_error(
+        respsam_device(*command, "--bundle", other_schema)
+    )
 
 
 def test_a_folder_without_recordings_and_a_missing_one_are_named(
