@@ -83,7 +83,10 @@ def patch_made(workshop: Workshop, patch_run: Path) -> Made:
 
 @pytest.fixture(scope="session")
 def mobilenet_made(workshop: Workshop) -> Made:
-    """fp32 and int8 of two MobileNets; int8 is the default, the corpus has moved, the model has a name."""
+    """fp32 and int8 of two MobileNets; int8 is the default, the corpus has moved, the model has a name.
+
+    Eight windows of random weights lose more Score than a gate allows; what the gate refuses has tests of its own.
+    """
     run, data = workshop.root / "mobilenet", workshop.root / "moved"
     facts = make_run(run, workshop.data, workshop.cache, MOBILENET, members=2)
     data.symlink_to(workshop.data)
@@ -91,7 +94,7 @@ def mobilenet_made(workshop: Workshop) -> Made:
         run,
         workshop.root / "made" / "bundle.respsam",
         cache_folder=workshop.cache,
-        wanted=Wanted(int8=True, prefer="int8"),
+        wanted=Wanted(int8=True, prefer="int8", largest_loss=1.0),
         data=[data],
         name="Ward 7",
     )

@@ -230,7 +230,7 @@ def test_patients_seen_in_training(
         Recording(f"r{n}", None, f"{corpus_name}/p{n}", "d", "s", None, part, "normal", (), corpus=corpus_name)
         for n, part in enumerate(parts)
     )
-    subject = Subject("m", "f", None, None, None, 1.0, 0.5, SPRSOUND, patients, ("train", "intra"))  # type: ignore[arg-type]
+    subject = Subject("m", "f", None, None, None, 1.0, 0.5, None, SPRSOUND, patients, ("train", "intra"))  # type: ignore[arg-type]
     assert seen_in_training(subject, Corpus(corpus_name, Path(), recordings)) is expected
 
 
@@ -241,7 +241,7 @@ def test_a_corpus_without_parts_says_nothing_of_who_was_seen(
     trained: list[str], read: str, expected: bool | None
 ) -> None:
     """Two of an owner's tables may hold the same patients or others."""
-    subject = Subject("m", "f", None, None, None, 1.0, 0.5, frozenset(["manifest"]), None, tuple(trained))  # type: ignore[arg-type]
+    subject = Subject("m", "f", None, None, None, 1.0, 0.5, None, frozenset(["manifest"]), None, tuple(trained))  # type: ignore[arg-type]
     assert seen_in_training(subject, people("manifest", (read, "p0"))) is expected
 
 

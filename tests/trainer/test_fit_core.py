@@ -241,10 +241,15 @@ def test_a_longer_run_learns_the_toy(toy: Toy, tmp_path: Path) -> None:
         toy.corpus,
         toy.cache,
         tmp_path,
-        optimizer__epochs=5,
+        optimizer__epochs=6,
         optimizer__accumulation=1,
+        optimizer__batch=8,
+        optimizer__rho=0.0,
+        optimizer__learning_rate=1e-2,
         data__draws=96,
         augmentation__mixup=0.0,
+        augmentation__noise_share=0.0,
+        augmentation__background_share=0.0,
     )
     history = fit.progress.history
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
@@ -369,9 +374,11 @@ def test_recomputed_activations_change_nothing(toy: Toy, tmp_path: Path) -> None
 
 
 def test_bf16_learns_nearly_the_same_with_float32_weights(toy: Toy, tmp_path: Path) -> None:
-    fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", precision="bf16"), optimizer__precision="bf16")
+    changes: dict[str, Any] = {"model": AST, "optimizer__epochs": 2}
+    expected = losses(run(toy.corpus, toy.cache, tmp_path / "float32", **changes))
+    changes["optimizer__precision"] = "bf16"
+    fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", precision="bf16"), **changes)
     train(fit, tmp_path, known, resume=False, minutes=None, watcher=Silent())
-    expected = [row["loss"] for row in load_tensors(toy.whole / CHECKPOINT_FILE)[1]["progress"]["history"]]
     np.testing.assert_allclose(losses(fit), expected, rtol=0.02)
     assert losses(fit) != expected
     assert {parameter.dtype for parameter in fit.model.parameters()} == {torch.float32}
@@ -436,7 +443,7 @@ def test_an_epochs_batches_are_the_same_with_and_without_workers(toy: Toy) -> No
     fit, _ = toy_fit(toy.corpus, toy.cache)
     with_worker, _ = toy_fit(toy.corpus, toy.cache, machine=start("cpu", workers=1))
     alone, helped, other = batches_of(fit, 1), batches_of(with_worker, 1), batches_of(fit, 2)
-    assert len(alone) == fit.steps_per_epoch * RECIPE.optimizer.accumulation == 6
+    assert len(alone) == fit.steps_per_epoch * RECIPE.optimizer.accumulation == 4
     moments, front_end = RECIPE.model.moments, RECIPE.front_end
     for one, other_one in zip(alone, helped, strict=True):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other_one, strict=True))
@@ -482,7 +489,7 @@ def test_spans_are_pooled_as_the_device_pools_a_cycle() -> None:
 def test_the_loss_is_the_weighted_mean_over_spans_and_those_without_weight_do_not_count() -> None:
     """Against numpy, with soft targets."""
     torch.manual_seed(0)
-    model = MobileNet(MobileNetConfig(mels=32)).eval()
+    model = MobileNet(MobileNetConfig(mels=32))  # in training its norms keep random weights from shrinking to nothing
     torch.nn.init.normal_(model.head.weight)
     learner, windows = Learner(model), torch.randn(3, FRAMES, 32)
     members = torch.zeros(3, 2, model.config.moments)

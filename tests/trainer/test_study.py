@@ -179,7 +179,7 @@ def test_a_cell_of_two_studies_is_trained_once_and_read_for_both(ground: Ground)
 
 def test_the_key_depends_on_all_that_decides_the_result(ground: Ground, tmp_path: Path) -> None:
     folders = {cell.folder.name for cell in ground.cells}
-    for changes in ({"data__draws": 16}, {"optimizer__epochs": 1}, {"front_end__level": 0.0}):
+    for changes in ({"data__draws": 8}, {"optimizer__epochs": 1}, {"front_end__level": 0.0}):
         _, cells = planned(STUDY, ground.plan, ground.folder, **changes)
         assert folders.isdisjoint(cell.folder.name for cell in cells)
     moved = elsewhere(ground.plan, make_sprsound(tmp_path / "again", patients=9))

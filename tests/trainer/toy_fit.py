@@ -37,7 +37,7 @@ RECIPE = Recipe.model_validate(
             "clip_norm": 5.0,
             "cycle_loss": 1.0,
         },
-        "data": {"crops": "random", "draws": 24, "balance": "binary", "patient_balance": 0.5, "folds": 3},
+        "data": {"crops": "random", "draws": 16, "balance": "binary", "patient_balance": 0.5, "folds": 3},
         "augmentation": {
             "cyclic_shift": True,
             "mixup": 0.3,
