@@ -142,13 +142,17 @@ def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Pat
         (["--recipe", "absent"], "neither a file nor one of mobilenet"),
         (["--crops", "square"], "data.crops"),
         (["--device", "abacus"], "not auto, cpu or cuda"),
-        (["--part", "intra", "--data", ".", "--init", ""], "no SPRSound"),
+        (["--part", "intra", "--data", "empty"], "no SPRSound"),
         (["--corpus", "birds"], "birds"),
         (["--config", "absent.toml"], "absent.toml"),
     ],
 )
-def test_bad_options_are_one_line(run_cli: RunCli, corpus: Path, arguments: list[str], said: str) -> None:
-    given = {"--corpus": "sprsound", "--data": str(corpus), "--out": "run"}
+def test_bad_options_are_one_line(
+    run_cli: RunCli, corpus: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "toy.toml").write_text(TOY)
+    (tmp_path / "empty").mkdir()
+    given = {"--corpus": "sprsound", "--data": str(corpus), "--recipe": "toy.toml", "--out": "run"}
     given.update(zip(arguments[::2], arguments[1::2], strict=True))
     result = run_cli("trainer", "fit", *(text for pair in given.items() for text in pair))
     assert result.returncode == 2, result.stderr

@@ -196,7 +196,9 @@ def test_the_length_of_a_random_crop_tells_nothing_of_its_label(shared_data: Pat
         recording.name: read_header(recording.audio).seconds for recording in corpus.recordings if recording.audio
     }
     cache = AudioCache(Path("absent"), {name: (0, round(16_000 * length)) for name, length in seconds.items()})
-    crops = crops_of(corpus, cache, load_recipe("mobilenet").data)
+    data = load_recipe("mobilenet").data
+    # whole windows are all alike; that a normal one with a finding in it is drawn anew leaves 0.535 there
+    crops = crops_of(corpus, cache, data.model_copy(update={"whole_windows": 0.0}))
     chosen = draw(weights([c.label for c in corpus.cycles], "binary"), 8000, seed=0, epoch=0)
     cut = [crops.crop(corpus.cycles[i], np.random.default_rng((0, 0, n))) for n, i in enumerate(chosen)]
     abnormal = np.array([crop.label != "normal" for crop in cut])

@@ -42,6 +42,7 @@ from trainer.recordings import (
     predicted_class,
     rejudged,
     segmentation_for,
+    voices,
 )
 
 RULE = SiteRule(threshold=0.5, stretch_cycles=6, least_cycles=2)
@@ -82,7 +83,10 @@ def sessions_of(seed: int, count: int = 90) -> list[Heard]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_site_rules_threshold_is_the_best_by_brute_force_every_maker_alike(seed: int) -> None:
+def test_the_site_rules_threshold_is_the_best_by_brute_force_every_maker_alike(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.recordings.LEAST_PATIENTS", 1)
     sessions = sessions_of(seed)
     rule, curve = fit_site_rule(sessions)
     assert (rule.stretch_cycles, rule.least_cycles) == (STRETCH_CYCLES, LEAST_CYCLES)
@@ -297,3 +301,10 @@ def test_a_run_judges_a_breath_as_a_bundle_does_by_the_moments_in_its_span() -> 
     for span in (None, (32_000, 64_000), (100, 101)):
         assert served.judge(samples, span) == judged(logits, 1.7, 0.4, span)
     assert served.judge(samples, (32_000, 64_000)) != served.judge(samples)
+
+
+def test_a_stethoscope_of_few_patients_has_no_vote_of_its_own() -> None:
+    devices = ["Yunting II"] * 12 + ["Meditron"] * 10 + ["AKGC417L"] * 9
+    patients = [f"p{number}" for number in range(len(devices))]
+    assert voices(devices, patients) == ["Yunting II"] * 12 + ["Meditron"] * 10 + ["Yunting II"] * 9
+    assert voices(["Litt3200"] * 40, ["one"] * 40) == ["Littmann"] * 40
