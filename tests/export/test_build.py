@@ -363,13 +363,15 @@ def new_patients(root: Path, count: int) -> Path:
 
 def test_other_calibration_data_give_other_ranges(workshop: Workshop, patch_made: Made, tmp_path: Path) -> None:
     other = new_patients(tmp_path / "other", 3)
-    wanted = Wanted(int8=True, calibration_data=other, calibration_cycles=7)
+    wanted = Wanted(int8=True, calibration_data=other, calibration_cycles=7, prefer="fp32")
     built = workshop.build(patch_made.run, tmp_path / "bundle", wanted)
     how: Any = built.bundle.manifest.recipe["quantization"]
     assert (how["calibration"]["cycles"], how["calibration"]["patients"]) == (7, 3)
     assert built.bundle.read("model.int8.cpu.onnx") != patch_made.built.bundle.read("model.int8.cpu.onnx")
     card = contents(built.bundle.path)["MODEL_CARD.md"].decode()
-    assert "--int8 --calibration-data DIR --calibration-cycles 7 --out" in card and "another corpus" in card
+    assert (
+        "--int8 --calibration-data DIR --calibration-cycles 7 --prefer fp32 --out" in card and "another corpus" in card
+    )
 
 
 def with_bias(data: bytes, name: str, index: int, change: float) -> bytes:
@@ -583,7 +585,7 @@ def test_ast_base_at_a_reduced_depth(workshop: Workshop, tmp_path: Path) -> None
     corpus = make_sprsound(tmp_path / "corpus", patients=3, seconds=5.0)
     make_run(tmp_path / "run", corpus, workshop.cache, BASE, gain=1.0, fitted=False)
     # no Score to lose with random weights
-    wanted = Wanted(int8=True, target="both", largest_loss=1.0)
+    wanted = Wanted(int8=True, target="both", largest_loss=1.0, prefer="fp32")
     fp32, *converted = workshop.build(tmp_path / "run", tmp_path / "bundle", wanted).served
     assert fp32.difference < 1e-4 and len(converted) == 2
     for one in converted:

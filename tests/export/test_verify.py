@@ -59,7 +59,8 @@ def test_every_file_is_read_as_trainer_evaluate_reads_it(patch_made: Made, works
     assert [one.file.precision for one in verified] == ["fp32", "int8", "int8", "fp16"]
     default = evaluate(open_subject(bundle.path, torch.device("cpu")), corpus, cache, protocol, QUALITY)
     (same,) = [one for one in verified if one.file == bundle.file()]
-    assert same.reading == default
+    # evaluate also listens longer
+    assert same.reading == {name: value for name, value in default.items() if name != "listening"}
     first = verified[0]
     assert (first.agreement, first.relative_error, first.score_shift) == (1.0, 0.0, Interval(0.0, 0.0, 0.0))
     for one in verified[1:]:
