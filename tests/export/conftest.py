@@ -85,8 +85,8 @@ def patch_made(workshop: Workshop, patch_run: Path) -> Made:
 def all_but_the_last(facts: RunFacts) -> list[str]:
     """A MobileNet's 1x1 convolutions but the last: random weights have no range that suits eight bits."""
     names = [name for name, module in network(facts.recipe.model).named_modules() if _is_pointwise(module)]
-    members = [f"members.{number}.{name}" for number in range(facts.recipe.data.members) for name in names]
-    return [name for name in members if "features.16" not in name]
+    members = [f"member-{number}.{name}" for number in range(1, facts.recipe.data.members + 1) for name in names]
+    return [name for name in members if not name.split("trunk.")[1].startswith(("features.1.", "features.9."))]
 
 
 def _is_pointwise(module: torch.nn.Module) -> bool:
@@ -106,7 +106,7 @@ def mobilenet_made(workshop: Workshop) -> Made:
         run,
         workshop.root / "made" / "bundle.respsam",
         cache_folder=workshop.cache,
-        wanted=Wanted(int8=True, prefer="int8", largest_loss=1.0, keep_float=all_but_the_last(facts)),
+        wanted=Wanted(int8=True, prefer="int8", largest_loss=1.0, keep_float=tuple(all_but_the_last(facts))),
         data=[data],
         name="Ward 7",
     )
