@@ -33,8 +33,8 @@ def test_the_graph_computes_what_torch_does_at_any_batch(made: Made) -> None:
     model, session = load_model(made.run, made.facts), open_session(made.built.bundle.read("model.onnx"))
     windows = windows_of(made, 7)
     expected = predict(model, windows, torch.device("cpu"))
-    # 1e-4 of logits around 10; a random MobileNet answers noise with logits of a hundred
-    allowed = 1e-5 * max(10.0, float(np.abs(expected).max()))
+    # 1e-4 where logits are up to 4; a random MobileNet answers noise with logits of two hundred
+    allowed = 1e-4 * max(1.0, float(np.abs(expected).max()) / 4.0)
     for batch in (1, 2, 5, 7):
         np.testing.assert_allclose(run(session, windows, batch), expected, atol=allowed)
     assert parity(model, session, windows) < allowed

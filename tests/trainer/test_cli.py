@@ -142,7 +142,7 @@ def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Pat
         (["--recipe", "absent"], "neither a file nor one of mobilenet"),
         (["--crops", "square"], "data.crops"),
         (["--device", "abacus"], "not auto, cpu or cuda"),
-        (["--part", "intra", "--data", "empty"], "no SPRSound"),
+        (["--part", "intra", "--data", "empty"], "no NAME.json below it"),
         (["--corpus", "birds"], "birds"),
         (["--config", "absent.toml"], "absent.toml"),
     ],
