@@ -296,7 +296,7 @@ def evaluate(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="ablation, rho, padding, level, duration, transfer, or a TOML file.")],
+    name: Annotated[str, typer.Argument(help="ablation, rho, stethoscopes, padding, level, duration, or a TOML file.")],
     corpus: CorpusOption,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of tables, pictures and cells; studies share it.")],
@@ -336,7 +336,7 @@ def study(
     # a worker of Ray has another working folder
     sources = tuple(Source(one.name, one.data.resolve()) for one in sources_of(corpus, data))
     asked = load_study(name).only(only or [])
-    if (name == "transfer" or to_corpus) and not (to_corpus and to_data):
+    if bool(to_corpus) != bool(to_data):
         raise typer.BadParameter("another corpus is read with --to-corpus C --to-data DIR", param_hint="--to-corpus")
     base = load_recipe(recipe)
     recipes = asked.recipes(base, {"data.draws": draws, "optimizer.epochs": epochs})

@@ -185,9 +185,11 @@ def tables(lines: Sequence[Line]) -> list[Table]:
 def notes_on(study: Study, lines: Sequence[Line], seeds: int) -> list[str]:
     """What a reader must know before believing the table."""
     trained = {(line.setting, one.seed): one.seconds for line in lines for one in line.facts}
+    by_device = any(one.recipe.data.hold_out != "patients" for line in lines for one in line.facts)
+    held = "the patients of other stethoscopes" if by_device else "a fold of the training part's patients"
     notes = [
         f"{len(trained)} models in {sum(trained.values()) / 60:.0f} minutes of training, a thread each. A seed holds "
-        "out a fold of the training part's patients; its last epoch is read on those. The test part is not read.",
+        f"out {held}; its last epoch is read on those. The test part is not read.",
         "Intervals are over patients (bootstrap). They do not hold what another seed would change; see the dots. "
         f"Differences are to {study.reference!r} on the same patients.",
         "AUROC is the mean of the models' own. Score is binary, at the best threshold of the other folds' models on "

@@ -129,7 +129,7 @@ def same_cell(one: Cell, other: Cell, target: Target) -> None:
 
 
 def test_every_shipped_study_fits_the_shipped_recipe() -> None:
-    assert shipped_studies() == ["ablation", "duration", "level", "padding", "rho", "transfer"]
+    assert shipped_studies() == ["ablation", "duration", "level", "padding", "rho", "stethoscopes"]
     for name in shipped_studies():
         study = load_study(name)
         recipes = study.recipes(load_recipe("mobilenet"), {"data.draws": 100})
@@ -463,7 +463,7 @@ def test_the_file_says_what_the_terminal_says_and_the_picture_is_one(tmp_path: P
     assert (tmp_path / "again" / "toy.svg").read_text() == picture
 
 
-def test_transfer_reads_another_corpus_and_says_how_few_they_are(ground: Ground, tmp_path: Path) -> None:
+def test_another_corpus_is_read_and_it_is_said_how_few_they_are(ground: Ground, tmp_path: Path) -> None:
     other = make_icbhi(tmp_path / "icbhi", patients=4, recordings_per_patient=1)
     plan, cells = planned(STUDY, replace(ground.plan, to_corpus="icbhi", to_data=other), ground.folder)
     run_cells(cells, plan, Heard())
@@ -534,7 +534,7 @@ def test_the_command(run_cli: RunCli, ground: Ground, tmp_path: Path) -> None:
     assert "2 of them done before" in again.stderr
     assert again.stdout == result.stdout
     for arguments, said in (
-        (["transfer", *options], "--to-corpus C --to-data DIR"),
+        (["ablation", *options, "--to-corpus", "icbhi"], "--to-corpus C --to-data DIR"),
         (["mine.toml", *options, "--settings", "SAN"], "the nearest is 'SAM'"),
         (["mine.toml", *options, "--ray", "127.0.0.1:1"], "nothing answers there"),
     ):
