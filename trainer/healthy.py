@@ -1,18 +1,23 @@
-"""What a calibration on healthy people through one's own stethoscope is worth, on people who were not used for it."""
+"""What a threshold is worth through a stethoscope that did not choose it, before and after healthy people shift it."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from device.bundle import Calibration, SiteRule
 from device.calibration import CalibrationError, calibrated
-from trainer.metrics import NO_VERDICT, BoolArray
+from trainer.metrics import NO_VERDICT, BoolArray, auroc
+from trainer.recordings import calibration_of, site_rule_of, voices
+from trainer.splits import maker
 
 if TYPE_CHECKING:
     from trainer.evaluate import Outcome
 
 ROUNDS: Final = 20  # of choosing other people
+PEOPLE: Final = (2, 5, 10)  # healthy ones to calibrate on
 
 
 def healthy_people(outcome: "Outcome") -> dict[str, list[float]]:
@@ -65,3 +70,48 @@ def rates(outcome: "Outcome", threshold: float, read: BoolArray) -> tuple[float,
     given = outcome.predicted != NO_VERDICT
     flagged, abnormal = outcome.probability >= threshold, outcome.true > 0
     return float((flagged & given)[read & abnormal].mean()), float((~flagged & given)[read & ~abnormal].mean())
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Recordings through one maker's stethoscopes, with the site threshold that recordings through the others chose."""
+
+    maker: str
+    patients: int
+    recordings: int
+    auroc: float
+    sensitivity: float
+    specificity: float
+    threshold: float
+    calibrated: dict[int, dict[str, Any]]
+    """`calibrate_on` so many healthy people, where there are enough."""
+
+
+def strangers(outcome: "Outcome", people: Sequence[int] = PEOPLE) -> list[Stranger]:
+    """Every maker's stethoscopes in an outcome of `recordings`, as strangers to the threshold.
+
+    Those with normal or abnormal recordings only are left out, and all where no other maker has both.
+    """
+    makers = np.array([maker(device) for device in outcome.devices])
+    abnormal, given = outcome.true > 0, outcome.predicted != NO_VERDICT
+    found = []
+    for name in sorted(set(makers)):
+        own, others = np.flatnonzero(makers == name), np.flatnonzero(makers != name)
+        if any(len(np.unique(abnormal[rows])) < 2 for rows in (own, others)):
+            continue
+        elsewhere, here = outcome.at(others), outcome.at(own)
+        groups = voices(elsewhere.devices, elsewhere.patients)
+        rule, curve = site_rule_of(abnormal[others], elsewhere.probability, groups, given[others])
+        calibration, enough = calibration_of(rule, curve), len(healthy_people(here))
+        found.append(
+            Stranger(
+                name,
+                len(set(here.patients)),
+                len(own),
+                auroc(abnormal[own], here.probability),
+                *rates(here, rule.threshold, np.ones(len(own), np.bool_)),
+                rule.threshold,
+                {count: calibrate_on(here, rule, calibration, count) for count in people if count < enough},
+            )
+        )
+    return found

@@ -182,7 +182,14 @@ def fit_site_rule(heard: Sequence[Heard]) -> tuple[SiteRule, Float64Array]:
     counts = np.array([sum(result.judgement is not None for result in one.results) for one in heard])
     recordings = [one.recording for one in heard]
     groups = voices([one.device for one in recordings], [one.patient for one in recordings])
-    curve = balanced_curve(*site_statistics(heard, UNFITTED), groups, counts >= LEAST_CYCLES)
+    return site_rule_of(*site_statistics(heard, UNFITTED), groups, counts >= LEAST_CYCLES)
+
+
+def site_rule_of(
+    abnormal: BoolArray, probability: Float64Array, groups: Sequence[str], counted: BoolArray
+) -> tuple[SiteRule, Float64Array]:
+    """`fit_site_rule` from each recording's label and statistic (n,), its stethoscope and whether it has a verdict."""
+    curve = balanced_curve(abnormal, probability, groups, counted)
     return UNFITTED.model_copy(update={"threshold": round(float(best_row(curve)[0]), 6)}), curve
 
 

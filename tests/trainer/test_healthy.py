@@ -5,8 +5,8 @@ import pytest
 
 from device.bundle import Calibration, SiteRule
 from device.calibration import CalibrationError
-from trainer.evaluate import Outcome
-from trainer.healthy import ROUNDS, calibrate_on, healthy_people
+from trainer.evaluate import Outcome, join
+from trainer.healthy import ROUNDS, calibrate_on, healthy_people, strangers
 from trainer.metrics import NO_VERDICT
 
 RULE = SiteRule(threshold=0.4, stretch_cycles=6, least_cycles=2)
@@ -51,3 +51,48 @@ def test_too_few_healthy_people_are_one_line() -> None:
         calibrate_on(outcome, RULE, FAR, 5)
     with pytest.raises(CalibrationError, match="states no bounds"):
         calibrate_on(outcome, RULE, None, 2)
+
+
+def through(device: str, normal: np.ndarray, abnormal: np.ndarray) -> Outcome:
+    """As `outcome_of`, through one stethoscope."""
+    outcome = outcome_of(normal, abnormal)
+    count = len(outcome.true)
+    return Outcome(
+        *(outcome.true, outcome.predicted, outcome.probability),
+        patients=[f"{device} {patient}" for patient in outcome.patients],
+        confounders={},
+        recordings=[f"r{n}" for n in range(count)],
+        start_seconds=np.zeros(count),
+        end_seconds=np.ones(count),
+        devices=[device] * count,
+        sites=["p1"] * count,
+        classes=np.full((count, 4), np.nan),
+        corpora=["toy"] * count,
+    )
+
+
+def test_a_stethoscope_is_judged_by_what_the_others_chose() -> None:
+    """Through the second one everything sounds more suspicious: its own threshold would be 0.8."""
+    first = through("Meditron", np.full(20, 0.3), np.linspace(0.5, 0.9, 21))
+    second = through("Litt3200", np.linspace(0.58, 0.78, 20), np.full(20, 0.9))
+    found = {one.maker: one for one in strangers(join([first, second]))}
+    assert set(found) == {"Littmann", "Meditron"}
+    littmann = found["Littmann"]
+    assert (littmann.patients, littmann.recordings, littmann.auroc) == (40, 40, 1.0)
+    assert (littmann.sensitivity, littmann.specificity, littmann.threshold) == (1.0, 0.0, 0.4)
+    assert set(littmann.calibrated) == {2, 5, 10}
+    # three of four were found up to 0.61 through the other one: so far the healthy may raise it
+    after = littmann.calibrated[5]["after"]
+    assert after["threshold"] == pytest.approx(0.6, abs=0.02)
+    assert (after["sensitivity"], after["specificity"]) == (1.0, pytest.approx(0.05, abs=0.05))
+
+
+def test_stethoscopes_that_say_nothing_are_left_out() -> None:
+    first = through("Meditron", np.full(4, 0.3), np.full(4, 0.7))
+    ill = through("Litt3200", np.empty(0), np.full(6, 0.9))
+    assert strangers(join([first, ill])) == []
+    well = through("Yunting II", np.full(2, 0.2), np.full(4, 0.8))
+    found = {one.maker: one for one in strangers(join([first, ill, well]))}
+    assert set(found) == {"Meditron", "Yunting II"}
+    assert set(found["Yunting II"].calibrated) == set()
+    assert set(found["Meditron"].calibrated) == {2}
