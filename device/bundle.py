@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from device.audio import is_clutter
+from device.capture.recording import is_clutter
 from device.labels import LABELS, Label
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
@@ -145,7 +145,7 @@ class SelfTest(_Part):
     """What the model must answer to simulated breaths: `doctor`, `export verify` and updates run it."""
 
     seeds: tuple[int, ...]
-    """Seeds of `device.simulator.breath`."""
+    """Seeds of `device.breath.simulator.breath`."""
     labels: tuple[Label, ...]
     """Their simulated classes."""
     expected_probability: tuple[float, ...]

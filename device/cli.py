@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from signal import Signals
 
-    from device.agreement import Agreement
-    from device.classifier import Classifier
-    from device.live import Auscultation, CycleResult, Summary
-    from device.population import Subject
-    from device.screening import Screened
-    from device.sessions import Cells
-    from device.sources import Source
-    from device.tensorrt_engine import Progress
-    from device.view import View
+    from device.capture.sources import Source
+    from device.listening.agreement import Agreement
+    from device.listening.live import Auscultation, CycleResult, Summary
+    from device.listening.screening import Screened
+    from device.model.classifier import Classifier
+    from device.model.tensorrt import Progress
+    from device.store.sessions import Cells
+    from device.verdict.population import Subject
+    from device.view.view import View
     from firmware_config.settings import Settings
 
 PROGRAM = "respsam-device"
@@ -112,8 +112,8 @@ def listen(
     Ctrl-C, SIGTERM and SIGHUP end the session with its summary; a service that is stopped has done its work (exit 0),
     an interrupted user's command says so (130).
     """
-    from device.classifier import open_classifier
-    from device.population import Subject
+    from device.model.classifier import open_classifier
+    from device.verdict.population import Subject
 
     settings = _settings(config, bundle, precision, sensitivity, no_store, channel)
     classifier = open_classifier(settings.bundle)
@@ -148,11 +148,11 @@ def exam(
     from functools import partial
     from signal import Signals
 
-    from device.classifier import open_classifier
-    from device.exam import Exam, left
-    from device.live import Summary
-    from device.population import Subject
-    from device.view import exam_lines
+    from device.listening.live import Summary
+    from device.model.classifier import open_classifier
+    from device.verdict.exam import Exam, left
+    from device.verdict.population import Subject
+    from device.view.view import exam_lines
 
     if source not in ("mic", "demo"):
         raise typer.BadParameter(f"{source!r} is neither mic nor demo", param_hint="--source")
@@ -205,10 +205,10 @@ def _auscultate(
     from contextlib import ExitStack
     from dataclasses import replace
 
-    from device.live import Auscultation, CycleResult, stopped_by_signals
-    from device.population import not_validated
-    from device.sources import MicrophoneSource
-    from device.store import Beginning, Recorder, Store
+    from device.capture.sources import MicrophoneSource
+    from device.listening.live import Auscultation, CycleResult, stopped_by_signals
+    from device.store.recorder import Beginning, Recorder, Store
+    from device.verdict.population import not_validated
 
     manifest = classifier.bundle.manifest
 
@@ -249,7 +249,7 @@ def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[
     import json
     from contextlib import redirect_stderr
 
-    from device.outlet import Outlet
+    from device.view.outlet import Outlet
 
     def notice(lines: int) -> str:
         note = f"{lines} lines are missing here: the reader was too slow"
@@ -296,8 +296,8 @@ def screen(
     from collections import Counter
     from contextlib import ExitStack, closing
 
-    from device.screening import Heard, Results, find_recordings, model
-    from device.screening import screen as screened
+    from device.listening.screening import Heard, Results, find_recordings, model
+    from device.listening.screening import screen as screened
 
     settings = _settings(config, bundle, precision, sensitivity, channel=channel)
     heard = Heard("auto" if channel == AUTO else settings.audio.channel, age, site)
@@ -338,7 +338,7 @@ def list_sessions(json_output: JsonOption = False, config: ConfigOption = None) 
     """List what is stored: verdict, account and how many cycles have their audio."""
     import json
 
-    from device.sessions import SESSION_COLUMNS, cells, list_sessions
+    from device.store.sessions import SESSION_COLUMNS, cells, list_sessions
 
     rows = list_sessions(_store_file(config), _warn)
     if json_output:
@@ -353,7 +353,7 @@ def show_session(session: SessionArgument, json_output: JsonOption = False, conf
     """Show a session with its cycles and its timeline."""
     import json
 
-    from device.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
+    from device.store.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
 
     found = read_session(_store_file(config), session, _warn)
     if json_output:
@@ -375,7 +375,7 @@ def export_session(
     config: ConfigOption = None,
 ) -> None:
     """Write a session for other programs."""
-    from device.sessions import export_session, read_session
+    from device.store.sessions import export_session, read_session
 
     found = read_session(_store_file(config), session, _warn)
     if out is None:
@@ -397,7 +397,7 @@ def delete_session(
     config: ConfigOption = None,
 ) -> None:
     """Remove a session's rows and its audio for good."""
-    from device.sessions import about_lines, delete_session, read_session
+    from device.store.sessions import about_lines, delete_session, read_session
 
     file = _store_file(config)
     about = about_lines(read_session(file, session))
@@ -420,7 +420,7 @@ def replay(
     """Judge a session's stored audio again: exit code 0 when every answer is the same bit for bit, else 3."""
     import json
 
-    from device.sessions import replay
+    from device.store.sessions import replay
 
     done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
     typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))
@@ -437,7 +437,7 @@ def build_engine(
 ) -> None:
     """Build the bundle's engine with this machine's TensorRT and test it; minutes at first, nothing when it is kept."""
     from device.bundle import DEFAULT_BUNDLE, open_bundle
-    from device.engine import build_engine, open_machine
+    from device.model.engines import build_engine, open_machine
 
     settings = _settings(config, bundle)
     opened, machine = open_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_machine()
@@ -452,8 +452,8 @@ def build_engine(
 @engine.command("list")
 def list_engines(config: ConfigOption = None) -> None:
     """List the engines that are kept."""
-    from device.engine import COLUMNS, kept_engines
-    from device.sessions import cells
+    from device.model.engines import COLUMNS, kept_engines
+    from device.store.sessions import cells
 
     _print_table(cells(kept_engines(_settings(config).bundle.engines), COLUMNS), "none are kept")
 
@@ -461,7 +461,7 @@ def list_engines(config: ConfigOption = None) -> None:
 @engine.command("clear")
 def clear_engines(config: ConfigOption = None) -> None:
     """Remove every engine; 'engine build' makes them again."""
-    from device.engine import clear
+    from device.model.engines import clear
 
     count, megabytes = clear(_settings(config).bundle.engines)
     typer.echo(f"{count} engines removed, {megabytes:.1f} MB freed")
@@ -472,7 +472,7 @@ def devices(json_output: JsonOption = False) -> None:
     """List the microphones that can be listened to."""
     import json
 
-    from device.capture import input_devices
+    from device.capture.process import input_devices
     from device.doctor import device_line
 
     found = input_devices()
@@ -509,7 +509,7 @@ def _print_table(rows: "list[Cells]", nothing: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from device.sessions import plain_lines
+    from device.store.sessions import plain_lines
 
     if not rows:
         typer.echo(nothing, err=True)
@@ -553,9 +553,9 @@ def _source(
     source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0, by_itself: bool = False
 ) -> "Source":
     """`by_itself` takes the channel of a recording that has breathing in it."""
-    from device.audio import looks_like_sound
-    from device.screening import told_warnings
-    from device.sources import DemoSource, FileSource, MicrophoneSource
+    from device.capture.recording import looks_like_sound
+    from device.capture.sources import DemoSource, FileSource, MicrophoneSource
+    from device.listening.screening import told_warnings
 
     if source == "demo":
         return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)
@@ -583,7 +583,7 @@ def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: Te
     """JSON or lines on stdout; the live page on stdout's terminal, or beside JSON that goes elsewhere on stderr's."""
     from rich.console import Console
 
-    from device.view import JsonView, LiveView, PlainView
+    from device.view.view import JsonView, LiveView, PlainView
 
     demo = session.source.demo
     console = Console(file=sys.stderr if json_output else out)
@@ -598,8 +598,8 @@ def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: Te
 
 def _agreement(source: "Source", cycles: "list[CycleResult]") -> "Agreement | None":
     """None unless the sound was simulated."""
-    from device.agreement import agreement
-    from device.sources import DemoSource
+    from device.capture.sources import DemoSource
+    from device.listening.agreement import agreement
 
     return agreement(cycles, source.truth.breaths) if isinstance(source, DemoSource) else None
 
@@ -633,7 +633,7 @@ def _engine_progress(title: str) -> "Iterator[Progress]":
 
 
 def _screened_line(one: "Screened") -> str:
-    from device.view import NOT_VALIDATED
+    from device.view.view import NOT_VALIDATED
 
     summary = one.summary
     assert summary is not None

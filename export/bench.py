@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from device.bundle import Bundle, open_bundle
-from device.classifier import Classifier
+from device.model.classifier import Classifier
 from device.runtime import disable_telemetry
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, FloatArray, windows
 from firmware_config.errors import RespSAMError

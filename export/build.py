@@ -12,12 +12,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from device.breath.simulator import breath
 from device.bundle import ARCHIVE_SUFFIX, MANIFEST, Bundle, Manifest, ModelFile, SelfTest, open_bundle, pack
-from device.classifier import Classifier, open_session, self_test
-from device.decision import abnormal_probability, pool
 from device.labels import LABELS, NORMAL, Label
+from device.model.classifier import Classifier, open_session, self_test
 from device.signal import FloatArray, FrontEnd, windows
-from device.simulator import breath
+from device.verdict.decision import abnormal_probability, pool
 from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score, whose
 from export.manifest import make_manifest
 from export.model_card import MODEL_CARD, model_card

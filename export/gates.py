@@ -6,9 +6,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from device.decision import abnormal_probability, leading_class, pool, softmax
 from device.labels import NORMAL
 from device.signal import FloatArray
+from device.verdict.decision import abnormal_probability, leading_class, pool, softmax
 from trainer.compare import Shift, rates_shift
 from trainer.fit import Validation, calibrate
 from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, confusion

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, open_bundle
-from device.classifier import Classifier, self_test
+from device.model.classifier import Classifier, self_test
 from device.signal import FloatArray
 from export.gates import LARGEST_LOSS, agreement, relative_error
 from firmware_config.errors import GateRefused

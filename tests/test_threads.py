@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch.utils.data import DataLoader
 
 from device.bundle import DEFAULT_BUNDLE, open_bundle
-from device.classifier import Classifier, self_test
+from device.model.classifier import Classifier, self_test
 from device.signal import WINDOW_SAMPLES, FrontEnd, log_mel, windows
 from export.bench import ours
 from tests.trainer.corpus_maker import make_sprsound

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device.audio import AudioError, read_audio
+from device.capture.recording import AudioError, read_audio
 from device.signal import SAMPLE_RATE, FloatArray, resample
 from trainer.corpora import Purpose, load_corpora
 from trainer.corpora.cycle import Corpus, CorpusError, Cycle, Recording, Source

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from device.decision import moment_centres
 from device.labels import LABELS, Label
 from device.signal import (
     FRAME_SAMPLES,
@@ -32,6 +31,7 @@ from device.signal import (
     resample,
     split,
 )
+from device.verdict.decision import moment_centres
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, union
 from trainer.metrics import Float64Array, IntArray

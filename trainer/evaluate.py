@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from device.breath.quality import level_dbfs
 from device.bundle import MANIFEST, BundleError, Calibration, SiteRule, open_bundle
-from device.classifier import Classifier
-from device.decision import abnormal_probability, leading_class, softmax
 from device.labels import LABELS, NORMAL
-from device.live import Judge
-from device.quality import level_dbfs
+from device.listening.live import Judge
+from device.model.classifier import Classifier
 from device.signal import FloatArray, FrontEnd
+from device.verdict.decision import abnormal_probability, leading_class, softmax
 from firmware_config.command_line import one_line
 from firmware_config.settings import QualitySettings
 from trainer import healthy

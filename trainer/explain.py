@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from device.audio import read_audio
-from device.decision import Judgement, judge
+from device.capture.recording import read_audio
 from device.labels import LABELS
-from device.live import Auscultation, CycleResult
+from device.listening.live import Auscultation, CycleResult
 from device.signal import (
     FRAME_SAMPLES,
     FRAMES,
@@ -31,6 +30,7 @@ from device.signal import (
     split,
     window,
 )
+from device.verdict.decision import Judgement, judge
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.crops import repetition

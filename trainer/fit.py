@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from device.decision import abnormal_probability, pool
 from device.labels import LABELS
 from device.signal import FloatArray, FrontEnd, raw_window, split
+from device.verdict.decision import abnormal_probability, pool
 from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.checkpoints import load_initial
@@ -176,7 +176,7 @@ def soft_targets(classes: Tensor, smoothing: float) -> Tensor:
 
 
 def pooled(logits: Tensor, members: Tensor) -> Tensor:
-    """`device.decision.pool` of each span: (batch, spans, classes) of moments' logits (batch, moments, classes).
+    """`device`'s `pool` of each span: (batch, spans, classes) of moments' logits (batch, moments, classes).
 
     `members` (batch, spans, moments) are 1 for a span's own moments and 0 elsewhere.
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from device.bundle import Calibration, SiteRule
-from device.calibration import CalibrationError, calibrated
+from device.verdict.calibration import CalibrationError, calibrated
 from trainer.metrics import NO_VERDICT, BoolArray, auroc
 from trainer.recordings import calibration_of, site_rule_of, voices
 from trainer.splits import maker

@@ -10,10 +10,10 @@ import torch
 from scipy.special import logit
 
 from device.bundle import Calibration, Segmentation, SiteRule
-from device.decision import Judgement, SiteDecision, Span, judge, pool
-from device.live import Auscultation, CycleResult, Judge
+from device.capture.sources import Block, paced
+from device.listening.live import Auscultation, CycleResult, Judge
 from device.signal import SAMPLE_RATE, WINDOW_SECONDS, FloatArray, FrontEnd, windows
-from device.sources import Block, paced
+from device.verdict.decision import Judgement, SiteDecision, Span, judge, pool
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, Recording, union

@@ -19,8 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from device.bundle import Segmentation
-from device.segmenter import (
+from device.breath.segmenter import (
     BANDS,
     DELAY_STEPS,
     DILATIONS,
@@ -33,6 +32,7 @@ from device.segmenter import (
     Weights,
     bands,
 )
+from device.bundle import Segmentation
 from device.signal import SAMPLE_RATE, FloatArray
 from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache

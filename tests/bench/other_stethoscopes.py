@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from device.decision import abnormal_probability, pool
+from device.breath.simulator import breath
 from device.labels import LABELS, Label
 from device.signal import FRAMES, FloatArray, FrontEnd, normalise, windows
-from device.simulator import breath
+from device.verdict.decision import abnormal_probability, pool
 from firmware_config.settings import load_settings
 from trainer.crops import response, through
 from trainer.experiment import open_run_corpus, request_of

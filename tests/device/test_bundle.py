@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from device.breath.simulator import breath
 from device.bundle import MANIFEST, BundleError, open_bundle, pack
-from device.classifier import Classifier, open_classifier, self_test
-from device.decision import Span, abnormal_probability, moments_of, pool
+from device.model.classifier import Classifier, open_classifier, self_test
 from device.signal import SAMPLE_RATE, SignalError, split, window
-from device.simulator import breath
+from device.verdict.decision import Span, abnormal_probability, moments_of, pool
 from firmware_config.settings import BundleSettings
 from tests.device.bundle_maker import FRONT_END, make_bundle
 

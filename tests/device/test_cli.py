@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from device import screening
-from device.classifier import Classifier
+from device.breath.simulator import auscultate
+from device.capture.sources import Block, CaptureError, DemoSource
+from device.listening import screening
+from device.model.classifier import Classifier
 from device.signal import SAMPLE_RATE, FloatArray
-from device.simulator import auscultate
-from device.sources import Block, CaptureError, DemoSource
 from firmware_config.settings import load_settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from device.breath.simulator import auscultate
 from device.bundle import open_bundle
 from device.signal import SAMPLE_RATE
-from device.simulator import auscultate
 from tests.device.bundle_maker import make_bundle
 
 

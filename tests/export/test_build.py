@@ -19,8 +19,8 @@ import torch
 from onnx import numpy_helper
 
 from device.bundle import BundleError, Calibration, Manifest, open_bundle
-from device.classifier import Classifier, open_session, self_test
 from device.labels import LABELS
+from device.model.classifier import Classifier, open_session, self_test
 from export.build import (
     Built,
     Reporter,

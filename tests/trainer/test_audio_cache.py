@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from device.audio import AudioError, read_audio
+from device.capture.recording import AudioError, read_audio
 from device.signal import resample
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import open_cache, with_audio

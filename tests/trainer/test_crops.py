@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from device.audio import read_header
-from device.decision import moment_centres
+from device.capture.recording import read_header
 from device.labels import LABELS, Label
 from device.signal import (
     FRAMES,
@@ -24,6 +23,7 @@ from device.signal import (
     mel_centres,
     window,
 )
+from device.verdict.decision import moment_centres
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import AST, RECIPE
 from trainer.audio_cache import AudioCache, with_audio

@@ -9,14 +9,14 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
+from device.breath.quality import Quality
+from device.breath.simulator import auscultate
 from device.bundle import Segmentation, SiteRule
-from device.decision import Judgement, Span, together
-from device.decision import judge as judged
 from device.labels import Label
-from device.live import CycleResult
-from device.quality import Quality
+from device.listening.live import CycleResult
 from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, windows
-from device.simulator import auscultate
+from device.verdict.decision import Judgement, Span, together
+from device.verdict.decision import judge as judged
 from firmware_config.settings import load_settings
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import AST, RECIPE

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from device.breath.segmenter import BANDS, DELAY_STEPS, STEP_SAMPLES, Detector, shipped_weights
+from device.breath.simulator import auscultate
 from device.bundle import Segmentation
 from device.labels import Label
-from device.segmenter import BANDS, DELAY_STEPS, STEP_SAMPLES, Detector, shipped_weights
 from device.signal import SAMPLE_RATE, FloatArray
-from device.simulator import auscultate
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import AudioCache, with_audio

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from device.audio import SUFFIXES as AUDIO_SUFFIXES
-from device.audio import AudioError, is_clutter, read_audio
+from device.capture.recording import SUFFIXES as AUDIO_SUFFIXES
+from device.capture.recording import AudioError, is_clutter, read_audio
 from trainer.corpora.cycle import CorpusError, nfc
 
 COPY = re.compile(r" ?\(\d+\)$")  # "name (1)": what a browser or a file manager adds to a second copy
