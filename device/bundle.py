@@ -13,10 +13,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from device.capture.recording import is_clutter
 from device.labels import LABELS, Label
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
+from firmware_config.files import is_clutter
 
 SCHEMA = 2
 MANIFEST = "manifest.json"

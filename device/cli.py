@@ -112,7 +112,7 @@ def listen(
     Ctrl-C, SIGTERM and SIGHUP end the session with its summary; a service that is stopped has done its work (exit 0),
     an interrupted user's command says so (130).
     """
-    from device.model.classifier import open_classifier
+    from device.model.opening import open_classifier
     from device.verdict.population import Subject
 
     settings = _settings(config, bundle, precision, sensitivity, no_store, channel)
@@ -149,7 +149,7 @@ def exam(
     from signal import Signals
 
     from device.listening.live import Summary
-    from device.model.classifier import open_classifier
+    from device.model.opening import open_classifier
     from device.verdict.exam import Exam, left
     from device.verdict.population import Subject
     from device.view.view import exam_lines

@@ -106,7 +106,8 @@ def _access_to_sound() -> Finding:
 
 
 def _bundle(settings: BundleSettings) -> Iterator[Finding]:
-    from device.model.classifier import open_classifier, self_test
+    from device.model.classifier import self_test
+    from device.model.opening import open_classifier
     from device.runtime import load_onnxruntime
 
     onnxruntime = load_onnxruntime()

@@ -16,8 +16,8 @@ from device.breath.simulator import breath
 from device.bundle import ARCHIVE_SUFFIX, MANIFEST, Bundle, Manifest, ModelFile, SelfTest, open_bundle, pack
 from device.labels import LABELS, NORMAL, Label
 from device.model.classifier import Classifier, open_session, self_test
+from device.model.judgement import abnormal_probability, pool
 from device.signal import FloatArray, FrontEnd, windows
-from device.verdict.decision import abnormal_probability, pool
 from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score, whose
 from export.manifest import make_manifest
 from export.model_card import MODEL_CARD, model_card

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from device.labels import NORMAL
+from device.model.judgement import abnormal_probability, leading_class, pool, softmax
 from device.signal import FloatArray
-from device.verdict.decision import abnormal_probability, leading_class, pool, softmax
 from trainer.compare import Shift, rates_shift
 from trainer.fit import Validation, calibrate
 from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, confusion

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from device.labels import LABELS, Label
+from device.model.judgement import moment_centres
 from device.signal import (
     FRAME_SAMPLES,
     MEL_FLOOR,
@@ -31,7 +32,6 @@ from device.signal import (
     resample,
     split,
 )
-from device.verdict.decision import moment_centres
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, union
 from trainer.metrics import Float64Array, IntArray

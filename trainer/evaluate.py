@@ -17,8 +17,8 @@ from device.bundle import MANIFEST, BundleError, Calibration, SiteRule, open_bun
 from device.labels import LABELS, NORMAL
 from device.listening.live import Judge
 from device.model.classifier import Classifier
+from device.model.judgement import abnormal_probability, leading_class, softmax
 from device.signal import FloatArray, FrontEnd
-from device.verdict.decision import abnormal_probability, leading_class, softmax
 from firmware_config.command_line import one_line
 from firmware_config.settings import QualitySettings
 from trainer import healthy

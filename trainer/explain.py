@@ -18,6 +18,7 @@ from torch import Tensor
 from device.capture.recording import read_audio
 from device.labels import LABELS
 from device.listening.live import Auscultation, CycleResult
+from device.model.judgement import Judgement, judge
 from device.signal import (
     FRAME_SAMPLES,
     FRAMES,
@@ -30,7 +31,6 @@ from device.signal import (
     split,
     window,
 )
-from device.verdict.decision import Judgement, judge
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.crops import repetition

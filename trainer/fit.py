@@ -20,8 +20,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from device.labels import LABELS
+from device.model.judgement import abnormal_probability, pool
 from device.signal import FloatArray, FrontEnd, raw_window, split
-from device.verdict.decision import abnormal_probability, pool
 from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.checkpoints import load_initial

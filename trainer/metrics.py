@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device.labels import LABELS
-from device.verdict.decision import softmax
+from device.model.judgement import softmax
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]

@@ -12,8 +12,9 @@ from scipy.special import logit
 from device.bundle import Calibration, Segmentation, SiteRule
 from device.capture.sources import Block, paced
 from device.listening.live import Auscultation, CycleResult, Judge
-from device.signal import SAMPLE_RATE, WINDOW_SECONDS, FloatArray, FrontEnd, windows
-from device.verdict.decision import Judgement, SiteDecision, Span, judge, pool
+from device.model.judgement import Judgement, judge, pool
+from device.signal import SAMPLE_RATE, WINDOW_SECONDS, FloatArray, FrontEnd, Span, windows
+from device.verdict.site import SiteDecision
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, Recording, union

@@ -17,8 +17,7 @@ from scipy.signal import correlate
 from scipy.special import expit
 
 from device.bundle import Segmentation
-from device.signal import SAMPLE_RATE, FloatArray, exact_div
-from device.verdict.decision import Span
+from device.signal import SAMPLE_RATE, FloatArray, Span, exact_div
 
 Float64Array = npt.NDArray[np.float64]
 Weights = dict[str, Float64Array]

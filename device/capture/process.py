@@ -1,8 +1,8 @@
 """Capture in a process of its own: PortAudio can crash, and hang when a device goes, and a process can be killed.
 
 The capture process is `python -m device.capture.process FD REQUEST`. FD is shared memory without a name (nothing can be
-left behind) that holds the ring; stdin ends when the parent does, and the capture process with it. On stdout an empty line
-says that one more block is in the ring, any other line is a message in JSON: what was opened, the sound server's
+left behind) that holds the ring; stdin ends when the parent does, and the capture process with it. On stdout an empty
+line says that one more block is in the ring, any other line is a message in JSON: what was opened, the sound server's
 source, or why it ends. Whether sound comes is for the parent to judge, by the blocks and the clock alone.
 """
 

@@ -25,7 +25,6 @@ SOUND_SUFFIXES: Final = frozenset("." + name for name in _SOUND.split())
 """Of files that look like a recording; those that cannot be read are refused by name."""
 SOUND_MAGIC: Final = (b"fLaC", b"OggS", b"ID3", b"caff", b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 CONTAINERS: Final = {(b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC")}
-CLUTTER: Final = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
 SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a damaged header's 1 Hz, resampled to 16 kHz, would fill the memory
 BLOCK_VALUES = 1 << 20  # of all channels together
 UNKNOWN_FRAMES = 1 << 62  # a FLAC from a pipe does not know its length, and libsndfile says the largest number
@@ -80,11 +79,6 @@ class Recorded:
         """Samples (n,) float32 at the recording's own rate; AudioError when it has changed meanwhile."""
         for block in _blocks(self.path, self.channel):
             yield block if self.gain == 1.0 else block * np.float32(self.gain)
-
-
-def is_clutter(path: Path) -> bool:
-    """Whether a file or folder is what macOS or Windows leaves beside the recordings: `._a.wav`, `Thumbs.db`."""
-    return path.name.startswith("._") or path.name.lower() in CLUTTER
 
 
 def looks_like_sound(path: Path) -> bool:

@@ -17,8 +17,9 @@ from device.breath.segmenter import LEAST_RHYTHM, Float64Array, Segment, Segment
 from device.bundle import Segmentation, SiteRule
 from device.capture.sources import Block, CaptureError, Source
 from device.capture.timeline import BREAKS, Entry, Timeline
-from device.signal import SAMPLE_RATE, FloatArray, quantise
-from device.verdict.decision import Judgement, SiteDecision, Span, Verdict
+from device.model.judgement import Judgement
+from device.signal import SAMPLE_RATE, FloatArray, Span, quantise
+from device.verdict.site import SiteDecision, Verdict
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from device.capture.recording import AudioError, AudioWarning, Channel, is_clutter, looks_like_sound
+from device.capture.recording import AudioError, AudioWarning, Channel, looks_like_sound
 from device.capture.sources import FileSource
 from device.listening.live import Auscultation, Summary
 from device.model.classifier import Classifier
 from device.verdict.population import Subject, not_validated
 from firmware_config.command_line import one_line, printable
 from firmware_config.errors import RespSAMError
+from firmware_config.files import is_clutter
 from firmware_config.settings import BundleSettings, QualitySettings
 
 FILES_PER_PROCESS = 8  # fewer than this are judged sooner than another process starts
@@ -350,7 +351,7 @@ def told_warnings() -> Iterator[list[str]]:
 @lru_cache(maxsize=1)
 def model(bundle: BundleSettings) -> Classifier:
     """The classifier that the settings choose, loaded once a process; BundleError when it does not hold."""
-    from device.model.classifier import open_classifier
+    from device.model.opening import open_classifier
 
     return open_classifier(bundle)
 

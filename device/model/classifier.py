@@ -8,12 +8,11 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, ModelFile, open_bundle
+from device.bundle import Bundle, BundleError, ModelFile
 from device.labels import LABELS
+from device.model.judgement import Judgement, abnormal_probability, judge, pool
 from device.runtime import load_onnxruntime
-from device.signal import WINDOW_SAMPLES, FloatArray, SignalError, windows
-from device.verdict.decision import Judgement, Span, abnormal_probability, judge, pool
-from firmware_config.settings import BundleSettings
+from device.signal import WINDOW_SAMPLES, FloatArray, SignalError, Span, windows
 
 CPU: Final = "CPUExecutionProvider"
 # onnxruntime's names of what runs a model, the fastest first, and ours
@@ -144,43 +143,6 @@ class Classifier:
 def _gives_moments(shape: Sequence[Any]) -> bool:
     """Whether a model's output is (batch, moments, classes) with a stated number of moments."""
     return len(shape) == 3 and isinstance(shape[1], int) and shape[1] >= 1 and shape[2] == len(LABELS)
-
-
-def open_classifier(settings: BundleSettings) -> Classifier:
-    """The bundle that the settings choose, checked and loaded; BundleError when anything about it does not hold."""
-    bundle = open_bundle(settings.chosen or DEFAULT_BUNDLE)
-    # a bundle need not have the file that TensorRT was asked for in a form for the CPU
-    precision = "auto" if settings.precision == "fp16" else settings.precision
-    if settings.engine == "tensorrt":
-        return _with_engine(bundle, precision, settings)
-    if settings.precision == "fp16":
-        raise BundleError(
-            "bundle.precision = 'fp16' is for TensorRT only; set bundle.engine = 'tensorrt', or take fp32 or int8"
-        )
-    classifier = Classifier(bundle, precision, settings.threads, settings.sensitivity)
-    _ = classifier.session  # a model that does not load is an error now, not at the first breath
-    return classifier
-
-
-def _with_engine(bundle: Bundle, precision: Literal["auto", "fp32", "int8"], settings: BundleSettings) -> Classifier:
-    """On the engine built before, else on the fastest that ONNX Runtime has."""
-    from device.model.engines import open_engine
-    from device.model.tensorrt import TensorRTError
-
-    common = (bundle, precision, settings.threads, settings.sensitivity)
-    try:
-        file, engine = open_engine(bundle, settings.engine_precision, settings.engines)
-        return Classifier(*common, file=file, engine=engine)
-    except (TensorRTError, BundleError) as error:
-        missing = str(error)
-    classifier = Classifier(*common, providers=fallback_providers(settings.engines), missing=missing)
-    try:
-        _ = classifier.session
-    except BundleError:
-        # a provider that is installed, but whose GPU or libraries are not there
-        classifier = Classifier(*common, missing=missing)
-        _ = classifier.session
-    return classifier
 
 
 def self_test(classifier: Classifier) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from device.breath.quality import Quality
-from device.signal import SAMPLE_RATE
+from device.signal import SAMPLE_RATE, Span
 from device.store.audio import AudioStore
 from device.store.recorder import (
     COUNTS,
@@ -27,7 +27,7 @@ from device.store.recorder import (
     told,
     transaction,
 )
-from device.verdict.decision import SiteDecision, Span
+from device.verdict.site import SiteDecision
 from firmware_config.settings import Layer, load_settings
 
 Row = dict[str, Any]
@@ -256,7 +256,7 @@ def replay(
     Raises StoreError where there is no audio, and where another bundle than the session's is given, unless `anyway`.
     """
     from device.capture.recording import AudioError
-    from device.model.classifier import open_classifier
+    from device.model.opening import open_classifier
 
     session = read_session(file, number, warn)
     if not session["cycles"]:

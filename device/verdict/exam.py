@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from device.listening.live import Summary
-from device.verdict.decision import Verdict
+from device.verdict.site import Verdict
 
 
 @dataclass(frozen=True)

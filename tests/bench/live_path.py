@@ -63,7 +63,7 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
     from device.listening.live import Auscultation, CycleResult
-    from device.model.classifier import open_classifier
+    from device.model.opening import open_classifier
     from firmware_config.settings import load_settings
 
     settings = load_settings()

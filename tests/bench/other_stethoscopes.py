@@ -17,8 +17,8 @@ import torch
 
 from device.breath.simulator import breath
 from device.labels import LABELS, Label
+from device.model.judgement import abnormal_probability, pool
 from device.signal import FRAMES, FloatArray, FrontEnd, normalise, windows
-from device.verdict.decision import abnormal_probability, pool
 from firmware_config.settings import load_settings
 from trainer.crops import response, through
 from trainer.experiment import open_run_corpus, request_of

@@ -13,9 +13,9 @@ from device.bundle import Segmentation, SiteRule
 from device.capture.sources import DemoSource
 from device.capture.timeline import Entry
 from device.listening.live import Auscultation, CycleResult, Judge, Summary
-from device.signal import FloatArray
+from device.model.judgement import Judgement
+from device.signal import FloatArray, Span
 from device.store.recorder import Beginning, Recorder, Store
-from device.verdict.decision import Judgement, Span
 from firmware_config.settings import Settings, load_settings
 
 

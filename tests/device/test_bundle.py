@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from device.breath.simulator import breath
 from device.bundle import MANIFEST, BundleError, open_bundle, pack
-from device.model.classifier import Classifier, open_classifier, self_test
-from device.signal import SAMPLE_RATE, SignalError, split, window
-from device.verdict.decision import Span, abnormal_probability, moments_of, pool
+from device.model.classifier import Classifier, self_test
+from device.model.judgement import abnormal_probability, moments_of, pool
+from device.model.opening import open_classifier
+from device.signal import SAMPLE_RATE, SignalError, Span, split, window
 from firmware_config.settings import BundleSettings
 from tests.device.bundle_maker import FRONT_END, make_bundle
 

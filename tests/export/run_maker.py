@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from device.bundle import Segmentation, SiteRule, ThresholdChoice
+from device.model.judgement import abnormal_probability
 from device.signal import FrontEnd
-from device.verdict.decision import abnormal_probability
 from firmware_config.settings import load_settings
 from trainer.audio_cache import open_corpora
 from trainer.corpora import Source

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from device.capture.recording import read_header
 from device.labels import LABELS, Label
+from device.model.judgement import moment_centres
 from device.signal import (
     FRAMES,
     MEL_FLOOR,
@@ -23,7 +24,6 @@ from device.signal import (
     mel_centres,
     window,
 )
-from device.verdict.decision import moment_centres
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import AST, RECIPE
 from trainer.audio_cache import AudioCache, with_audio

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from device.model.judgement import pool
 from device.signal import FRAMES
-from device.verdict.decision import pool
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import AST, RECIPE, Silent, run, toy_fit
 from trainer.audio_cache import with_audio

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from device.labels import LABELS
+from device.model.judgement import moment_centres, pool
 from device.signal import FrontEnd, log_mel, mel_filters
-from device.verdict.decision import moment_centres, pool
 from trainer.checkpoints import CheckpointError, initial_weights, load_initial
 from trainer.mobilenet import AudioSetMobileNet, MobileNet, MobileNetConfig
 from trainer.model import pool_moments

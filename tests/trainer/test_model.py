@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
-from device.verdict.decision import pool
+from device.model.judgement import pool
 from trainer.fit import predict
 from trainer.mobilenet import MobileNetConfig
 from trainer.model import AST, Ensemble, ModelConfig, network, pool_moments

@@ -14,9 +14,10 @@ from device.breath.simulator import auscultate
 from device.bundle import Segmentation, SiteRule
 from device.labels import Label
 from device.listening.live import CycleResult
-from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, windows
-from device.verdict.decision import Judgement, Span, together
-from device.verdict.decision import judge as judged
+from device.model.judgement import Judgement
+from device.model.judgement import judge as judged
+from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, Span, windows
+from device.verdict.site import together
 from firmware_config.settings import load_settings
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import AST, RECIPE

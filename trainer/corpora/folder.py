@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from device.capture.recording import SUFFIXES as AUDIO_SUFFIXES
-from device.capture.recording import AudioError, is_clutter, read_audio
+from device.capture.recording import AudioError, read_audio
+from firmware_config.files import is_clutter
 from trainer.corpora.cycle import CorpusError, nfc
 
 COPY = re.compile(r" ?\(\d+\)$")  # "name (1)": what a browser or a file manager adds to a second copy

@@ -12,17 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device.breath.simulator import auscultate
-from device.capture.recording import (
-    AudioError,
-    AudioWarning,
-    ChannelWarning,
-    is_clutter,
-    looks_like_sound,
-    read_audio,
-    read_header,
-)
+from device.capture.recording import AudioError, AudioWarning, ChannelWarning, looks_like_sound, read_audio, read_header
 from device.signal import FloatArray
 from firmware_config.errors import RespSAMError
+from firmware_config.files import is_clutter
 
 SAMPLE_RATE = 8000
 # the folder is shared by the examples of one test: each writes its own bytes over the last ones

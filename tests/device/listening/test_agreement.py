@@ -7,7 +7,7 @@ from device.breath.simulator import Breath
 from device.labels import Label
 from device.listening.agreement import agreement, truly_abnormal
 from device.listening.live import CycleResult
-from device.verdict.decision import Judgement
+from device.model.judgement import Judgement
 
 BREATHS = (
     Breath(0.0, 1.0, 3.0, "normal"),

@@ -19,8 +19,8 @@ from device.capture.sources import Block, CaptureError, DemoSource, paced
 from device.capture.timeline import Entry
 from device.listening.live import Auscultation, CycleResult, entry_as_json, respiratory_rate, stopped_by_signals
 from device.model.classifier import Classifier
-from device.signal import SAMPLE_RATE, FloatArray
-from device.verdict.decision import Judgement, Span
+from device.model.judgement import Judgement
+from device.signal import SAMPLE_RATE, FloatArray, Span
 from device.view.view import LiveView
 from firmware_config.settings import load_settings
 from tests.device.bundle_maker import make_bundle

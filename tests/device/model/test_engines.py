@@ -15,8 +15,9 @@ import soundfile
 
 from device.breath.simulator import auscultate
 from device.bundle import BundleError, open_bundle
-from device.model.classifier import Classifier, fallback_providers, open_classifier
+from device.model.classifier import Classifier, fallback_providers
 from device.model.engines import Machine, build_engine, clear, kept_engines, open_engine
+from device.model.opening import open_classifier
 from device.model.tensorrt import Cuda, TensorRTEngine, TensorRTError, build, load_tensorrt
 from device.signal import FRAMES, SAMPLE_RATE
 from firmware_config.settings import load_settings

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from device.listening.live import Summary
-from device.verdict.decision import Verdict
 from device.verdict.exam import Exam, left
+from device.verdict.site import Verdict
 
 SITES = ("p1", "p2", "p3")
 VERDICTS: tuple[Verdict, ...] = ("flagged", "nothing flagged", "not enough", "poor quality")

@@ -9,18 +9,9 @@ from pydantic import ValidationError
 
 from device.bundle import BundleError, SiteRule
 from device.labels import LABELS
+from device.model.judgement import Judgement, abnormal_probability, judge, moments_of, pool, softmax
 from device.signal import WINDOW_SAMPLES
-from device.verdict.decision import (
-    Judgement,
-    SiteDecision,
-    abnormal_probability,
-    judge,
-    moments_of,
-    pool,
-    softmax,
-    sounds,
-    together,
-)
+from device.verdict.site import SiteDecision, sounds, together
 
 RULE = SiteRule(threshold=0.6, stretch_cycles=4, least_cycles=2)
 
