@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
     from device.capture.sources import Source
     from device.listening.agreement import Agreement
-    from device.listening.live import Auscultation, CycleResult, Summary
+    from device.listening.cycle import CycleResult
+    from device.listening.live import Auscultation
     from device.listening.screening import Screened
     from device.model.classifier import Classifier
     from device.model.tensorrt import Progress
     from device.store.sessions import Cells
     from device.verdict.population import Subject
+    from device.verdict.summary import Summary
     from device.view.view import View
     from firmware_config.settings import Settings
 
@@ -148,10 +150,10 @@ def exam(
     from functools import partial
     from signal import Signals
 
-    from device.listening.live import Summary
     from device.model.opening import open_classifier
     from device.verdict.exam import Exam, left
     from device.verdict.population import Subject
+    from device.verdict.summary import Summary
     from device.view.view import exam_lines
 
     if source not in ("mic", "demo"):
@@ -206,7 +208,8 @@ def _auscultate(
     from dataclasses import replace
 
     from device.capture.sources import MicrophoneSource
-    from device.listening.live import Auscultation, CycleResult, stopped_by_signals
+    from device.listening.cycle import CycleResult
+    from device.listening.live import Auscultation, stopped_by_signals
     from device.store.recorder import Beginning, Recorder, Store
     from device.verdict.population import not_validated
 

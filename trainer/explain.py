@@ -17,7 +17,8 @@ from torch import Tensor
 
 from device.capture.recording import read_audio
 from device.labels import LABELS
-from device.listening.live import Auscultation, CycleResult
+from device.listening.cycle import CycleResult
+from device.listening.live import Auscultation
 from device.model.judgement import Judgement, judge
 from device.signal import (
     FRAME_SAMPLES,

@@ -11,7 +11,8 @@ from scipy.special import logit
 
 from device.bundle import Calibration, Segmentation, SiteRule
 from device.capture.sources import Block, paced
-from device.listening.live import Auscultation, CycleResult, Judge
+from device.listening.cycle import CycleResult
+from device.listening.live import Auscultation, Judge
 from device.model.judgement import Judgement, judge, pool
 from device.signal import SAMPLE_RATE, WINDOW_SECONDS, FloatArray, FrontEnd, Span, windows
 from device.verdict.site import SiteDecision

@@ -1,7 +1,7 @@
 """Every sample has a number: what was heard, what was missing or dropped, and what happened in between."""
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
 
 from device.signal import SAMPLE_RATE
 
@@ -24,6 +24,10 @@ class Entry:
     def seconds(self) -> float:
         """From the start of the session."""
         return self.sample / SAMPLE_RATE
+
+    def as_json(self, demo: bool) -> dict[str, Any]:
+        """One `timeline` object of `listen --json`."""
+        return {"type": "timeline", "seconds": round(self.seconds, 3), **asdict(self), "demo": demo}
 
 
 @dataclass

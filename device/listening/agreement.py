@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from device.breath.simulator import Breath
-from device.listening.live import CycleResult
+from device.listening.cycle import CycleResult
 
 
 @dataclass(frozen=True)

@@ -4,34 +4,26 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from typing import Any, Protocol
 
-import numpy as np
-
-from device.breath.quality import SILENCE_DBFS, Quality, judge, level_dbfs
-from device.breath.segmenter import LEAST_RHYTHM, Float64Array, Segment, Segmenter
+from device.breath.quality import SILENCE_DBFS, judge, level_dbfs
+from device.breath.segmenter import Segment, Segmenter
 from device.bundle import Segmentation, SiteRule
 from device.capture.sources import Block, CaptureError, Source
 from device.capture.timeline import BREAKS, Entry, Timeline
+from device.listening.cycle import CycleResult
+from device.listening.rate import respiratory_rate
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span, quantise
-from device.verdict.site import SiteDecision, Verdict
+from device.verdict.site import SiteDecision
+from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
 LATEST_CYCLES = 16  # kept for the view
-RATE_CYCLES = 9  # a rate older than so many cycles is no longer shown
-LEAST_INTERVALS = 3  # from onset to onset
-LONGEST_INTERVAL_SECONDS = 8.0  # a breath or more was missed in longer ones
-INTERVAL_TOLERANCE = 0.25  # of the median
-STEADY_SHARE = 0.6  # of the intervals within the tolerance, and of the periods near a whole number of them
-OCTAVE_TOLERANCE = 0.15  # of a whole number of intervals
 PAUSED_SECONDS = 1.5  # from one block to the next, beside judging: this program did not run
-SURE_RHYTHM = 0.4  # confidence of a rhythm that no breaths confirm
 PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
 WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
 FINISH_SECONDS = 0.5  # for the cycles that still wait when a session is stopped
@@ -51,125 +43,6 @@ class Judge(Protocol):
     def site_rule(self) -> SiteRule: ...
 
     def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement: ...
-
-
-@dataclass(frozen=True)
-class CycleResult:
-    """One judged stretch; `judgement` is None when it was not gradable."""
-
-    number: int
-    start_seconds: float
-    end_seconds: float
-    kind: str
-    rhythm: float
-    quality: Quality
-    judgement: Judgement | None
-    inference_seconds: float = field(compare=False)
-    demo: bool
-    samples: FloatArray = field(repr=False, compare=False)
-    """(n,) at 16 kHz, exactly as they were judged: the cycle, and the sound around a short one."""
-    span: Span | None = None
-    """Where the cycle lies in these samples; None where it is all of them."""
-    phase_seconds: float | None = None
-    """Where inspiration gives way to expiration, where a pause between them was heard."""
-    period_seconds: float = 0.0
-    """From breath to breath; 0 where there was no rhythm."""
-
-    @property
-    def flagged(self) -> bool:
-        """Whether this cycle is abnormal at the bundle's threshold."""
-        return self.judgement is not None and self.judgement.abnormal
-
-    def without_samples(self) -> "CycleResult":
-        """The same, for lists that grow with a session; no view, which would keep all the samples."""
-        return replace(self, samples=np.empty(0, np.float32))
-
-    def as_json(self) -> dict[str, Any]:
-        """One `cycle` object of `listen --json`."""
-        judgement = self.judgement
-        return {
-            "type": "cycle",
-            "number": self.number,
-            "start": round(self.start_seconds, 3),
-            "end": round(self.end_seconds, 3),
-            "kind": self.kind,
-            "phase": None if self.phase_seconds is None else round(self.phase_seconds, 3),
-            "rhythm": round(self.rhythm, 3),
-            "gradable": self.quality.gradable,
-            "reason": self.quality.reason,
-            "level_dbfs": round(self.quality.level_dbfs, 1),
-            "probability": None if judgement is None else round(judgement.probability, 6),
-            "class": None if judgement is None else judgement.label,
-            "flag": self.flagged,
-            "demo": self.demo,
-        }
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a session comes to."""
-
-    source: str
-    demo: bool
-    bundle: str
-    verdict: Verdict
-    probability: float | None
-    cycles: int
-    gradable: int
-    flagged: int
-    dropped: int
-    heard_seconds: float
-    missing_seconds: float
-    dropped_seconds: float
-    gradable_seconds: float
-    reasons: tuple[str, ...]
-    breaths_per_minute: float | None
-    """Over the last few breath cycles; None where there is no rhythm, or none that the breaths found agree with."""
-    not_validated: tuple[str, ...]
-    """Why this subject is outside of what the model was validated on."""
-    stretches: int = 0
-    """Complete ones; the first decided the verdict."""
-    stretches_flagged: int = 0
-    """Of these."""
-    breaths_wanted: int = 0
-    """Good breaths that complete the running stretch."""
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """The account: heard + missing + dropped is the session's length, gradable is part of heard."""
-        return {
-            "heard": round(self.heard_seconds, 3),
-            "missing": round(self.missing_seconds, 3),
-            "dropped": round(self.dropped_seconds, 3),
-            "gradable": round(self.gradable_seconds, 3),
-        }
-
-    def as_json(self) -> dict[str, Any]:
-        """The `summary` object of `listen --json`."""
-        return {
-            "type": "summary",
-            "source": self.source,
-            "demo": self.demo,
-            "bundle": self.bundle,
-            "verdict": self.verdict,
-            "probability": None if self.probability is None else round(self.probability, 6),
-            "cycles": self.cycles,
-            "gradable": self.gradable,
-            "flagged": self.flagged,
-            "stretches": self.stretches,
-            "stretches_flagged": self.stretches_flagged,
-            "breaths_wanted": self.breaths_wanted,
-            "dropped": self.dropped,
-            "seconds": self.seconds,
-            "reasons": list(self.reasons),
-            "breaths_per_minute": None if self.breaths_per_minute is None else round(self.breaths_per_minute, 1),
-            "not_validated": list(self.not_validated),
-        }
-
-
-def entry_as_json(entry: Entry, demo: bool) -> dict[str, Any]:
-    """One `timeline` object of `listen --json`."""
-    return {"type": "timeline", "seconds": round(entry.seconds, 3), **asdict(entry), "demo": demo}
 
 
 class Auscultation:
@@ -316,18 +189,18 @@ class Auscultation:
         self.cycles += 1
         result = CycleResult(
             self.cycles,
-            segment.start_seconds,
-            segment.end_seconds,
+            segment.start,
+            segment.end,
             segment.kind,
             segment.rhythm,
             quality,
             judgement,
-            seconds,
             self.source.demo,
             segment.judged,
             segment.span,
-            None if segment.phase is None else segment.phase / SAMPLE_RATE,
+            segment.phase,
             segment.period_seconds,
+            seconds,
         )
         self.latest.append(result)
         return result
@@ -345,10 +218,10 @@ class Auscultation:
             gradable=self.decision.graded,
             flagged=self.decision.abnormal,
             dropped=self.dropped_cycles,
-            heard_seconds=self.timeline.heard / SAMPLE_RATE,
-            missing_seconds=self.timeline.missing / SAMPLE_RATE,
-            dropped_seconds=self.timeline.dropped / SAMPLE_RATE,
-            gradable_seconds=self._gradable_samples / SAMPLE_RATE,
+            heard_samples=self.timeline.heard,
+            missing_samples=self.timeline.missing,
+            dropped_samples=self.timeline.dropped,
+            gradable_samples=self._gradable_samples,
             reasons=tuple(self.decision.reasons),
             breaths_per_minute=respiratory_rate(list(self.latest)),
             not_validated=self.not_validated(),
@@ -356,37 +229,6 @@ class Auscultation:
             stretches_flagged=self.decision.stretches_flagged,
             breaths_wanted=self.decision.breaths_wanted,
         )
-
-
-def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
-    """Breaths a minute lately; None where the breaths that were found and the autocorrelation do not agree.
-
-    The autocorrelation alone is wrong by an octave in a quarter of simulated sessions at 20 a minute, in most at 60.
-    Two phases of a breath that were found as two breaths are wrong by an octave on the other side.
-    """
-    latest = cycles[-RATE_CYCLES:]
-    periods = np.array([cycle.period_seconds for cycle in latest if cycle.rhythm >= LEAST_RHYTHM])
-    pairs = [pair for pair in pairwise(latest) if {cycle.kind for cycle in pair} == {"breath"}]
-    onsets = np.array([after.start_seconds - before.start_seconds for before, after in pairs])
-    intervals = onsets[onsets <= LONGEST_INTERVAL_SECONDS]
-    if intervals.size < LEAST_INTERVALS:
-        # breaths were heard as one: only a strong and steady rhythm says how long they are
-        sure = np.count_nonzero([cycle.rhythm >= SURE_RHYTHM for cycle in latest]) >= STEADY_SHARE * len(latest)
-        return (
-            60.0 / float(np.median(periods)) if periods.size >= LEAST_INTERVALS and sure and _steady(periods) else None
-        )
-    interval = float(np.median(intervals))
-    if periods.size and abs(float(np.median(periods)) - interval) <= INTERVAL_TOLERANCE * interval:
-        return 60.0 / interval
-    octaves = np.maximum(1, np.round(periods / interval)) * interval
-    resolved = np.count_nonzero(np.abs(periods - octaves) <= OCTAVE_TOLERANCE * octaves) >= STEADY_SHARE * periods.size
-    return 60.0 / interval if resolved and _steady(intervals) else None
-
-
-def _steady(seconds: Float64Array) -> bool:
-    """Whether most of these are alike."""
-    middle = float(np.median(seconds))
-    return bool(np.mean(np.abs(seconds - middle) <= INTERVAL_TOLERANCE * middle) >= STEADY_SHARE)
 
 
 @contextmanager

@@ -22,9 +22,10 @@ from typing import Any
 
 from device.capture.recording import AudioError, AudioWarning, Channel, looks_like_sound
 from device.capture.sources import FileSource
-from device.listening.live import Auscultation, Summary
+from device.listening.live import Auscultation
 from device.model.classifier import Classifier
 from device.verdict.population import Subject, not_validated
+from device.verdict.summary import Summary
 from firmware_config.command_line import one_line, printable
 from firmware_config.errors import RespSAMError
 from firmware_config.files import is_clutter

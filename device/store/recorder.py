@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from device.capture.timeline import Entry
-from device.listening.live import CycleResult, Summary
+from device.listening.cycle import CycleResult
 from device.signal import SAMPLE_RATE
 from device.store.audio import AudioStore, ForeignSoundError
 from device.store.file import SIDE_FILES, OpenFile, alone, close_to_others, make_private, side_file
+from device.verdict.summary import Summary
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import Settings, SettingsError
@@ -395,8 +396,7 @@ class Store:
 
     def end(self, summary: Summary, outage: Outage | None = None) -> None:
         """The session's verdict and account."""
-        seconds = (summary.heard_seconds, summary.missing_seconds, summary.dropped_seconds, summary.gradable_seconds)
-        account = [round(one * SAMPLE_RATE) for one in seconds]
+        account = (summary.heard_samples, summary.missing_samples, summary.dropped_samples, summary.gradable_samples)
         words = ("; ".join(summary.reasons), "; ".join(summary.not_validated))
         stretches = (summary.stretches, summary.stretches_flagged)
         known = (time.time(), summary.verdict, summary.probability, *account, *words, *stretches, self.session)
@@ -464,26 +464,8 @@ class Store:
         self._database.execute("INSERT INTO timeline VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def _add_cycle(self, cycle: CycleResult) -> None:
-        judgement, start_sample = cycle.judgement, round(cycle.start_seconds * SAMPLE_RATE)
-        self._insert(
-            "cycles",
-            session=self.session,
-            number=cycle.number,
-            demo=self.demo,
-            start_sample=start_sample,
-            end_sample=round(cycle.end_seconds * SAMPLE_RATE),
-            kind=cycle.kind,
-            rhythm=cycle.rhythm,
-            level_dbfs=cycle.quality.level_dbfs,
-            reason=cycle.quality.reason,
-            quality=json.dumps(asdict(cycle.quality)),
-            probability=None if judgement is None else judgement.probability,
-            flag=cycle.flagged,
-            inference_seconds=None if judgement is None else cycle.inference_seconds,
-            audio=KEPT if self._settings.audio else "",
-            context_start_sample=None if cycle.span is None else start_sample - cycle.span[0],
-            **{"class": None if judgement is None else judgement.label},
-        )
+        row = cycle.row() | {"quality": json.dumps(asdict(cycle.quality)), "demo": self.demo}
+        self._insert("cycles", session=self.session, audio=KEPT if self._settings.audio else "", **row)
 
     def _retain(self) -> None:
         """Remove audio that is too old or too much; the rows say so first, so that none promises what is gone."""
@@ -532,7 +514,7 @@ class Recorder:
         if isinstance(happened, Entry):
             this = Outage(happened.sample, "", entries=1)
         else:
-            this = Outage(round(happened.start_seconds * SAMPLE_RATE), "", cycles=1)
+            this = Outage(happened.start_sample, "", cycles=1)
         if self._opening is None:
             return
         if self._outage is None or time.monotonic() >= self._next_try:

@@ -28,13 +28,13 @@ from device.store.recorder import (
     transaction,
 )
 from device.verdict.site import SiteDecision
+from device.verdict.summary import ACCOUNT
 from firmware_config.settings import Layer, load_settings
 
 Row = dict[str, Any]
 Cells = dict[str, str]
 SESSIONS = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {name}" for name in COUNTS)}
     FROM sessions LEFT JOIN totals ON session = id"""
-ACCOUNT = ("heard", "missing", "dropped", "gradable")
 NOT_GRADED, DAMAGED = "not graded", "whose audio is damaged"
 SESSION_COLUMNS = "demo id started_at site verdict heard_samples flagged with_audio source"
 CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"

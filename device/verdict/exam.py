@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from device.listening.live import Summary
 from device.verdict.site import Verdict
+from device.verdict.summary import Summary
 
 
 @dataclass(frozen=True)

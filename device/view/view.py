@@ -12,9 +12,11 @@ from rich.text import Text
 
 from device.capture.timeline import Entry
 from device.listening.agreement import Agreement
-from device.listening.live import Auscultation, CycleResult, Summary, entry_as_json
+from device.listening.cycle import CycleResult
+from device.listening.live import Auscultation
 from device.signal import SAMPLE_RATE
 from device.verdict.exam import Exam
+from device.verdict.summary import Summary
 from firmware_config.command_line import counted
 
 ROWS = 10
@@ -74,10 +76,11 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
     """The end of a session: verdict, why, and the account of every second."""
     mark = _mark(summary.demo)
     likely = "" if summary.probability is None else f" (probability {summary.probability:.2f})"
+    seconds = summary.seconds
     account = (
         f"{counted(summary.cycles, 'cycle')}, {summary.gradable} graded, {summary.flagged} flagged; "
-        f"{summary.heard_seconds:.1f} s heard ({summary.gradable_seconds:.1f} s gradable), "
-        f"{summary.missing_seconds:.1f} s missing, {summary.dropped_seconds:.1f} s dropped"
+        f"{seconds['heard']:.1f} s heard ({seconds['gradable']:.1f} s gradable), "
+        f"{seconds['missing']:.1f} s missing, {seconds['dropped']:.1f} s dropped"
     )
     lines = [f"verdict: {summary.verdict.upper()}{likely}", *(f"  {reason}" for reason in summary.reasons)]
     if summary.stretches > 1:
@@ -144,7 +147,7 @@ class JsonView(PlainView):
 
     def show(self, happened: CycleResult | Entry) -> None:
         """A `cycle` or a `timeline` object."""
-        self._print(entry_as_json(happened, self.demo) if isinstance(happened, Entry) else happened.as_json())
+        self._print(happened.as_json(self.demo) if isinstance(happened, Entry) else happened.as_json())
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """The `summary` object."""
@@ -242,9 +245,10 @@ class LiveView:
         line.append(f"{_mark(summary.demo)}{'complete' if summary.stretches else 'so far'}: ")
         line.append(summary.verdict.upper(), style=STYLES.get(summary.verdict, "bold"))
         why = Text("; ".join([*summary.reasons, *later_stretches(summary)]), no_wrap=True, overflow="ellipsis")
+        seconds = summary.seconds
         account = Text(
-            f"{clock(summary.heard_seconds)} heard, {summary.missing_seconds:.1f} s missing, "
-            f"{summary.gradable_seconds:.1f} s gradable; {summary.flagged} of {summary.gradable} cycles flagged",
+            f"{clock(seconds['heard'])} heard, {seconds['missing']:.1f} s missing, "
+            f"{seconds['gradable']:.1f} s gradable; {summary.flagged} of {summary.gradable} cycles flagged",
             style="dim",
         )
         outside = f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else ""

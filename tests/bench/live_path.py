@@ -62,7 +62,8 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-    from device.listening.live import Auscultation, CycleResult
+    from device.listening.cycle import CycleResult
+    from device.listening.live import Auscultation
     from device.model.opening import open_classifier
     from firmware_config.settings import load_settings
 
@@ -75,7 +76,7 @@ def main() -> None:
             # allocators and caches have settled by then
             if not settled and happened.end_seconds > 300:
                 settled = resident_megabytes()
-    cpu, heard = process_time() - began, session.summary.heard_seconds
+    cpu, heard = process_time() - began, session.summary.seconds["heard"]
     measured = {
         "real-time factor": cpu / heard,
         "RSS MB": resident_megabytes(),

@@ -12,10 +12,12 @@ from pathlib import Path
 from device.bundle import Segmentation, SiteRule
 from device.capture.sources import DemoSource
 from device.capture.timeline import Entry
-from device.listening.live import Auscultation, CycleResult, Judge, Summary
+from device.listening.cycle import CycleResult
+from device.listening.live import Auscultation, Judge
 from device.model.judgement import Judgement
 from device.signal import FloatArray, Span
 from device.store.recorder import Beginning, Recorder, Store
+from device.verdict.summary import Summary
 from firmware_config.settings import Settings, load_settings
 
 

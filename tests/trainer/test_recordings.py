@@ -13,7 +13,7 @@ from device.breath.quality import Quality
 from device.breath.simulator import auscultate
 from device.bundle import Segmentation, SiteRule
 from device.labels import Label
-from device.listening.live import CycleResult
+from device.listening.cycle import CycleResult
 from device.model.judgement import Judgement
 from device.model.judgement import judge as judged
 from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, Span, windows
@@ -57,7 +57,9 @@ def shown(start: float, end: float, probability: float | None, leading: Label = 
     """One cycle on the screen; without a probability it was not gradable."""
     judgement = None if probability is None else Judgement(probability, probability >= 0.5, leading)
     reason = quality_of("too quiet" if judgement is None else "")
-    return CycleResult(1, start, end, "window", 0.0, reason, judgement, 0.0, False, UNHEARD)
+    return CycleResult(
+        1, round(start * SAMPLE_RATE), round(end * SAMPLE_RATE), "window", 0.0, reason, judgement, False, UNHEARD
+    )
 
 
 def heard(

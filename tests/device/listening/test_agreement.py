@@ -6,8 +6,9 @@ from device.breath.quality import Quality
 from device.breath.simulator import Breath
 from device.labels import Label
 from device.listening.agreement import agreement, truly_abnormal
-from device.listening.live import CycleResult
+from device.listening.cycle import CycleResult
 from device.model.judgement import Judgement
+from device.signal import SAMPLE_RATE
 
 BREATHS = (
     Breath(0.0, 1.0, 3.0, "normal"),
@@ -24,7 +25,9 @@ def cycle(start: float, end: float, abnormal: bool | None) -> CycleResult:
     leading: Label = "crackle"
     judgement = None if abnormal is None else Judgement(0.9 if abnormal else 0.1, abnormal, leading)
     nothing = np.empty(0, np.float32)
-    return CycleResult(1, start, end, "breath", 0.5, GOOD, judgement, 0.0, True, nothing)
+    return CycleResult(
+        1, round(start * SAMPLE_RATE), round(end * SAMPLE_RATE), "breath", 0.5, GOOD, judgement, True, nothing
+    )
 
 
 def test_a_stretch_is_abnormal_when_it_holds_half_of_an_abnormal_breath_or_half_consists_of_one() -> None:

@@ -17,7 +17,9 @@ from device.breath.simulator import auscultate
 from device.bundle import BundleError, SiteRule, open_bundle
 from device.capture.sources import Block, CaptureError, DemoSource, paced
 from device.capture.timeline import Entry
-from device.listening.live import Auscultation, CycleResult, entry_as_json, respiratory_rate, stopped_by_signals
+from device.listening.cycle import CycleResult
+from device.listening.live import Auscultation, stopped_by_signals
+from device.listening.rate import respiratory_rate
 from device.model.classifier import Classifier
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span
@@ -94,9 +96,9 @@ def test_no_cycle_crosses_a_gap_and_the_account_balances_to_the_sample(classifie
     for start, end in spans:
         judged[start:end] = True
     summary = session.summary
-    assert in_samples(summary.heard_seconds) == before.size + after.size
-    assert in_samples(summary.missing_seconds) == lost
-    assert in_samples(summary.gradable_seconds) == np.count_nonzero(judged)
+    assert summary.heard_samples == before.size + after.size
+    assert summary.missing_samples == lost
+    assert summary.gradable_samples == np.count_nonzero(judged)
 
 
 def test_cycles_after_a_gap_are_those_of_the_sound_alone(classifier: Classifier) -> None:
@@ -128,7 +130,7 @@ def test_silence_is_poor_quality_and_never_classified(classifier: Classifier) ->
     assert all(one.judgement is None and not one.flagged for one in results)
     assert session.summary.verdict == "poor quality"
     assert session.summary.probability is None
-    assert session.summary.gradable_seconds == 0.0
+    assert session.summary.gradable_samples == 0
     assert "too quiet" in session.summary.reasons[0]
     assert results[0].as_json()["class"] is None
 
@@ -186,7 +188,7 @@ def test_a_microphone_that_goes_leaves_its_account_before_the_error(classifier: 
         happened.extend(session.run())
     assert isinstance(happened[-1], Entry)
     assert happened[-1].note == "the microphone has gone"
-    assert session.summary.heard_seconds == pytest.approx(6.2)
+    assert session.summary.seconds["heard"] == pytest.approx(6.2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -212,7 +214,7 @@ def test_what_the_demo_says_of_itself(classifier: Classifier) -> None:
     session = Auscultation(DemoSource(7, 10.0, fast=True), classifier, QUALITY)
     results, entries = finished(session)
     assert all(one.demo and one.as_json()["demo"] for one in results)
-    assert all(entry_as_json(one, session.source.demo)["demo"] for one in entries)
+    assert all(one.as_json(session.source.demo)["demo"] for one in entries)
     assert session.summary.as_json()["demo"]
 
 
@@ -339,9 +341,9 @@ def test_a_model_slower_than_breathing_drops_the_oldest_cycles_and_counts_them(t
     timeline = session.timeline
     assert timeline.heard + timeline.dropped == 60 * SAMPLE_RATE, "no sample is lost"
     assert timeline.missing == 0
-    assert session.summary.dropped_seconds > 0
+    assert session.summary.dropped_samples > 0
     # what is dropped is unheard: it can not be gradable as well
-    assert session.summary.gradable_seconds <= session.summary.heard_seconds
+    assert session.summary.gradable_samples <= session.summary.heard_samples
 
 
 def test_a_recording_waits_for_a_slow_model(tmp_path: Path) -> None:
@@ -368,9 +370,10 @@ def test_the_respiratory_rate_is_that_of_the_simulated_breathing(
 
 def breaths(*onsets: float, period: float = 0.0, kind: str = "breath") -> list[CycleResult]:
     nothing, rhythm = np.empty(0, np.float32), 0.6 if period else 0.0
+    spans = [(in_samples(at), in_samples(at + 0.8)) for at in onsets]
     return [
-        CycleResult(1, at, at + 0.8, kind, rhythm, CLEAR, None, 0.0, False, nothing, period_seconds=period)
-        for at in onsets
+        CycleResult(1, start, end, kind, rhythm, CLEAR, None, False, nothing, period_seconds=period)
+        for start, end in spans
     ]
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from device.capture.timeline import Entry
-from device.listening.live import CycleResult, Summary
+from device.listening.cycle import CycleResult
 from device.store.audio import AudioStore
 from device.store.recorder import Recorder, Store, StoreError, set_aside, trusted_time
 from device.store.sessions import SESSIONS, delete_session, export_session, list_sessions, read_session, replay
+from device.verdict.summary import Summary
 from firmware_config.settings import SettingsError, load_settings
 from tests.device.storing import Certain, beginning, endless, heard
 

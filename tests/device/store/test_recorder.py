@@ -21,13 +21,14 @@ import pytest
 
 from device.bundle import open_bundle
 from device.capture.timeline import Entry
-from device.listening.live import CycleResult, Summary
+from device.listening.cycle import CycleResult
 from device.model.classifier import Classifier
 from device.signal import INT24, SAMPLE_RATE, FloatArray
 from device.store import recorder as store_module
 from device.store.audio import AudioStore
 from device.store.recorder import Recorder, Store, StoreError
 from device.store.sessions import delete_session
+from device.verdict.summary import Summary
 from firmware_config.settings import Settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
@@ -134,7 +135,7 @@ def test_everything_is_kept_and_demo_stands_on_every_row(file: Path, demo: Heard
     assert before <= started <= ended <= time.time()
     assert Settings.model_validate_json(kept) == start.settings
     about = ["a test", "p1", 1, "bundle-hash", "tiny", start.settings.fingerprint(), "age 80; site p1"]
-    account = [12 * SAMPLE_RATE, 0, 0, round(summary.gradable_seconds * SAMPLE_RATE)]
+    account = [12 * SAMPLE_RATE, 0, 0, summary.gradable_samples]
     assert known == [*about, summary.verdict, summary.probability, *account]
     answers = [one.judgement for one in cycles if one.judgement is not None]
     assert len(answers) == len(cycles) > 3
@@ -144,8 +145,7 @@ def test_everything_is_kept_and_demo_stands_on_every_row(file: Path, demo: Heard
         (one.number, one.samples.size, one.kind, answer.probability, answer.label, one.flagged, one.inference_seconds)
         for one, answer in zip(cycles, answers, strict=True)
     ]
-    starts = [start / SAMPLE_RATE for (start,) in rows(file, "SELECT start_sample FROM cycles")]
-    assert starts == [one.start_seconds for one in cycles]
+    assert rows(file, "SELECT start_sample FROM cycles") == [(one.start_sample,) for one in cycles]
     assert [json.loads(one) for (one,) in rows(file, "SELECT quality FROM cycles")] == [
         asdict(one.quality) for one in cycles
     ]
@@ -329,7 +329,7 @@ def test_a_locked_store_is_one_warning_and_storing_resumes(
     assert "stored again; 5 cycles and 0 timeline entries not kept" in warnings[1]
     assert rows(file, "SELECT number FROM cycles") == [(1,), (7,)]
     ((kind, sample, note),) = rows(file, "SELECT kind, sample, note FROM timeline")
-    assert (kind, sample) == ("unstored", round(demo[0][1].start_seconds * SAMPLE_RATE))
+    assert (kind, sample) == ("unstored", demo[0][1].start_sample)
     assert note.startswith("5 cycles and 0 timeline entries not kept: ") and "locked" in note
 
 

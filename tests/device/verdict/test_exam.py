@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from device.listening.live import Summary
 from device.verdict.exam import Exam, left
 from device.verdict.site import Verdict
+from device.verdict.summary import Summary
 
 SITES = ("p1", "p2", "p3")
 VERDICTS: tuple[Verdict, ...] = ("flagged", "nothing flagged", "not enough", "poor quality")
 SUMMARY = Summary(
-    "s", False, "b", "not enough", None, 0, 0, 0, 0, 1.0, 0.0, 0.0, 0.0, ("listen longer",), None, (), 1, 0, 6
+    "s", False, "b", "not enough", None, 0, 0, 0, 0, 16_000, 0, 0, 0, ("listen longer",), None, (), 1, 0, 6
 )
 
 
