@@ -242,7 +242,7 @@ def _folder_inside(archive: zipfile.ZipFile) -> str:
     return f"{ours[0].as_posix()}/" if len(ours) == 1 and ours[0] != Path() else ""
 
 
-def open_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path) -> Bundle:
     """Check the manifest's schema and every file's hash; BundleError says which of them does not hold."""
     if not path.exists():
         raise BundleError(f"{path}: no bundle here; build one with 'respsam-export build RUN --out BUNDLE'")

@@ -1,5 +1,6 @@
 """`respsam-device`: listen and screen. Parses and prints; the work is in functions that a notebook could call."""
 
+import logging
 import math
 import signal
 import sys
@@ -21,19 +22,17 @@ from firmware_config.command_line import (
 from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from signal import Signals
 
+    from device.capture.recording import Channel
     from device.capture.sources import Source
-    from device.listening.agreement import Agreement
-    from device.listening.cycle import CycleResult
     from device.listening.live import Auscultation
     from device.listening.screening import Screened
     from device.model.classifier import Classifier
     from device.model.tensorrt import Progress
+    from device.service import Service
     from device.store.sessions import Cells
-    from device.verdict.population import Subject
-    from device.verdict.summary import Summary
     from device.view.view import View
     from firmware_config.settings import Settings
 
@@ -115,14 +114,15 @@ def listen(
     an interrupted user's command says so (130).
     """
     from device.model.opening import open_classifier
+    from device.service import Service
     from device.verdict.population import Subject
 
     settings = _settings(config, bundle, precision, sensitivity, no_store, channel)
     classifier = open_classifier(settings.bundle)
     _warn_of_fallback(classifier)
-    opened = _source(source, fast, seconds, settings, by_itself=channel == AUTO)
+    opened = _source(source, fast, seconds, settings, channel="auto" if channel == AUTO else None)
     subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-    return _code(_auscultate(opened, classifier, settings, subject, seconds, json_output))
+    return _code(_run(Service(opened, classifier, settings, subject, seconds, _warn), json_output))
 
 
 @app.command()
@@ -147,10 +147,10 @@ def exam(
     it waits for Enter before each site, and sites without an answer are offered again.
     """
     import json
-    from functools import partial
     from signal import Signals
 
     from device.model.opening import open_classifier
+    from device.service import Service
     from device.verdict.exam import Exam, left
     from device.verdict.population import Subject
     from device.verdict.summary import Summary
@@ -170,10 +170,14 @@ def exam(
                 if asked:
                     what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
                     typer.prompt(what, "", show_default=False, err=True)
-                opened = _source(source, fast, seconds, settings, required.index(site))
+                opened = _source(source, fast, seconds, settings, site=required.index(site))
                 subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-                keep = partial(heard.__setitem__, site)
-                if stopped := _auscultate(opened, classifier, settings, subject, seconds, json_output, keep):
+                service = Service(opened, classifier, settings, subject, seconds, _warn)
+                try:
+                    stopped = _run(service, json_output)
+                finally:
+                    heard[site] = service.session.summary
+                if stopped:
                     break
             waiting = left(required, heard)
             if not asked or not waiting or stopped:
@@ -194,55 +198,13 @@ def _code(came: "list[Signals]") -> int:
     return INTERRUPTED if signal.SIGINT in came else 0
 
 
-def _auscultate(
-    opened: "Source",
-    classifier: "Classifier",
-    settings: "Settings",
-    subject: "Subject",
-    seconds: float | None,
-    json_output: bool,
-    keep: "Callable[[Summary], None] | None" = None,
-) -> "list[Signals]":
-    """One session at one site, shown and stored; the signals that stopped it. `keep` gets how it ended."""
-    from contextlib import ExitStack
-    from dataclasses import replace
+def _run(service: "Service", json_output: bool) -> "list[Signals]":
+    """One session, shown; the signals that stopped it."""
+    from device.listening.live import stopped_by_signals
 
-    from device.capture.sources import MicrophoneSource
-    from device.listening.cycle import CycleResult
-    from device.listening.live import Auscultation, stopped_by_signals
-    from device.store.recorder import Beginning, Recorder, Store
-    from device.verdict.population import not_validated
-
-    manifest = classifier.bundle.manifest
-
-    def outside() -> tuple[str, ...]:
-        doubt = opened.unverified if isinstance(opened, MicrophoneSource) else ""
-        return (*not_validated(manifest, replace(subject, highest_hz=opened.highest_hz)), *[doubt] * bool(doubt))
-
-    session = Auscultation(opened, classifier, settings.quality, seconds, outside)
-    name = manifest.name
-    beginning = Beginning(
-        opened.name, opened.demo, classifier.fingerprint, name, settings, subject.site or "", outside()
-    )
-    simulated: list[CycleResult] = []
-    with stopped_by_signals(session) as came, _outlets(json_output, opened.live, came) as out:
-        recorder = Recorder((lambda: Store(beginning)) if settings.store.enabled else None, _warn)
-        with ExitStack() as stack:
-            views = [stack.enter_context(view) for view in _views(session, name, json_output, out)]
-            try:
-                for happened in session.run():
-                    recorder.add(happened)
-                    if opened.demo and isinstance(happened, CycleResult):
-                        simulated.append(happened.without_samples())
-                    for view in views:
-                        view.show(happened)
-            finally:
-                # also when the microphone goes: what was heard is kept and printed before the error
-                if keep:
-                    keep(session.summary)
-                recorder.end(session.summary)
-                for view in views:
-                    view.end(session.summary, _agreement(opened, simulated))
+    session = service.session
+    with stopped_by_signals(session) as came, _outlets(json_output, service.source.live, came) as out:
+        service.run(_views(session, service.classifier.bundle.manifest.name, json_output, out))
     return came
 
 
@@ -316,7 +278,7 @@ def screen(
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
             left = recordings
-        for one in _with_progress(screened(left, settings.bundle, settings.quality, heard), len(left)):
+        for one in _with_progress(screened(left, settings, heard), len(left)):
             for warning in one.warnings:
                 _warn(warning)
             if results is not None:
@@ -439,11 +401,11 @@ def build_engine(
     config: ConfigOption = None,
 ) -> None:
     """Build the bundle's engine with this machine's TensorRT and test it; minutes at first, nothing when it is kept."""
-    from device.bundle import DEFAULT_BUNDLE, open_bundle
+    from device.bundle import DEFAULT_BUNDLE, read_bundle
     from device.model.engines import build_engine, open_machine
 
     settings = _settings(config, bundle)
-    opened, machine = open_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_machine()
+    opened, machine = read_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_machine()
     with _engine_progress(f"TensorRT {machine.version} builds for {machine.gpu}") as progress:
         kept = build_engine(opened, precision, settings.bundle.engines, machine, progress)
     typer.echo(
@@ -553,30 +515,14 @@ def _settings(
 
 
 def _source(
-    source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0, by_itself: bool = False
+    name: str, fast: bool, seconds: float | None, settings: "Settings", channel: "Channel | None" = None, site: int = 0
 ) -> "Source":
-    """`by_itself` takes the channel of a recording that has breathing in it."""
-    from device.capture.recording import looks_like_sound
-    from device.capture.sources import DemoSource, FileSource, MicrophoneSource
+    """`device.service.open_source`, with what a recording warns of."""
     from device.listening.screening import told_warnings
+    from device.service import open_source
 
-    if source == "demo":
-        return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)
-    if source == "mic":
-        if fast:
-            raise typer.BadParameter("a microphone cannot be heard faster; leave --fast out", param_hint="--fast")
-        if by_itself:
-            raise typer.BadParameter("of a microphone the channel must be a number", param_hint="--channel")
-        return MicrophoneSource(settings.audio)
-    if not Path(source).exists() and ("/" in source or looks_like_sound(Path(source))):
-        raise typer.BadParameter(f"{printable(Path(source))}: no such file; check the path", param_hint="--source")
-    if not Path(source).is_file():
-        raise typer.BadParameter(
-            f"{source!r} is neither mic nor demo nor a recording (for folders there is '{PROGRAM} screen')",
-            param_hint="--source",
-        )
     with told_warnings() as told:
-        opened = FileSource(Path(source), fast=fast, channel="auto" if by_itself else settings.audio.channel)
+        opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site)
     for warning in told:
         _warn(warning)
     return opened
@@ -597,14 +543,6 @@ def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: Te
     if not json_output:
         return live or [PlainView(out, demo)]
     return [JsonView(out, demo), *([] if out.isatty() else live)]
-
-
-def _agreement(source: "Source", cycles: "list[CycleResult]") -> "Agreement | None":
-    """None unless the sound was simulated."""
-    from device.capture.sources import DemoSource
-    from device.listening.agreement import agreement
-
-    return agreement(cycles, source.truth.breaths) if isinstance(source, DemoSource) else None
 
 
 def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Screened]":
@@ -653,4 +591,5 @@ def _warn_of_fallback(classifier: "Classifier") -> None:
 
 
 def _warn(message: str) -> None:
+    logging.getLogger("device").warning(one_line(message))
     typer.echo(wrapped(f"{PROGRAM}: warning: {one_line(message)}", sys.stderr), err=True)

@@ -110,13 +110,13 @@ def check(
     from rich.console import Console
     from rich.table import Table
 
-    from device.bundle import open_bundle
+    from device.bundle import read_bundle
     from export.tensorrt_check import check as check_bundle
     from export.tensorrt_check import require
 
     if not tensorrt:
         raise typer.BadParameter("say what to check with", param_hint="--tensorrt")
-    opened = open_bundle(bundle)
+    opened = read_bundle(bundle)
     built = Table(box=None, pad_edge=False)
     for heading in ("file", "GPU", "INT8", "FP16", "float", "to be INT8", "MB", "s"):
         built.add_column(heading, justify="left" if heading in ("file", "GPU") else "right", no_wrap=True)
@@ -181,10 +181,10 @@ def inspect(bundle: BundleArgument, json_output: JsonOption = False) -> None:
 
     from rich.console import Console
 
-    from device.bundle import open_bundle
+    from device.bundle import read_bundle
     from export import inspection
 
-    opened = open_bundle(bundle)
+    opened = read_bundle(bundle)
     found = inspection.inspect(opened)
     if json_output:
         typer.echo(json.dumps(inspection.as_json(found, opened)))
@@ -208,10 +208,10 @@ def bench(
 
     from rich.console import Console
 
-    from device.bundle import open_bundle
+    from device.bundle import read_bundle
     from export import bench as benchmark
 
-    opened = open_bundle(bundle)
+    opened = read_bundle(bundle)
     with Console(stderr=True).status("starting") as status:
         timings = benchmark.bench(opened, threads, seconds, against, status.update)
     measured = benchmark.as_json(timings, opened, threads)

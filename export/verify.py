@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, open_bundle
+from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, read_bundle
 from device.model.classifier import Classifier, self_test
 from device.signal import FloatArray
 from export.gates import LARGEST_LOSS, agreement, relative_error
@@ -73,9 +73,9 @@ class _Recorder(Classifier):
 def open_whole(path: Path) -> Bundle:
     """A bundle whose schema and hashes hold, else GateRefused; BundleError where there is no bundle at all."""
     if not path.exists() or (path.is_dir() and not (path / MANIFEST).is_file()):
-        return open_bundle(path)  # says what is missing
+        return read_bundle(path)  # says what is missing
     try:
-        return open_bundle(path)
+        return read_bundle(path)
     except BundleError as error:
         raise GateRefused(str(error)) from error
 

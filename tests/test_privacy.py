@@ -121,7 +121,7 @@ def test_what_is_started_in_other_processes_and_by_a_notebook_tells_nobody(home:
         "from firmware_config.settings import load_settings\nif __name__ == '__main__':\n"
         "    screening.FILES_PER_PROCESS = 2\n    os.cpu_count = lambda: 2\n"
         "    settings = load_settings(environment={})\n    recordings = sorted(Path('.').glob('*.wav'))\n"
-        "    for one in screening.screen(recordings, settings.bundle, settings.quality): assert not one.error\n"
+        "    for one in screening.screen(recordings, settings): assert not one.error\n"
     )
     home.run(sys.executable, script)
 

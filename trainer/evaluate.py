@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from device.breath.quality import level_dbfs
-from device.bundle import MANIFEST, BundleError, Calibration, SiteRule, open_bundle
+from device.bundle import MANIFEST, BundleError, Calibration, SiteRule, read_bundle
 from device.labels import LABELS, NORMAL
 from device.listening.live import Judge
 from device.model.classifier import Classifier
@@ -84,7 +84,7 @@ def open_subject(path: Path, device: torch.device) -> Subject:
     if (path / RUN_FILE).is_file():
         return _run_subject(path, device)
     if path.is_file() or (path / MANIFEST).is_file():
-        classifier = Classifier(open_bundle(path), threads=torch.get_num_threads())
+        classifier = Classifier(read_bundle(path), threads=torch.get_num_threads())
         manifest = classifier.bundle.manifest
         return Subject(
             manifest.name,

@@ -24,12 +24,13 @@ from device.capture.recording import AudioError, AudioWarning, Channel, looks_li
 from device.capture.sources import FileSource
 from device.listening.live import Auscultation
 from device.model.classifier import Classifier
+from device.model.opening import open_classifier
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
 from firmware_config.command_line import one_line, printable
 from firmware_config.errors import RespSAMError
 from firmware_config.files import is_clutter
-from firmware_config.settings import BundleSettings, QualitySettings
+from firmware_config.settings import BundleSettings, QualitySettings, Settings, load_settings
 
 FILES_PER_PROCESS = 8  # fewer than this are judged sooner than another process starts
 
@@ -283,15 +284,16 @@ def screen_recording(path: Path, model: Classifier, quality: QualitySettings, he
     return Screened(path, session.summary, channel=source.recorded.channel)
 
 
-def screen(
-    paths: Sequence[Path], bundle: BundleSettings, quality: QualitySettings, heard: Heard = ANYBODY
-) -> Iterator[Screened]:
-    """Every recording in order, in as many processes as cores when there are many; the verdicts do not depend on it.
+def screen(paths: Sequence[str | Path], settings: Settings | None = None, heard: Heard = ANYBODY) -> Iterator[Screened]:
+    """Every recording, and all in folders, in as many processes as cores when there are many.
 
-    Raises BundleError before the first one when the bundle does not hold.
+    The verdicts do not depend on how many. One that cannot be read has an `error` and no summary. Raises BundleError
+    before the first one when the bundle does not hold.
     """
-    jobs = [_Job(path, bundle, quality, heard) for path in paths]
-    _ = model(bundle)
+    settings = settings or load_settings()
+    recordings = find_recordings([Path(path) for path in paths]).recordings
+    jobs = [_Job(path, settings.bundle, settings.quality, heard) for path in recordings]
+    _ = model(settings.bundle)
     processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
     if processes < 2:
         yield from map(_screen_one, jobs)
@@ -352,8 +354,6 @@ def told_warnings() -> Iterator[list[str]]:
 @lru_cache(maxsize=1)
 def model(bundle: BundleSettings) -> Classifier:
     """The classifier that the settings choose, loaded once a process; BundleError when it does not hold."""
-    from device.model.opening import open_classifier
-
     return open_classifier(bundle)
 
 

@@ -1,17 +1,24 @@
 """The bundle that the settings choose, loaded into what runs it here."""
 
+from pathlib import Path
 from typing import Literal
 
-from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, open_bundle
+from device.bundle import DEFAULT_BUNDLE, Bundle, BundleError, read_bundle
 from device.model.classifier import Classifier, fallback_providers
 from device.model.engines import open_engine
 from device.model.tensorrt import TensorRTError
-from firmware_config.settings import BundleSettings
+from firmware_config.settings import BundleSettings, Settings, load_settings
+
+
+def open_bundle(path: str | Path | None = None, settings: Settings | None = None) -> Classifier:
+    """A bundle, ready to judge: the one at `path`, else the one that the settings choose, else the shipped one."""
+    chosen = (settings or load_settings()).bundle
+    return open_classifier(chosen if path is None else chosen.model_copy(update={"path": str(path)}))
 
 
 def open_classifier(settings: BundleSettings) -> Classifier:
     """The bundle that the settings choose, checked and loaded; BundleError when anything about it does not hold."""
-    bundle = open_bundle(settings.chosen or DEFAULT_BUNDLE)
+    bundle = read_bundle(settings.chosen or DEFAULT_BUNDLE)
     # a bundle need not have the file that TensorRT was asked for in a form for the CPU
     precision = "auto" if settings.precision == "fp16" else settings.precision
     if settings.engine == "tensorrt":

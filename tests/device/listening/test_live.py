@@ -14,7 +14,7 @@ from rich.console import Console
 
 from device.breath.quality import judge as judge_quality
 from device.breath.simulator import auscultate
-from device.bundle import BundleError, SiteRule, open_bundle
+from device.bundle import BundleError, SiteRule, read_bundle
 from device.capture.sources import Block, CaptureError, DemoSource, paced
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
@@ -54,7 +54,7 @@ class Unplugged(Sound):
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return Classifier(open_bundle(make_bundle(tmp_path_factory.mktemp("live") / "bundle")))
+    return Classifier(read_bundle(make_bundle(tmp_path_factory.mktemp("live") / "bundle")))
 
 
 def blocks_of(samples: FloatArray) -> list[Block]:
@@ -149,7 +149,7 @@ def test_a_site_is_flagged_by_its_rule(tmp_path: Path) -> None:
 
     def verdict(logits: tuple[float, ...], threshold: float) -> str:
         rule = SiteRule(threshold=threshold, stretch_cycles=6, least_cycles=2)
-        bundle = open_bundle(make_bundle(tmp_path / f"{logits[0]}-{threshold}", logits=logits, site_rule=rule))
+        bundle = read_bundle(make_bundle(tmp_path / f"{logits[0]}-{threshold}", logits=logits, site_rule=rule))
         session = Auscultation(Sound(sound), Classifier(bundle), QUALITY)
         finished(session)
         return session.summary.verdict
@@ -331,7 +331,7 @@ class Clocked(Sound):
 
 def test_a_model_slower_than_breathing_drops_the_oldest_cycles_and_counts_them(tmp_path: Path) -> None:
     sound = blocks_of(auscultate(1, 60.0).samples)
-    slow = Slow(open_bundle(make_bundle(tmp_path / "bundle")))
+    slow = Slow(read_bundle(make_bundle(tmp_path / "bundle")))
     session = Auscultation(Clocked(sound, live=True), slow, QUALITY)
     results, entries = finished(session)
     dropped = [one for one in entries if one.kind == "dropped"]
@@ -348,7 +348,7 @@ def test_a_model_slower_than_breathing_drops_the_oldest_cycles_and_counts_them(t
 
 def test_a_recording_waits_for_a_slow_model(tmp_path: Path) -> None:
     sound = blocks_of(auscultate(1, 12.0).samples)
-    slow = Slow(open_bundle(make_bundle(tmp_path / "bundle")))
+    slow = Slow(read_bundle(make_bundle(tmp_path / "bundle")))
     session = Auscultation(Clocked(sound, live=False), slow, QUALITY)
     finished(session)
     assert (session.summary.dropped, session.timeline.dropped) == (0, 0)
@@ -408,7 +408,7 @@ def test_a_rate_that_is_unsure_is_called_so(classifier: Classifier) -> None:
 
 def test_the_page_says_how_many_good_breaths_are_wanted_and_then_counts_stretches(tmp_path: Path) -> None:
     rule = SiteRule(threshold=0.5, stretch_cycles=3, least_cycles=2)
-    model = Classifier(open_bundle(make_bundle(tmp_path / "bundle", logits=(9.0, 0.0, 0.0, 0.0), site_rule=rule)))
+    model = Classifier(read_bundle(make_bundle(tmp_path / "bundle", logits=(9.0, 0.0, 0.0, 0.0), site_rule=rule)))
     session = Auscultation(Sound(blocks_of(auscultate(1, 20.0).samples)), model, QUALITY)
     console = Console(file=StringIO(), force_terminal=True, width=110, height=30, color_system=None)
     view, pages = LiveView(session, "tiny", console), []

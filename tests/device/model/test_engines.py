@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from device.breath.simulator import auscultate
-from device.bundle import BundleError, open_bundle
+from device.bundle import BundleError, read_bundle
 from device.model.classifier import Classifier, fallback_providers
 from device.model.engines import Machine, build_engine, clear, kept_engines, open_engine
 from device.model.opening import open_classifier
@@ -70,7 +70,7 @@ def test_an_engine_is_built_once_and_answers_as_the_model_does(
     classifier = open_classifier(load_settings(flags={"bundle.path": str(folder)}).bundle)
     machine.cuda.calls.clear()
     windows = random_windows(19, MELS)
-    np.testing.assert_allclose(classifier.logits(windows), Classifier(open_bundle(folder)).logits(windows), atol=1e-5)
+    np.testing.assert_allclose(classifier.logits(windows), Classifier(read_bundle(folder)).logits(windows), atol=1e-5)
     assert batches(machine.cuda.calls) == [8, 8, 3]
     assert machine.cuda.calls[:5] == ["use", "upload", "execute 8", "wait", "download"]
     assert classifier.fallback == "" and classifier.file.path == "model.onnx"
@@ -127,7 +127,7 @@ def test_a_damaged_engine_is_said_and_built_again(
 
 
 def test_an_engine_that_no_longer_loads_is_built_again(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
-    bundle = open_bundle(folder)
+    bundle = read_bundle(folder)
     build_engine(bundle, "fp32", tmp_path, machine.here)
     machine.driver_changed = True
     with pytest.raises(TensorRTError, match="cannot load the engine"):
@@ -160,7 +160,7 @@ def test_an_engine_with_wrong_answers_is_not_kept(folder: Path, machine: FakeMac
     wrong = make_bundle(tmp_path / "wrong", logits=(0.0, 3.0, 0.0, 0.0))
     liar = FakeMachine((wrong / "model.onnx").read_bytes())
     with pytest.raises(BundleError, match="self-test off by"):
-        build_engine(open_bundle(folder), "fp32", tmp_path / "engines", liar.here)
+        build_engine(read_bundle(folder), "fp32", tmp_path / "engines", liar.here)
     assert liar.builds == 1
     assert not list((tmp_path / "engines").glob("*.engine"))
 
@@ -169,13 +169,13 @@ def test_a_full_disk_leaves_no_half_an_engine(folder: Path, machine: FakeMachine
     blocked = tmp_path / "a file"
     blocked.write_text("")
     with pytest.raises(TensorRTError, match="cannot be written"):
-        build_engine(open_bundle(folder), "fp32", blocked / "engines", machine.here)
+        build_engine(read_bundle(folder), "fp32", blocked / "engines", machine.here)
 
 
 def test_progress_is_told_by_tensorrt_s_own_monitor(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     here = machine.here
-    build_engine(open_bundle(folder), "fp32", tmp_path, here, lambda *step: told.append(step))
+    build_engine(read_bundle(folder), "fp32", tmp_path, here, lambda *step: told.append(step))
     assert told
     assert all(0 <= done <= steps for _, done, steps in told)
     finished = {phase for phase, done, steps in told if done == steps}
@@ -187,7 +187,7 @@ def test_an_interrupted_build_stops_and_keeps_nothing(folder: Path, machine: Fak
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(open_bundle(folder), "fp32", tmp_path, machine.here, interrupt)
+        build_engine(read_bundle(folder), "fp32", tmp_path, machine.here, interrupt)
     assert not list(tmp_path.iterdir())
 
 
@@ -197,7 +197,7 @@ def test_an_interrupted_build_stops_and_keeps_nothing(folder: Path, machine: Fak
 def test_from_version_11_on_fp16_needs_a_file_in_fp16(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
     here = machine.here
     with pytest.raises(BundleError, match=r"no fp16 file for TensorRT; build the bundle with .* --fp16 --target"):
-        build_engine(open_bundle(folder), "fp16", tmp_path, here)
+        build_engine(read_bundle(folder), "fp16", tmp_path, here)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_on_a_real_gpu_the_engine_answers_as_the_cpu_does(folder: Path, tmp_path
         machine = Machine(load_tensorrt(), Cuda())
     except TensorRTError as error:
         pytest.skip(str(error))
-    bundle = open_bundle(folder)
+    bundle = read_bundle(folder)
     build_engine(bundle, "fp32", tmp_path, machine)
     _, engine = open_engine(bundle, "fp32", tmp_path)
     windows = random_windows(11, MELS)
@@ -344,7 +344,7 @@ def test_on_a_real_gpu_the_engine_answers_as_the_cpu_does(folder: Path, tmp_path
 
 
 def test_the_first_line_of_an_engine_says_what_it_is(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
-    bundle = open_bundle(folder)
+    bundle = read_bundle(folder)
     kept = build_engine(bundle, "fp32", tmp_path, machine.here)
     (place,) = tmp_path.glob("*.engine")
     with place.open("rb") as file:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device.bundle import open_bundle
+from device.bundle import read_bundle
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
 from device.model.classifier import Classifier
@@ -89,7 +89,7 @@ PRAGMA user_version = 2;
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Heard:
-    return heard(Classifier(open_bundle(make_bundle(tmp_path_factory.mktemp("store") / "bundle"))))
+    return heard(Classifier(read_bundle(make_bundle(tmp_path_factory.mktemp("store") / "bundle"))))
 
 
 @pytest.fixture

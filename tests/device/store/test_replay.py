@@ -13,7 +13,7 @@ import soundfile
 
 import device.cli
 from device.breath.simulator import auscultate
-from device.bundle import Segmentation, open_bundle
+from device.bundle import Segmentation, read_bundle
 from device.signal import SAMPLE_RATE
 from device.store.audio import AudioStore
 from tests.device.bundle_maker import make_bundle
@@ -137,7 +137,7 @@ def test_another_bundle_is_refused_by_name_unless_anyway(
     other = make_bundle(tmp_path / "other", logits=(0.0, 0.0, 9.0, 0.0))
     code, out, error = respsam_device("replay", 1, "--bundle", other)
     assert (code, out) == (2, "")
-    assert open_bundle(bundle).fingerprint in error and "--anyway" in error and len(error.splitlines()) == 1
+    assert read_bundle(bundle).fingerprint in error and "--anyway" in error and len(error.splitlines()) == 1
     code, done = replayed(respsam_device, "--bundle", other, "--anyway")
     assert (code, done["other_bundle"], done["identical"]) == (3, True, 0)
     assert "COMPARED WITH ANOTHER BUNDLE" in respsam_device("replay", 1, "--bundle", other, "--anyway")[1]

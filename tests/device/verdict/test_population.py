@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from device.bundle import BundleError, ThresholdChoice, open_bundle
+from device.bundle import BundleError, ThresholdChoice, read_bundle
 from device.model.classifier import Classifier
 from device.verdict.population import Subject, not_validated
 from tests.device.bundle_maker import make_bundle
@@ -28,7 +28,7 @@ CURVE = ((0.0, 1.0, 0.0), (0.2, 0.95, 0.5), (0.4, 0.8, 0.8), (0.9, 0.1, 1.0))
 def test_what_lies_outside_of_the_training_population_is_said(
     tmp_path: Path, subject: Subject, said: tuple[str, ...]
 ) -> None:
-    manifest = open_bundle(make_bundle(tmp_path / "bundle")).manifest
+    manifest = read_bundle(make_bundle(tmp_path / "bundle")).manifest
     population = manifest.population.model_copy(
         update={"youngest_years": 0.2, "oldest_years": 16.0, "sites": ("p1", "p2")}
     )
@@ -49,7 +49,7 @@ def test_a_sensitivity_that_nobody_reached_is_refused() -> None:
 
 
 def test_cycle_and_site_are_both_set_to_the_wanted_sensitivity(tmp_path: Path) -> None:
-    bundle = open_bundle(make_bundle(tmp_path / "bundle"))
+    bundle = read_bundle(make_bundle(tmp_path / "bundle"))
     choice = ThresholdChoice(rule="r", protocol="windows", curve=CURVE)
     sites = ThresholdChoice(rule="r", protocol="recordings", curve=((0.1, 1.0, 0.2), (0.3, 0.9, 0.7), (0.6, 0.5, 0.9)))
     changed = bundle.manifest.model_copy(update={"threshold": choice, "site_threshold": sites})
