@@ -554,7 +554,6 @@ def _source(
 ) -> "Source":
     """`by_itself` takes the channel of a recording that has breathing in it."""
     from device.audio import looks_like_sound
-    from device.screening import told_warnings
     from device.sources import DemoSource, FileSource, MicrophoneSource
 
     if source == "demo":
@@ -572,10 +571,9 @@ def _source(
             f"{source!r} is neither mic nor demo nor a recording (for folders there is '{PROGRAM} screen')",
             param_hint="--source",
         )
-    with told_warnings() as told:
-        opened = FileSource(Path(source), fast=fast, channel="auto" if by_itself else settings.audio.channel)
-    for warning in told:
-        _warn(warning)
+    opened = FileSource(Path(source), fast=fast, channel="auto" if by_itself else settings.audio.channel)
+    for remark in opened.recorded.remarks:
+        _warn(str(remark))
     return opened
 
 

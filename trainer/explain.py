@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from device.audio import read_audio
+from device.audio import scan
 from device.decision import Judgement, judge
 from device.labels import LABELS
 from device.live import Auscultation, CycleResult
@@ -240,6 +240,8 @@ class Explanation:
     threshold: float
     attended: Attended
     front_end: FrontEnd
+    notes: tuple[str, ...] = ()
+    """What is odd about the recording."""
 
     @property
     def in_words(self) -> str:
@@ -285,7 +287,8 @@ def explain(
     facts = read_facts(run)
     model, choice = load_model(run, facts).to(device), facts.choice
     served = as_served(model, facts, device)
-    samples = resample(*read_audio(file))
+    recorded = scan(file)
+    samples = resample(recorded.samples(), recorded.header.sample_rate)
     session = Auscultation(CachedSource(file.name, samples), served, quality)
     results = [one for one in session.run() if isinstance(one, CycleResult)]
     one = _chosen(results, file, samples.size / SAMPLE_RATE, at_seconds)
@@ -303,6 +306,7 @@ def explain(
         choice.cycle_threshold,
         attend(model, [parts[worst]], facts.front_end, device, asked)[0],
         facts.front_end,
+        tuple(map(str, recorded.remarks)),
     )
 
 
