@@ -517,14 +517,13 @@ def _settings(
 def _source(
     name: str, fast: bool, seconds: float | None, settings: "Settings", channel: "Channel | None" = None, site: int = 0
 ) -> "Source":
-    """`device.service.open_source`, with what a recording warns of."""
-    from device.listening.screening import told_warnings
+    """`device.service.open_source`, with what a recording has to be remarked of."""
+    from device.capture.sources import FileSource
     from device.service import open_source
 
-    with told_warnings() as told:
-        opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site)
-    for warning in told:
-        _warn(warning)
+    opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site)
+    for remark in opened.recorded.remarks if isinstance(opened, FileSource) else ():
+        _warn(str(remark))
     return opened
 
 

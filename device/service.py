@@ -45,7 +45,7 @@ def open_source(
 ) -> Source:
     """`mic`, `demo`, or a recording; SourceError for anything else.
 
-    `channel` is over the settings', and `site` varies a demo. A recording warns (AudioWarning) of what is odd about it.
+    `channel` is over the settings', and `site` varies a demo.
     """
     if name == "demo":
         return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
@@ -138,6 +138,13 @@ def wrapped(line: str, out: TextIO) -> str:
 def one_line(message: str) -> str:
     """The message with its line breaks folded."""
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+def json_text(value: Any) -> str:
+    """One line of JSON for every reader: NaN and infinity, which are no JSON, become null; paths become text."""
+    import json
+
+    return json.dumps(json.loads(json.dumps(value, default=str), parse_constant=lambda _: None))
 
 
 def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: bool) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, run
+from firmware_config.command_line import ConfigOption, application, json_text, run
 
 if TYPE_CHECKING:
     import torch
@@ -503,6 +503,7 @@ def explain(
 
     settings = load_settings(config)
     told = explaining.explain(run, file, _device(device, settings), settings.quality, at)
+    _show_notes(told.notes)
     if out is not None:
         explaining.draw(told, out)
     if json_output:
@@ -608,9 +609,7 @@ def _show_notes(notes: tuple[str, ...]) -> None:
 
 
 def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, default=str))
+    typer.echo(json_text(value))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from device.capture.recording import read_audio
+from device.capture.recording import scan
 from device.labels import LABELS
 from device.listening.cycle import CycleResult
 from device.listening.live import Auscultation
@@ -241,6 +241,8 @@ class Explanation:
     threshold: float
     attended: Attended
     front_end: FrontEnd
+    notes: tuple[str, ...] = ()
+    """What is odd about the recording."""
 
     @property
     def in_words(self) -> str:
@@ -286,7 +288,8 @@ def explain(
     facts = read_facts(run)
     model, choice = load_model(run, facts).to(device), facts.choice
     served = as_served(model, facts, device)
-    samples = resample(*read_audio(file))
+    recorded = scan(file)
+    samples = resample(recorded.samples(), recorded.header.sample_rate)
     session = Auscultation(CachedSource(file.name, samples), served, quality)
     results = [one for one in session.run() if isinstance(one, CycleResult)]
     one = _chosen(results, file, samples.size / SAMPLE_RATE, at_seconds)
@@ -304,6 +307,7 @@ def explain(
         choice.cycle_threshold,
         attend(model, [parts[worst]], facts.front_end, device, asked)[0],
         facts.front_end,
+        tuple(map(str, recorded.remarks)),
     )
 
 

@@ -295,10 +295,10 @@ def compare(corpus: Corpus, cache: AudioCache, detectors: Sequence[tuple[Corpus,
     for seconds in (1.5, 2.5):
         windows = Segmentation(method="windows", window_seconds=seconds)
         readings[f"windows {seconds} s"] = score(corpus.recordings, cache, windows, every_class=whole).as_json()
-    late = np.concatenate(
-        [latencies(cache[one.name], weights) for held_out, weights in detectors for one in held_out.recordings]
-    )
-    readings["latency_seconds"] = {"mean": round(float(late.mean()), 3), "largest": round(float(late.max()), 3)}
+    found = [latencies(cache[one.name], weights) for held_out, weights in detectors for one in held_out.recordings]
+    late = np.concatenate(found)
+    mean, largest = (round(float(late.mean()), 3), round(float(late.max()), 3)) if late.size else (None, None)
+    readings["latency_seconds"] = {"mean": mean, "largest": largest}
     return readings
 
 

@@ -74,6 +74,12 @@ class Recorded:
     channel: int
     """Counted from 0."""
     gain: float = 1.0
+    remarks: tuple[AudioWarning, ...] = ()
+    """What is left out, or not as it should be."""
+
+    def samples(self) -> FloatArray:
+        """All of it, (n,)."""
+        return np.concatenate([np.zeros(0, np.float32), *self.blocks()])
 
     def blocks(self) -> Iterator[FloatArray]:
         """Samples (n,) float32 at the recording's own rate; AudioError when it has changed meanwhile."""
@@ -109,12 +115,15 @@ def read_audio(path: Path, channel: Channel = 0) -> tuple[FloatArray, int]:
     (AudioWarning) of what is left out or not as it should be.
     """
     recorded = scan(path, channel)
-    return np.concatenate([np.zeros(0, np.float32), *recorded.blocks()]), recorded.header.sample_rate
+    for remark in recorded.remarks:
+        warnings.warn(remark, stacklevel=2)
+    return recorded.samples(), recorded.header.sample_rate
 
 
 def scan(path: Path, channel: Channel = 0) -> Recorded:
-    """Read a recording once from end to end, in blocks; as `read_audio`, without keeping it."""
-    with _opened(path, warn=True) as (_, header):
+    """Read a recording once from end to end, in blocks; as `read_audio`, without keeping it and with no warnings."""
+    remarks: list[AudioWarning] = []
+    with _opened(path, remarks) as (_, header):
         pass
     chosen = breathing_channel(path, header) if channel == "auto" else channel
     if chosen >= header.channels:
@@ -136,30 +145,28 @@ def scan(path: Path, channel: Channel = 0) -> Recorded:
     if not frames:
         raise AudioError(f"{path}: holds no samples; record it again")
     header = Header(header.sample_rate, frames, header.channels, header.is_float)
-    _warn_of_channels(path, header.channels, chosen, channel == "auto")
-    return Recorded(path, header, chosen, _gain(path, header, peak))
+    if header.channels > 1:
+        remarks.append(_of_channels(path, header.channels, chosen, channel == "auto"))
+    gain = _gain(path, header, peak, remarks)
+    return Recorded(path, header, chosen, gain, tuple(remarks))
 
 
-def _warn_of_channels(path: Path, channels: int, chosen: int, by_itself: bool) -> None:
-    if channels > 1:
-        which = "only the first is heard" if chosen == 0 and not by_itself else f"only channel {chosen} is heard"
-        counted = "" if which.endswith("first is heard") else " (counted from 0)"
-        because = ", the one with breathing in it" if by_itself else ""
-        warnings.warn(f"{path}: {channels} channels, {which}{counted}{because}", ChannelWarning, stacklevel=4)
+def _of_channels(path: Path, channels: int, chosen: int, by_itself: bool) -> ChannelWarning:
+    which = "only the first is heard" if chosen == 0 and not by_itself else f"only channel {chosen} is heard"
+    counted = "" if which.endswith("first is heard") else " (counted from 0)"
+    because = ", the one with breathing in it" if by_itself else ""
+    return ChannelWarning(f"{path}: {channels} channels, {which}{counted}{because}")
 
 
-def _gain(path: Path, header: Header, peak: float) -> float:
+def _gain(path: Path, header: Header, peak: float, remarks: list[AudioWarning]) -> float:
     """What brings float samples on an integer's scale to full scale 1.0."""
     if not header.is_float or peak <= LARGEST_FLOAT:
         return 1.0
     scale = next((scale for scale in INTEGER_SCALES if peak <= scale), None)
     if scale is None:
         raise AudioError(f"{path}: float samples up to {peak:.3g}, where full scale is 1.0; export the recording again")
-    warnings.warn(
-        f"{path}: float samples up to {peak:.0f}, where full scale is 1.0; taken as integers and divided by {scale}",
-        AudioWarning,
-        stacklevel=4,
-    )
+    words = f"float samples up to {peak:.0f}, where full scale is 1.0; taken as integers and divided by {scale}"
+    remarks.append(AudioWarning(f"{path}: {words}"))
     return 1.0 / scale
 
 
@@ -174,14 +181,14 @@ def breathing_channel(path: Path, header: Header) -> int:
 
 
 @contextmanager
-def _opened(path: Path, warn: bool = False) -> Iterator[tuple["soundfile.SoundFile", Header]]:
+def _opened(path: Path, remarks: list[AudioWarning] | None = None) -> Iterator[tuple["soundfile.SoundFile", Header]]:
     """libsndfile's view of a recording, behind a header that counts what is there; AudioError when there is none."""
     import soundfile
 
     try:
         _refuse_what_is_no_file(path)
         wav = read_wav_header(path)
-        mended = _mended(path, wav, warn)
+        mended = _mended(path, wav, [] if remarks is None else remarks)
         with _forward_only(os.fsencode(path) if mended is None else mended) as file:  # bytes: it need not be UTF-8
             known = file.frames < UNKNOWN_FRAMES and file.format not in ESTIMATED
             header = Header(file.samplerate, file.frames, file.channels, file.subtype in ("FLOAT", "DOUBLE"), known)
@@ -208,7 +215,7 @@ def _refuse_what_is_no_file(path: Path) -> None:
         raise AudioError(f"{path}: the file is empty; record or copy it again")
 
 
-def _mended(path: Path, wav: WavHeader | None, warn: bool) -> Mended | None:
+def _mended(path: Path, wav: WavHeader | None, remarks: list[AudioWarning]) -> Mended | None:
     """The file behind a better header where its own is wrong; AudioError where sound is missing."""
     if wav is None:
         return None
@@ -219,9 +226,8 @@ def _mended(path: Path, wav: WavHeader | None, warn: bool) -> Mended | None:
         )
     if unfinished(path, wav):
         seconds = wav.there / wav.bytes_per_second
-        if warn:
-            words = f"{path}: the recorder did not finish the file; the {seconds:.1f} s that are there are read"
-            warnings.warn(words, AudioWarning, stacklevel=5)
+        words = f"{path}: the recorder did not finish the file; the {seconds:.1f} s that are there are read"
+        remarks.append(AudioWarning(words))
         return Mended(path, wav)
     # libsndfile would stop at the 2 GiB that the writer of a longer stream put here
     return Mended(path, wav) if wav.streamed and wav.there > wav.promised else None

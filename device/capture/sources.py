@@ -30,6 +30,7 @@ YIELD_SECONDS = 0.4  # a consumer can stop at least twice a second
 OPENING_SECONDS = 4.0  # from a capture process' start to its first block; a frozen sound server never answers
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.5  # between two tries, doubling
 STABLE_SECONDS = 5.0  # sound that lasts so long ends the doubling; a loose plug is not tried ten times a second
+EXPLAINING_SECONDS = 2.0  # a microphone that is unplugged or plugged in says why it does not open in several ways
 # A stream's pace
 STEADY_SECONDS = 1.0  # late for so long is late for good
 SETTLING_SECONDS = 1.0
@@ -40,7 +41,6 @@ MOST_AHEAD_SECONDS = 2.0  # of the clock: no microphone hears what has not been 
 # What is wrong with sound that does come
 MUTE_SECONDS = 1.6  # and what the sound takes to come here: shown within two
 CLIPPED_SAMPLES = 3  # in one block
-SETTLING_SECONDS = 2.0  # a microphone that is unplugged or plugged in says why it does not open in several ways
 CLIP_PAUSE_SECONDS = 1.0  # without clipping, before another run of it is told
 
 
@@ -410,7 +410,7 @@ class MicrophoneSource:
             self._other = ("", now)
         elif _remedy(reason) != self._other[0]:
             self._other = (_remedy(reason), now)
-        return bool(self._other[0]) and now - self._other[1] > SETTLING_SECONDS
+        return bool(self._other[0]) and now - self._other[1] > EXPLAINING_SECONDS
 
     def _lost(self, reason: str = "") -> Block:
         self._lost_at = self._position_clock if self._lost_at is None else self._lost_at

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import signal
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from device.capture.recording import AudioError, AudioWarning, Channel, looks_like_sound
+from device.capture.recording import AudioError, Channel, looks_like_sound
 from device.capture.sources import FileSource
 from device.listening.live import Auscultation
 from device.model.classifier import Classifier
@@ -281,7 +280,8 @@ def screen_recording(path: Path, model: Classifier, quality: QualitySettings, he
     session = Auscultation(source, model, quality, not_validated=lambda: outside)
     for _ in session.run():
         pass
-    return Screened(path, session.summary, channel=source.recorded.channel)
+    remarks = tuple(map(str, source.recorded.remarks))
+    return Screened(path, session.summary, warnings=remarks, channel=source.recorded.channel)
 
 
 def screen(paths: Sequence[str | Path], settings: Settings | None = None, heard: Heard = ANYBODY) -> Iterator[Screened]:
@@ -314,19 +314,18 @@ def screen(paths: Sequence[str | Path], settings: Settings | None = None, heard:
 
 def _screen_one(job: _Job) -> Screened:
     content = _sha256(job.recording)
-    with told_warnings() as told:
-        try:
-            if _is_folder(job.recording):
-                _refuse_folder(job.recording)
-            one = screen_recording(job.recording, model(job.bundle), job.quality, job.heard)
-            if _sha256(job.recording) != content:
-                raise AudioError(f"{job.recording}: changed while it was judged; screen it again")
-        except AudioError as refused:
-            one = Screened(job.recording, None, str(refused))
-        except MemoryError:
-            error = f"{job.recording}: takes more memory than there is here; close other programs"
-            one = Screened(job.recording, None, error)
-    return replace(one, warnings=tuple(told), sha256=content)
+    try:
+        if _is_folder(job.recording):
+            _refuse_folder(job.recording)
+        one = screen_recording(job.recording, model(job.bundle), job.quality, job.heard)
+        if _sha256(job.recording) != content:
+            raise AudioError(f"{job.recording}: changed while it was judged; screen it again")
+    except AudioError as refused:
+        one = Screened(job.recording, None, str(refused))
+    except MemoryError:
+        error = f"{job.recording}: takes more memory than there is here; close other programs"
+        one = Screened(job.recording, None, error)
+    return replace(one, sha256=content)
 
 
 def _refuse_folder(folder: Path) -> None:
@@ -335,20 +334,6 @@ def _refuse_folder(folder: Path) -> None:
     except OSError as error:
         raise AudioError(f"{folder}: the folder cannot be opened ({error.strerror}); change its permissions") from error
     raise AudioError(f"{folder}: no wav or flac recording below this folder; check the path")
-
-
-@contextmanager
-def told_warnings() -> Iterator[list[str]]:
-    """What recordings warn of, in words for a command to print; Python would print the line of code as well."""
-    told: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", AudioWarning)
-        yield told
-    for warning in caught:
-        if issubclass(warning.category, AudioWarning):
-            told.append(str(warning.message))
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @lru_cache(maxsize=1)

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -5,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from firmware_config.command_line import json_text
 
 PROGRAM = '''
 import sys
@@ -142,3 +145,12 @@ def test_help_and_version(program: list[str]) -> None:
     assert "--config FILE" in run(program, "fail", "-h")[1]
     code, out, _ = run(program, "--version")
     assert code == 0 and out.startswith("respsam ")
+
+
+def test_json_has_no_number_that_is_none() -> None:
+    value = {"nan": float("nan"), "list": [1.5, float("-inf"), "NaN"], "path": Path("a/b")}
+    assert json.loads(json_text(value), parse_constant=pytest.fail) == {
+        "nan": None,
+        "list": [1.5, None, "NaN"],
+        "path": "a/b",
+    }

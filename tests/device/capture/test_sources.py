@@ -174,6 +174,12 @@ def test_sound_that_vanished_is_found_by_the_clock_and_once() -> None:
     assert abs(pace.drift_seconds) < 0.05
 
 
+def test_sound_that_vanished_just_after_the_start_is_found_too() -> None:
+    lags = np.random.default_rng(4).exponential(0.01, 300)
+    lags[5:] += 0.6
+    assert late_by(Pace(0.0), lags) == pytest.approx(0.6, abs=0.03)
+
+
 @pytest.mark.parametrize("share", [0.002, -0.002])
 def test_a_clock_that_drifts_is_no_gap_and_is_told(share: float) -> None:
     lags = share * 0.1 * np.arange(6_000) + np.random.default_rng(3).exponential(0.01, 6_000)
