@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from device.capture.recording import Channel
     from device.capture.sources import Source
     from device.listening.live import Auscultation
-    from device.listening.screening import Screened
+    from device.listening.results import Screened
     from device.model.classifier import Classifier
     from device.model.tensorrt import Progress
     from device.service import Service
@@ -261,7 +261,8 @@ def screen(
     from collections import Counter
     from contextlib import ExitStack, closing
 
-    from device.listening.screening import Heard, Results, find_recordings, model
+    from device.listening.results import Results
+    from device.listening.screening import Heard, find_recordings, model
     from device.listening.screening import screen as screened
 
     settings = _settings(config, bundle, precision, sensitivity, channel=channel)
