@@ -534,15 +534,14 @@ def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: Te
 
     from device.view.view import JsonView, LiveView, PlainView
 
-    demo = session.source.demo
     console = Console(file=sys.stderr if json_output else out)
     # isatty rather than rich's own guess, which FORCE_COLOR in the environment changes
     live: list[View] = []
     if console.file.isatty() and not console.is_dumb_terminal:
         live = [LiveView(session, bundle_name, console)]
     if not json_output:
-        return live or [PlainView(out, demo)]
-    return [JsonView(out, demo), *([] if out.isatty() else live)]
+        return live or [PlainView(session, out)]
+    return [JsonView(session, out), *([] if out.isatty() else live)]
 
 
 def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Screened]":

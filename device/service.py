@@ -116,7 +116,7 @@ class Service:
     @property
     def agreement(self) -> Agreement | None:
         """With the breaths that were simulated; None unless the sound was."""
-        return agreement(self.cycles, self.source.truth.breaths) if isinstance(self.source, DemoSource) else None
+        return agreement(self.cycles, self.source.breaths) if isinstance(self.source, DemoSource) else None
 
     def _startup(self) -> None:
         name, classifier = self.classifier.bundle.manifest.name, self.classifier

@@ -43,6 +43,11 @@ class Breath:
     end_seconds: float
     label: Label
 
+    def later(self, seconds: float) -> "Breath":
+        """The same breath of an auscultation that began so much later."""
+        onset, expiration, end = self.onset_seconds, self.expiration_seconds, self.end_seconds
+        return Breath(onset + seconds, expiration + seconds, end + seconds, self.label)
+
 
 @dataclass(frozen=True)
 class Auscultation:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -370,16 +370,28 @@ def _query(sounddevice: Any) -> list[dict[str, Any]]:
 
 
 class Listener:
-    """A PortAudio callback: copies one channel into the ring and says so, once it may; never waits."""
+    """Copies one channel of a stream into the ring and says so, once it may; waits for nothing but the sound.
+
+    It reads the stream rather than giving PortAudio a callback: that is code made at run time, which systemd's
+    MemoryDenyWriteExecute forbids.
+    """
 
     def __init__(self, ring: Ring, channel: int, output: int) -> None:
         self.ring, self.channel, self.output = ring, channel, output
         self.may_hear = False
         self._unsaid = 0
 
-    def __call__(self, data: FloatArray, _frames: int, _time: Any, status: Any) -> None:
-        """Samples (frames, channels), as PortAudio gives them."""
-        if self.may_hear and self.ring.put(data[:, self.channel], clock(), bool(status.input_overflow)):
+    def listen(self, stream: Any, block_frames: int, finished: threading.Event) -> None:
+        """Until the stream fails, as it does when its device has gone."""
+        try:
+            while True:
+                self.hear(*stream.read(block_frames))
+        finally:
+            finished.set()
+
+    def hear(self, data: FloatArray, overflowed: bool) -> None:
+        """Samples (frames, channels), and whether PortAudio lost some before them."""
+        if self.may_hear and self.ring.put(data[:, self.channel], clock(), overflowed):
             self._unsaid += 1
             with suppress(BlockingIOError):  # the pipe is full of them: said with the next one
                 self._unsaid -= os.write(self.output, b"\n" * self._unsaid)
@@ -398,7 +410,7 @@ def _record(request: Request, memory: int, output: int) -> None:
     twins = [one for one in devices if stable_name(one["name"]) == stable_name(device["name"])]
     name = device["name"] if len(twins) > 1 else stable_name(device["name"])
     finished = threading.Event()
-    stream, listener, opened = _open(sounddevice, request, device, memory, output, finished.set)
+    stream, listener, opened = _open(sounddevice, request, device, memory, output)
     _tell(output, {"opened": {"device": name, "host_api": device["host_api"], **opened}})
     expected = request.source
     listener.may_hear = not expected
@@ -406,6 +418,8 @@ def _record(request: Request, memory: int, output: int) -> None:
         stream.start()
     except sounddevice.PortAudioError as error:
         raise CaptureError(f"{name} does not start ({_one_line(error)}); {_remedy(error)}") from error
+    reading = (stream, opened["block_frames"], finished)
+    threading.Thread(target=listener.listen, args=reading, daemon=True).start()
     pause, doubt = UNVERIFIED_SECONDS, ""
     while not finished.wait(pause):
         source, why = pulse_source(os.getpid())
@@ -423,7 +437,7 @@ def _record(request: Request, memory: int, output: int) -> None:
 
 
 def _open(
-    sounddevice: Any, request: Request, device: Device, memory: int, output: int, finished: Callable[[], None]
+    sounddevice: Any, request: Request, device: Device, memory: int, output: int
 ) -> tuple[Any, Listener, dict[str, Any]]:
     asked = request.sample_rate or device["sample_rate"]
     refused: list[str] = []
@@ -432,26 +446,11 @@ def _open(
         ring = Ring(memory, frames, max(2, round(request.queue_seconds / request.block_seconds)))
         listener = Listener(ring, request.channel, output)
         try:
-            stream = sounddevice.InputStream(
-                sample_rate,
-                frames,
-                device["index"],
-                request.channel + 1,
-                dtype="float32",
-                callback=listener,
-                finished_callback=finished,
-            )
+            stream = sounddevice.InputStream(sample_rate, frames, device["index"], request.channel + 1, dtype="float32")
         except sounddevice.PortAudioError as error:
             if error.args[1:2] != (INVALID_SAMPLE_RATE,):
                 raise CaptureError(f"{device['name']} does not open ({_one_line(error)}); {_remedy(error)}") from error
             refused.append(_one_line(error))
-        except MemoryError as error:
-            # as below systemd's MemoryDenyWriteExecute: a callback is made of code
-            raise CaptureError(
-                f"{device['name']} cannot be recorded: no memory may be made executable here, which PortAudio's "
-                "callback needs; set MemoryDenyWriteExecute=no in the service",
-                hopeless=True,
-            ) from error
         else:
             note = f"{device['name']} refuses {asked} Hz; recording at {sample_rate} Hz" if refused else ""
             return stream, listener, {"sample_rate": sample_rate, "block_frames": frames, "note": note}

@@ -57,6 +57,9 @@ def recorded_source(process: int, timeout_seconds: float) -> str:
     context = c_void_p(pulse.pa_context_new(c_void_p(pulse.pa_mainloop_get_api(loop)), b"respsam"))
     try:
         return _ask(pulse, loop, context, process, time.monotonic() + timeout_seconds)
+    except MemoryError as error:
+        # of a Python whose libffi has no ready-made callbacks, below systemd's MemoryDenyWriteExecute
+        raise ServerError("no memory may be made executable here; set MemoryDenyWriteExecute=no") from error
     finally:
         pulse.pa_context_disconnect(context)
         pulse.pa_context_unref(context)

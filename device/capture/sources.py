@@ -19,6 +19,7 @@ from firmware_config.command_line import printable
 from firmware_config.settings import AudioSettings
 
 if TYPE_CHECKING:
+    from device.breath.simulator import Breath
     from device.capture.recording import Channel
 
 BLOCK_SAMPLES = exact_div(SAMPLE_RATE, 10)  # 100 ms
@@ -38,6 +39,9 @@ GAP_SECONDS = 0.25
 MOST_DRIFT = 0.005  # share; no sound card's clock is as wrong
 DRIFT_TOLD = 0.001
 MOST_AHEAD_SECONDS = 2.0  # of the clock: no microphone hears what has not been said yet
+# The demo
+PIECE_SECONDS = 600.0
+SEEDS = 1 << 32  # that the settings can ask for: no piece repeats another demo's
 # What is wrong with sound that does come
 MUTE_SECONDS = 1.6  # and what the sound takes to come here: shown within two
 CLIPPED_SAMPLES = 3  # in one block
@@ -129,20 +133,32 @@ class FileSource:
 
 
 class DemoSource:
-    """A simulated auscultation; `truth` is for the report at the end alone, no verdict sees it."""
+    """Simulated auscultations, one after the other, of at most `PIECE_SECONDS`: memory does not depend on the length.
+
+    `breaths` are the truth of what has sounded, for the report at the end alone; no verdict sees them.
+    """
 
     demo, highest_hz = True, SAMPLE_RATE / 2
 
     def __init__(self, seed: int, seconds: float, *, fast: bool = False) -> None:
-        from device.breath.simulator import auscultate
-
         self.name = f"demo (simulated auscultation, seed {seed})"
-        self.truth = auscultate(seed, seconds)
         self.live = not fast
+        self.breaths: list[Breath] = []
+        self._seed, self._seconds = seed, seconds
 
     def blocks(self) -> Iterator[Block]:
-        """The whole auscultation."""
-        return paced(self.truth.samples, not self.live)
+        """The whole demo."""
+        return paced(self._pieces(), not self.live)
+
+    def _pieces(self) -> Iterator[FloatArray]:
+        from device.breath.simulator import auscultate
+
+        pieces = math.ceil(self._seconds / PIECE_SECONDS)
+        seconds = self._seconds / pieces
+        for number in range(pieces):
+            one = auscultate(self._seed + number * SEEDS, seconds)
+            self.breaths += [breath.later(number * seconds) for breath in one.breaths]
+            yield one.samples
 
 
 class StreamResampler:

@@ -1,5 +1,6 @@
 """How the demo's verdicts agree with the simulator's truth, whatever comes out; no verdict ever sees that truth."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -30,8 +31,12 @@ class Agreement:
 
 
 def truly_abnormal(start_seconds: float, end_seconds: float, breaths: Sequence[Breath]) -> bool:
-    """Whether a stretch holds at least half of an abnormal breath, or consists of one by at least a half."""
-    for breath in breaths:
+    """Whether a stretch holds at least half of an abnormal breath, or consists of one by at least a half.
+
+    `breaths` are in order and apart.
+    """
+    first = bisect_right(breaths, start_seconds, key=lambda breath: breath.end_seconds)
+    for breath in breaths[first : bisect_left(breaths, end_seconds, key=lambda breath: breath.onset_seconds)]:
         shared = min(end_seconds, breath.end_seconds) - max(start_seconds, breath.onset_seconds)
         shorter = min(breath.end_seconds - breath.onset_seconds, end_seconds - start_seconds)
         if breath.label != "normal" and shared >= shorter / 2:

@@ -65,8 +65,8 @@ def _look_for(file: Path) -> None:
         raise StoreError(f"{file}: no sessions are stored here; set store.path, or listen first")
 
 
-def _rows(database: sqlite3.Connection, query: str, *values: int) -> list[Row]:
-    rows = [dict(row) for row in database.execute(query, values)]
+def _rows(database: sqlite3.Connection, query: str, *values: int, without: str = "") -> list[Row]:
+    rows = [{name: row[name] for name in row.keys() if name != without} for row in database.execute(query, values)]  # noqa: SIM118
     for row in rows:
         row |= {name: bool(row[name]) for name in ("demo", "flag") if name in row}
         row |= {name: json.loads(row[name] or "{}") for name in ("settings", "quality") if name in row}
@@ -78,8 +78,7 @@ def list_sessions(file: Path, warn: Warn = _silent) -> list[Row]:
     if not file.exists():
         return []
     with _opened(file, warn) as database:
-        rows = _rows(database, f"{SESSIONS} ORDER BY id")
-    return [{name: value for name, value in row.items() if name != "settings"} for row in rows]
+        return _rows(database, f"{SESSIONS} ORDER BY id", without="settings")
 
 
 def read_session(file: Path, number: int, warn: Warn = _silent) -> Row:

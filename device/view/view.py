@@ -84,7 +84,7 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
     )
     lines = [f"verdict: {summary.verdict.upper()}{likely}", *(f"  {reason}" for reason in summary.reasons)]
     if summary.stretches > 1:
-        lines.append(f"  {summary.stretches_flagged} of {summary.stretches} stretches flagged")
+        lines.append(f"  {_flagged_stretches(summary)}")
     lines.append(account)
     if summary.not_validated:
         lines.append(f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}")
@@ -93,15 +93,23 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
     return [f"{mark}{line}" for line in [*lines, AID]]
 
 
+def complete(summary: Summary) -> str:
+    """What the stretch that is complete by now comes to; the first decides."""
+    if summary.stretches == 1:
+        return f"complete: {summary.verdict.upper()}; {'; '.join(summary.reasons)}"
+    return f"stretch {summary.stretches} is complete; {_flagged_stretches(summary)}"
+
+
+def _flagged_stretches(summary: Summary) -> str:
+    return f"{summary.stretches_flagged} of {summary.stretches} stretches flagged"
+
+
 def later_stretches(summary: Summary) -> list[str]:
     """How far the stretch after the complete ones is, and how many of those are flagged; nothing before."""
     if not summary.stretches:
         return []
     wanted = summary.breaths_wanted
-    return [
-        f"stretch {summary.stretches + 1}: {wanted} more good breath{'s' * (wanted != 1)}; "
-        f"{summary.stretches_flagged} of {summary.stretches} stretches flagged"
-    ]
+    return [f"stretch {summary.stretches + 1}: {counted(wanted, 'more good breath')}; {_flagged_stretches(summary)}"]
 
 
 def exam_lines(exam: Exam, demo: bool) -> list[str]:
@@ -115,8 +123,9 @@ def exam_lines(exam: Exam, demo: bool) -> list[str]:
 class PlainView:
     """One line a cycle, to a pipe, a log or a dumb terminal."""
 
-    def __init__(self, out: TextIO, demo: bool) -> None:
-        self.out, self.demo = out, demo
+    def __init__(self, session: Auscultation, out: TextIO) -> None:
+        self.session, self.out, self.demo = session, out, session.source.demo
+        self._complete = 0
 
     def __enter__(self) -> "PlainView":
         return self
@@ -127,9 +136,14 @@ class PlainView:
         pass
 
     def show(self, happened: CycleResult | Entry) -> None:
-        """One line, at once."""
-        line = entry_line(happened, self.demo) if isinstance(happened, Entry) else cycle_line(happened)
-        self._line(line)
+        """One line, at once, and one more for the cycle that completes a stretch."""
+        if isinstance(happened, Entry):
+            self._line(entry_line(happened, self.demo))
+            return
+        self._line(cycle_line(happened))
+        if self.session.decision.stretches > self._complete:
+            self._complete = self.session.decision.stretches
+            self._line(f"{_mark(self.demo)}      {clock(happened.end_seconds)}  {complete(self.session.summary)}")
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """Some lines."""

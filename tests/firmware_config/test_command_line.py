@@ -10,7 +10,7 @@ import pytest
 from firmware_config.command_line import json_text
 
 PROGRAM = '''
-import sys
+import atexit, gc, sys
 from typing import Annotated
 import typer
 from firmware_config.command_line import ConfigOption, application, run
@@ -29,6 +29,8 @@ def fail(how: str, config: ConfigOption = None, number: int = 3) -> None:
         {}["absent"]
     if how == "interrupt":
         raise KeyboardInterrupt
+    if how == "end":
+        atexit.register(lambda: print(len(gc.get_objects()) < gc.get_freeze_count() // 10))
     if how == "exit":
         raise typer.Exit(3)
     if how == "wait":
@@ -154,3 +156,7 @@ def test_json_has_no_number_that_is_none() -> None:
         "list": [1.5, None, "NaN"],
         "path": "a/b",
     }
+
+
+def test_at_the_end_nothing_is_collected_as_that_takes_long_on_a_busy_machine(program: list[str]) -> None:
+    assert run(program, "fail", "end") == (0, "end 3 None\nTrue\n", "")

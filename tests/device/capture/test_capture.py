@@ -496,6 +496,29 @@ def test_a_signal_ends_listening_with_the_account(
     assert not any(map(runs, child))
 
 
+# as below systemd's MemoryDenyWriteExecute=yes: nothing may make code at run time
+DENY = """
+import ctypes, os, sys
+PR_SET_MDWE = 65
+if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_MDWE, 1, 0, 0, 0):
+    sys.exit("no MDWE")
+os.execv(sys.executable, [sys.executable, "-m", "device", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.sound
+def test_a_microphone_is_heard_where_no_memory_may_become_executable(
+    tmp_path: Path, plugged: VirtualMicrophone
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    one = start("-c", DENY, "listen", "--json", "--no-store", "--bundle", str(bundle), "--seconds", "1")
+    out, error = one.communicate(timeout=60)
+    if error == "no MDWE\n":
+        pytest.skip("this kernel has no PR_SET_MDWE")
+    assert (one.returncode, error) == (0, "")
+    assert json.loads(out.splitlines()[-1])["seconds"]["heard"] == 1.0
+
+
 @pytest.mark.sound
 def test_the_inputs_are_listed_without_hanging(plugged: VirtualMicrophone) -> None:
     assert {NAME, DEFAULT, "default"} == {one["name"] for one in input_devices()}

@@ -23,7 +23,7 @@ from device.listening.rate import respiratory_rate
 from device.model.classifier import Classifier
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span
-from device.view.view import LiveView
+from device.view.view import LiveView, PlainView
 from firmware_config.settings import load_settings
 from tests.device.bundle_maker import make_bundle
 
@@ -210,6 +210,22 @@ def test_a_signal_ends_the_session_at_the_next_block(classifier: Classifier, num
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
+def test_plain_lines_say_when_a_stretch_is_complete(classifier: Classifier) -> None:
+    session, out = Auscultation(DemoSource(7, 60.0, fast=True), classifier, QUALITY), StringIO()
+    with PlainView(session, out) as view:
+        for happened in session.run():
+            view.show(happened)
+    lines = out.getvalue().splitlines()
+    first, *others = [line for line in lines if "complete" in line]
+    wanted = session.decision.rule.stretch_cycles
+    assert (
+        f"complete: {session.summary.verdict.upper()}; " in first and lines.index(first) == 1 + wanted
+    )  # after "listening to" and its cycles
+    flagged = session.summary.stretches_flagged
+    assert len(others) == session.summary.stretches - 1 > 0
+    assert others[-1].endswith(f"is complete; {flagged} of {session.summary.stretches} stretches flagged")
+
+
 def test_what_the_demo_says_of_itself(classifier: Classifier) -> None:
     session = Auscultation(DemoSource(7, 10.0, fast=True), classifier, QUALITY)
     results, entries = finished(session)
@@ -221,7 +237,7 @@ def test_what_the_demo_says_of_itself(classifier: Classifier) -> None:
 def test_verdicts_do_not_see_the_truth(classifier: Classifier) -> None:
     demo = DemoSource(7, 20.0, fast=True)
     told = Auscultation(demo, classifier, QUALITY)
-    untold = Auscultation(Sound(blocks_of(demo.truth.samples)), classifier, QUALITY)
+    untold = Auscultation(Sound(blocks_of(auscultate(7, 20.0).samples)), classifier, QUALITY)
     assert [one.judgement for one in finished(told)[0]] == [one.judgement for one in finished(untold)[0]]
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -434,6 +435,36 @@ def test_what_is_counted_is_what_is_there_and_nothing_long_is_read(file: Path, d
     assert [one["cycles"] for one in list_sessions(file)] == [one[1] for one in whole]
     delete_session(file, 1)
     assert rows(file, "SELECT session FROM totals") == [(2,)]
+
+
+def test_neither_a_session_nor_its_page_reads_through_the_history(
+    file: Path, demo: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(beginning(file))
+    said: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        database: sqlite3.Connection = connect(*arguments, **options)
+        database.set_trace_callback(said.append)
+        return database
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", traced)
+        store.close()
+        store = Store(beginning(file))
+        for cycle in demo[0]:
+            store.add(cycle)
+        for entry in demo[1]:
+            store.add(entry)
+        store.end(demo[2])
+        store.close()
+        assert len(read_session(file, 2)["cycles"]) == len(demo[0])
+        delete_session(file, 2)
+    asked = [one for one in said if one.startswith(("SELECT", "UPDATE", "DELETE"))]
+    plans = {row[-1] for one in asked for row in rows(file, f"EXPLAIN QUERY PLAN {one}")}
+    assert any(plan.startswith("SEARCH cycles") for plan in plans)
+    assert not [plan for plan in plans if re.match("SCAN (cycles|timeline|totals)", plan)]
 
 
 def test_the_check_at_the_start_takes_no_longer_than_it_may(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

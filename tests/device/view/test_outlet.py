@@ -122,7 +122,7 @@ def listen(tmp_path: Path, stdout: int, stderr: int | None = None) -> "subproces
     bundle = make_bundle(tmp_path / "bundle")
     # a live source whose second line fills the pipe
     script = (
-        "import device.cli, device.live\n"
+        "import device.cli, device.listening.live\n"
         "run = device.listening.live.Auscultation.run\n"
         "def noisy(self):\n"
         "    for happened in run(self):\n"
