@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from signal import Signals
 
+    from device.capture.blocks import Source
     from device.capture.recording import Channel
-    from device.capture.sources import Source
     from device.listening.live import Auscultation
     from device.listening.results import Screened
     from device.model.classifier import Classifier

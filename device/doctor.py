@@ -75,7 +75,8 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
 
 def _sound(settings: Settings) -> Finding:
     """One second of it."""
-    from device.capture.sources import SILENCE, MicrophoneSource
+    from device.capture.blocks import SILENCE
+    from device.capture.microphone import MicrophoneSource
     from device.signal import SAMPLE_RATE
 
     source, samples, told = MicrophoneSource(settings.audio), SILENCE, list[str]()

@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from device.capture.blocks import Source
+from device.capture.microphone import MicrophoneSource
 from device.capture.recording import Channel, looks_like_sound
-from device.capture.sources import DemoSource, FileSource, MicrophoneSource, Source
+from device.capture.sources import DemoSource, FileSource
 from device.listening.agreement import Agreement, agreement
 from device.listening.cycle import CycleResult
 from device.listening.live import Auscultation

@@ -10,7 +10,7 @@ import torch
 from scipy.special import logit
 
 from device.bundle import Calibration, Segmentation, SiteRule
-from device.capture.sources import Block, paced
+from device.capture.blocks import Block, paced
 from device.listening.cycle import CycleResult
 from device.listening.live import Auscultation, Judge
 from device.model.judgement import Judgement, judge, pool

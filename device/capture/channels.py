@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from device.breath.quality import judge
 from device.breath.segmenter import Segmenter
 from device.bundle import Segmentation
-from device.capture.sources import BLOCK_SAMPLES, StreamResampler, recut
+from device.capture.blocks import BLOCK_SAMPLES, StreamResampler, recut
 from device.signal import SAMPLE_RATE, FloatArray, quantise
 from firmware_config.settings import load_settings
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from device.breath.quality import SILENCE_DBFS, judge, level_dbfs
 from device.breath.segmenter import Segment, Segmenter
 from device.bundle import Segmentation, SiteRule
-from device.capture.sources import Block, CaptureError, Source
+from device.capture.blocks import Block, Source
+from device.capture.process import CaptureError
 from device.capture.timeline import BREAKS, Entry, Timeline
 from device.listening.cycle import CycleResult
 from device.listening.rate import respiratory_rate

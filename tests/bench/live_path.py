@@ -13,7 +13,7 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from device.capture.sources import Block
+    from device.capture.blocks import Block
 
 GOALS = {"real-time factor": 0.05, "RSS MB": 250.0, "start to first sound s": 2.0, "growth in an hour MB": 5.0}
 
@@ -36,7 +36,7 @@ class Hours:
 
     def blocks(self) -> "Iterator[Block]":
         """The minutes."""
-        from device.capture.sources import paced
+        from device.capture.blocks import paced
 
         for _ in range(max(1, round(self.seconds / 60))):
             yield from paced(self.minute, fast=True)

@@ -22,7 +22,9 @@ import pytest
 import soundfile
 
 from device.breath.simulator import auscultate
-from device.capture.sources import Block, CaptureError, DemoSource
+from device.capture.blocks import Block
+from device.capture.process import CaptureError
+from device.capture.sources import DemoSource
 from device.listening import screening
 from device.model.classifier import Classifier
 from device.signal import SAMPLE_RATE, FloatArray

@@ -19,8 +19,9 @@ import soundfile
 from scipy.signal import correlate
 
 from device.breath.simulator import auscultate
+from device.capture.blocks import Block
+from device.capture.microphone import MicrophoneSource
 from device.capture.process import CaptureError, Ring, clock, find_device, input_devices, stable_name
-from device.capture.sources import Block, MicrophoneSource
 from device.signal import SAMPLE_RATE, FloatArray
 from firmware_config.settings import AudioSettings, load_settings
 from tests.conftest import REPOSITORY
@@ -427,7 +428,7 @@ def test_where_nobody_can_be_asked_which_microphone_it_is_that_is_said(
 
 PARENT = f"""
 import sys
-from device.capture.sources import MicrophoneSource
+from device.capture.microphone import MicrophoneSource
 from firmware_config.settings import load_settings
 source = MicrophoneSource(load_settings(flags={{"audio.device": "{NAME}"}}, environment={{}}).audio)
 for block in source.blocks():

@@ -14,18 +14,11 @@ import pytest
 import soundfile
 
 from device.breath.simulator import auscultate
+from device.capture.blocks import Block, StreamResampler, paced
+from device.capture.microphone import MicrophoneSource, Pace, Stretch
 from device.capture.process import Captured, CaptureError, Opened
 from device.capture.recording import AudioError
-from device.capture.sources import (
-    Block,
-    DemoSource,
-    FileSource,
-    MicrophoneSource,
-    Pace,
-    StreamResampler,
-    Stretch,
-    paced,
-)
+from device.capture.sources import DemoSource, FileSource
 from device.cli import MOST_SECONDS
 from device.signal import SAMPLE_RATE, FloatArray, resample
 from firmware_config.settings import load_settings
@@ -118,7 +111,7 @@ class NeverOpens:
 
 
 def test_a_lost_microphone_that_needs_something_else_now_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device.capture.sources.CaptureProcess", NeverOpens)
+    monkeypatch.setattr("device.capture.microphone.CaptureProcess", NeverOpens)
     notes = []
     for block in microphone("steth").blocks():
         notes += [block.note] * bool(block.note)
@@ -322,7 +315,7 @@ class InputStream:
 def opened_with(error: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> CaptureError:
     (folder / "sounddevice.py").write_text(STUB % error)
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setattr("device.capture.sources.OPENING_SECONDS", 60.0)  # a busy machine takes its time
+    monkeypatch.setattr("device.capture.microphone.OPENING_SECONDS", 60.0)  # a busy machine takes its time
     with pytest.raises(CaptureError) as caught:
         microphone("")
     assert "\n" not in str(caught.value)

@@ -15,7 +15,9 @@ from rich.console import Console
 from device.breath.quality import judge as judge_quality
 from device.breath.simulator import auscultate
 from device.bundle import BundleError, SiteRule, read_bundle
-from device.capture.sources import Block, CaptureError, DemoSource, paced
+from device.capture.blocks import Block, paced
+from device.capture.process import CaptureError
+from device.capture.sources import DemoSource
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
 from device.listening.live import Auscultation, stopped_by_signals
