@@ -386,7 +386,7 @@ def replay(
     """Judge a session's stored audio again: exit code 0 when every answer is the same bit for bit, else 3."""
     import json
 
-    from device.store.sessions import replay
+    from device.store.replay import replay
 
     done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
     typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))

@@ -17,8 +17,10 @@ import pytest
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
 from device.store.audio import AudioStore
-from device.store.recorder import Recorder, Store, StoreError, set_aside, trusted_time
-from device.store.sessions import SESSIONS, delete_session, export_session, list_sessions, read_session, replay
+from device.store.database import StoreError, set_aside
+from device.store.recorder import Recorder, Store, trusted_time
+from device.store.replay import replay
+from device.store.sessions import SESSIONS, delete_session, export_session, list_sessions, read_session
 from device.verdict.summary import Summary
 from firmware_config.settings import SettingsError, load_settings
 from tests.device.storing import Certain, beginning, endless, heard
@@ -475,8 +477,8 @@ def test_the_check_at_the_start_takes_no_longer_than_it_may(file: Path, monkeypa
             "SELECT 1, 1, i, 'rate', 0, 'a note of some length, so that there are many pages' FROM n"
         )
     database.close()
-    monkeypatch.setattr("device.store.recorder.CHECK_SECONDS", 0.0)
-    monkeypatch.setattr("device.store.recorder.CHECK_STEPS", 1)
+    monkeypatch.setattr("device.store.database.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("device.store.database.CHECK_STEPS", 1)
     store = Store(beginning(file))
     assert (store.warning, store.session) == ("", 2)
     store.close()

@@ -24,9 +24,11 @@ from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
 from device.model.classifier import Classifier
 from device.signal import INT24, SAMPLE_RATE, FloatArray
+from device.store import database
 from device.store import recorder as store_module
 from device.store.audio import AudioStore
-from device.store.recorder import Recorder, Store, StoreError
+from device.store.database import StoreError
+from device.store.recorder import Recorder, Store
 from device.store.sessions import delete_session
 from device.verdict.summary import Summary
 from firmware_config.settings import Settings
@@ -310,7 +312,8 @@ def test_without_a_store_nothing_is_written_and_nothing_said(demo: Heard) -> Non
 def test_a_locked_store_is_one_warning_and_storing_resumes(
     file: Path, demo: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.05)
+    for module in (database, store_module):
+        monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
     warnings = list[str]()
     recorder = Recorder(lambda: Store(beginning(file)), warnings.append, retry_seconds=0.0)
     numbered = endless(demo[0])
