@@ -29,7 +29,7 @@ LONGEST_INTERVAL_SECONDS = 8.0  # a breath or more was missed in longer ones
 INTERVAL_TOLERANCE = 0.25  # of the median
 STEADY_SHARE = 0.6  # of the intervals within the tolerance, and of the periods near a whole number of them
 OCTAVE_TOLERANCE = 0.15  # of a whole number of intervals
-PAUSED_SECONDS = 1.5  # from one block to the next, beside judging: this program did not run
+PAUSED_SECONDS = 1.5  # from one block to the next, beside the processor's time: this program did not run
 SURE_RHYTHM = 0.4  # confidence of a rhythm that no breaths confirm
 PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
 WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
@@ -202,7 +202,7 @@ class Auscultation:
         self.lost_seconds: float | None = None
         """Since when no sound comes, for a microphone is gone; None while it comes."""
         self._waiting: deque[Segment] = deque()
-        self._judged_at, self._paused = math.inf, False
+        self._idle, self._paused = math.inf, False
         self._gradable_samples = 0
 
     def run(self) -> Iterator[CycleResult | Entry]:
@@ -258,13 +258,12 @@ class Auscultation:
 
     def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
         """All of them, unless sound comes in meanwhile: that is taken first, and the oldest cycles may be dropped."""
-        now = time.monotonic()
-        # sources give a block at least twice a second, also without sound
-        self._paused = now - self._judged_at > PAUSED_SECONDS or (
-            self._paused and sound_waiting_seconds > PATIENCE_SECONDS
-        )
+        # sources give a block at least twice a second, also without sound; a slow model takes the processor's time
+        idle = time.monotonic() - time.process_time()
+        paused = idle - self._idle > PAUSED_SECONDS
+        self._idle = idle
+        self._paused = paused or (self._paused and sound_waiting_seconds > PATIENCE_SECONDS)
         yield from self._judge_all(sound_waiting_seconds)
-        self._judged_at = time.monotonic()
 
     def _judge_all(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
         while self._waiting and not self._ending:

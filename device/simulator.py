@@ -45,8 +45,8 @@ class Breath:
 
     def later(self, seconds: float) -> "Breath":
         """The same breath of an auscultation that began so much later."""
-        times = (self.onset_seconds, self.expiration_seconds, self.end_seconds)
-        return Breath(*(at + seconds for at in times), self.label)
+        onset, turn, end = (at + seconds for at in (self.onset_seconds, self.expiration_seconds, self.end_seconds))
+        return Breath(onset, turn, end, self.label)
 
 
 @dataclass(frozen=True)

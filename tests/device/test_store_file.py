@@ -444,7 +444,7 @@ def test_neither_a_session_nor_its_page_reads_through_the_history(
     connect = sqlite3.connect
 
     def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        database = connect(*arguments, **options)
+        database: sqlite3.Connection = connect(*arguments, **options)
         database.set_trace_callback(said.append)
         return database
 
@@ -452,8 +452,10 @@ def test_neither_a_session_nor_its_page_reads_through_the_history(
         patch.setattr(sqlite3, "connect", traced)
         store.close()
         store = Store(beginning(file))
-        for happened in (*demo[0], *demo[1]):
-            store.add(happened)
+        for cycle in demo[0]:
+            store.add(cycle)
+        for entry in demo[1]:
+            store.add(entry)
         store.end(demo[2])
         store.close()
         assert len(read_session(file, 2)["cycles"]) == len(demo[0])
