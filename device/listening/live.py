@@ -24,7 +24,7 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
 LATEST_CYCLES = 16  # kept for the view
-PAUSED_SECONDS = 1.5  # from one block to the next, beside judging: this program did not run
+PAUSED_SECONDS = 1.5  # from one block to the next, beside the processor's time: this program did not run
 PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
 WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
 FINISH_SECONDS = 0.5  # for the cycles that still wait when a session is stopped
@@ -77,7 +77,7 @@ class Auscultation:
         self.lost_seconds: float | None = None
         """Since when no sound comes, for a microphone is gone; None while it comes."""
         self._waiting: deque[Segment] = deque()
-        self._judged_at, self._paused = math.inf, False
+        self._idle, self._paused = math.inf, False
         self._gradable_samples = 0
 
     def run(self) -> Iterator[CycleResult | Entry]:
@@ -133,13 +133,12 @@ class Auscultation:
 
     def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
         """All of them, unless sound comes in meanwhile: that is taken first, and the oldest cycles may be dropped."""
-        now = time.monotonic()
-        # sources give a block at least twice a second, also without sound
-        self._paused = now - self._judged_at > PAUSED_SECONDS or (
-            self._paused and sound_waiting_seconds > PATIENCE_SECONDS
-        )
+        # sources give a block at least twice a second, also without sound; a slow model takes the processor's time
+        idle = time.monotonic() - time.process_time()
+        paused = idle - self._idle > PAUSED_SECONDS
+        self._idle = idle
+        self._paused = paused or (self._paused and sound_waiting_seconds > PATIENCE_SECONDS)
         yield from self._judge_all(sound_waiting_seconds)
-        self._judged_at = time.monotonic()
 
     def _judge_all(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
         while self._waiting and not self._ending:

@@ -347,6 +347,18 @@ class Clocked(Sound):
             yield replace(block, waiting_seconds=max(0.0, late))
 
 
+def test_a_program_that_was_stopped_does_not_call_its_model_slow(classifier: Classifier) -> None:
+    session = Auscultation(Clocked(blocks_of(auscultate(1, 60.0).samples), live=True), classifier, QUALITY)
+    entries: list[Entry] = []
+    stopped = False
+    for happened in session.run():
+        if isinstance(happened, CycleResult) and not stopped:
+            stopped = True
+            time.sleep(4.0)  # of forty seconds of sound
+        entries += [happened] if isinstance(happened, Entry) and happened.kind == "dropped" else []
+    assert entries and all("while this program was stopped" in one.note for one in entries)
+
+
 def test_a_model_slower_than_breathing_drops_the_oldest_cycles_and_counts_them(tmp_path: Path) -> None:
     sound = blocks_of(auscultate(1, 60.0).samples)
     slow = Slow(read_bundle(make_bundle(tmp_path / "bundle")))
