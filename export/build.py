@@ -29,12 +29,12 @@ from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
 from trainer.evaluate import readings_of
 from trainer.experiment import open_run_corpus, request_of
-from trainer.fit import Validation
 from trainer.metrics import Float64Array, Rates
 from trainer.model import Ensemble, Network
 from trainer.protocols import Protocol, examples, inputs_of
 from trainer.run import Choice, RunFacts, load_model, read_facts
 from trainer.splits import only_patients
+from trainer.validation import Validation
 
 PARITY_WINDOWS: Final = 13  # of validation patients, beside the simulated breaths
 SENSITIVITY_WINDOWS: Final = 32

@@ -10,9 +10,9 @@ from device.decision import abnormal_probability, leading_class, pool, softmax
 from device.labels import NORMAL
 from device.signal import FloatArray
 from trainer.compare import Shift, rates_shift
-from trainer.fit import Validation, calibrate
-from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, confusion
+from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, calibrate, confusion
 from trainer.protocols import worst_window
+from trainer.validation import Validation
 
 LARGEST_PARITY: Final = 1e-4  # logits
 LARGEST_LOSS: Final = 0.005  # of Score

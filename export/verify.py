@@ -19,9 +19,11 @@ from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.compare import rates_shift
 from trainer.corpora import Corpus, CorpusError
-from trainer.evaluate import Outcome, open_subject, outcome_of, reading
+from trainer.evaluate import outcome_on, reading
 from trainer.metrics import Interval
+from trainer.outcome import Outcome
 from trainer.protocols import Protocol
+from trainer.served import ServedModel, of_classifier
 from trainer.view import interval
 
 
@@ -58,18 +60,6 @@ class Verified:
         return {**file, **found, "score_shift": self.score_shift.as_json(), "problem": self.problem or None}
 
 
-class _Recorder(Classifier):
-    """A classifier of one model file that keeps its logits, so that nothing is computed twice."""
-
-    def __init__(self, bundle: Bundle, file: ModelFile) -> None:
-        super().__init__(bundle, threads=torch.get_num_threads(), file=file)
-        self.kept: list[FloatArray] = []
-
-    def logits(self, inputs: FloatArray) -> FloatArray:
-        self.kept.append(super().logits(inputs))
-        return self.kept[-1]
-
-
 def open_whole(path: Path) -> Bundle:
     """A bundle whose schema and hashes hold, else GateRefused; BundleError where there is no bundle at all."""
     if not path.exists() or (path.is_dir() and not (path / MANIFEST).is_file()):
@@ -92,28 +82,20 @@ def verify(
 
     Files for TensorRT run on ONNX Runtime too: the same integers, the same answers up to rounding.
     """
-    subject = open_subject(bundle.path, torch.device("cpu"))
     verified: list[Verified] = []
     fp32: tuple[FloatArray, Outcome] | None = None
     for file in sorted(bundle.manifest.files, key=lambda file: file.precision != "fp32"):
         busy(f"{file.path}: {protocol} of {corpus.name}")
-        classifier = _Recorder(bundle, file)
+        classifier = Classifier(bundle, threads=torch.get_num_threads(), file=file)
         try:
             deviation = self_test(classifier)
         except BundleError as error:
             raise GateRefused(f"{file.path}: {error}") from error
-        classifier.kept.clear()
-        form = replace(
-            subject,
-            model=classifier,
-            logits=classifier.pooled,
-            temperature=file.temperature,
-            threshold=file.threshold,
-        )
-        outcome = outcome_of(form, corpus, cache, protocol, quality)
-        if not classifier.kept:
+        form, kept = _recording(of_classifier(classifier))
+        outcome = outcome_on(form, corpus, cache, protocol, quality)
+        if not kept:
             raise CorpusError(f"{corpus.where}: nothing in it can be judged; give another --part or --data")
-        found = np.concatenate(classifier.kept)
+        found = np.concatenate(kept)
         fp32 = fp32 or (found, outcome)
         shift = rates_shift(outcome.patients, outcome.true, fp32[1].predicted, outcome.predicted).score
         read = reading(outcome, protocol, form, corpus)
@@ -121,6 +103,17 @@ def verify(
             Verified(file, deviation, read, agreement(found, fp32[0]), relative_error(found, fp32[0]), shift)
         )
     return verified
+
+
+def _recording(served: ServedModel) -> tuple[ServedModel, list[FloatArray]]:
+    """The same model, and the list that its logits are kept in, so that nothing is computed twice."""
+    kept: list[FloatArray] = []
+
+    def logits(inputs: FloatArray) -> FloatArray:
+        kept.append(served.logits(inputs))
+        return kept[-1]
+
+    return replace(served, logits=logits), kept
 
 
 def require(verified: list[Verified], bundle: Bundle) -> None:

@@ -28,17 +28,18 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
-from trainer.evaluate import Outcome, Subject, of_heard, of_shown, read_stretches, save_outcome
 from trainer.experiment import Prepared, Request, prepare
 from trainer.files import write_atomically
 from trainer.fit import identity
 from trainer.machine import Machine, start
 from trainer.members import train_members
 from trainer.model import network
+from trainer.outcome import Outcome, of_heard, of_shown, read_stretches, save_outcome
 from trainer.protocols import Protocol, default_protocol
 from trainer.recipe import Recipe
-from trainer.recordings import UNFITTED, RunModel, gradable, hear, segmentation_for
+from trainer.recordings import gradable, hear
 from trainer.run import WEIGHTS_FILE, load_tensors, read_metrics, save_tensors
+from trainer.served import ServedModel, of_network
 from trainer.study import Study, StudyError
 from trainer.view import EpochView
 
@@ -46,8 +47,6 @@ CELL_FILE = "cell.json"
 ERROR_FILE = "error.txt"
 START_RAY = "start one with 'ray start --head', or leave --ray out"
 LAYOUT = 3  # raise when the same recipe, seed and corpus would give another result
-# Nothing is fitted for a cell: recordings go through the live path and a fixed rule.
-SITE_RULE = UNFITTED
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def _finish_cell(cell: Cell, plan: Plan) -> None:
         train_cell(cell, plan, prepared, (training, held_out), machine)
     model = network(cell.recipe.model).to(machine.device)
     model.load_state_dict(load_tensors(cell.folder / WEIGHTS_FILE)[0])
-    served = RunModel(model, machine.device, prepared.front_end, segmentation_for(cell.recipe), SITE_RULE, 1.0, 0.0)
+    served = of_network(model, machine.device, cell.recipe, prepared.front_end)
     for target in plan.targets:
         if not cell.reading(target).is_file():
             corpus, cache = plan.other() if target.elsewhere else (held_out, prepared.cache)
@@ -262,13 +261,12 @@ def minutes_left(cell: Cell, minutes: float | None) -> float | None:
     return left if left >= max(seconds) / 60 else 0.0
 
 
-def _read(served: RunModel, plan: Plan, target: Target, corpus: Corpus, cache: AudioCache) -> Outcome:
+def _read(served: ServedModel, plan: Plan, target: Target, corpus: Corpus, cache: AudioCache) -> Outcome:
     """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
     if target.protocol in ("live", "recordings"):
         heard = hear(gradable(corpus), cache, served, plan.quality)
-        return of_shown(heard, cache) if target.protocol == "live" else of_heard(heard, cache, SITE_RULE)
-    subject = Subject("cell", "", served, served.pooled, served.front_end, 1.0, 0.0, None, frozenset(), frozenset())
-    return read_stretches(corpus, cache, subject, target.protocol)
+        return of_shown(heard, cache) if target.protocol == "live" else of_heard(heard, cache, served.site_rule)
+    return read_stretches(corpus, cache, served, target.protocol)
 
 
 def attempt(cell: Cell, plan: Plan) -> str | None:

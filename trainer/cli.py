@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from firmware_config.settings import Settings
     from trainer.audio_cache import AudioCache
     from trainer.corpora import Corpus, Source
-    from trainer.evaluate import Subject
     from trainer.protocols import Protocol
     from trainer.recipe import Recipe
+    from trainer.served import ServedModel
 
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
 data_app = application("Look at a corpus.")
@@ -276,12 +276,13 @@ def evaluate(
 
     from firmware_config.settings import load_settings
     from trainer import evaluate as evaluation
+    from trainer.served import open_served
     from trainer.view import show_reading
 
     settings = load_settings(config)
     console = Console(stderr=True)
     sources = sources_of(corpus, data)
-    opened = evaluation.open_subject(subject, _device(device, settings))
+    opened = open_served(subject, _device(device, settings))
     read, cache, chosen = _to_read([opened], sources, part, protocol, split, lenient, settings)
     if calibrate_on is not None and chosen != "recordings":
         raise typer.BadParameter("a calibration is of whole recordings: add --protocol recordings")
@@ -398,7 +399,8 @@ def compare(
 
     from firmware_config.settings import load_settings
     from trainer import compare as comparing
-    from trainer.evaluate import log_reading, open_subject
+    from trainer.evaluate import log_reading
+    from trainer.served import open_served
     from trainer.view import show_comparison
 
     settings = load_settings(config)
@@ -409,7 +411,7 @@ def compare(
     elif not sources:
         raise typer.BadParameter("a --part, or a bundle, is read on a corpus: give --corpus and --data")
     else:
-        one, other = (open_subject(path, _device(device, settings)) for path in (first, second))
+        one, other = (open_served(path, _device(device, settings)) for path in (first, second))
         read, cache, chosen = _to_read([one, other], sources, part, protocol, split, lenient, settings)
         with _progress(Console(stderr=True), "listening") as progress:
             compared, readings = comparing.on_corpus(one, other, read, cache, chosen, settings.quality, progress)
@@ -422,7 +424,7 @@ def compare(
 
 
 def _to_read(
-    subjects: "list[Subject]",
+    subjects: "list[ServedModel]",
     sources: "tuple[Source, ...]",
     part: str | None,
     protocol: str | None,

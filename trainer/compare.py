@@ -15,10 +15,12 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
-from trainer.evaluate import Outcome, Subject, headline, load_outcome, outcome_of, reading
+from trainer.evaluate import headline, outcome_on, reading
 from trainer.metrics import Float64Array, IntArray, Interval, binary_rates, confusion, patient_bootstrap
+from trainer.outcome import Outcome, load_outcome
 from trainer.protocols import Protocol
 from trainer.run import RUN_FILE, outcome_file, read_facts
+from trainer.served import ServedModel
 
 NAMES = {
     ("binary", "sensitivity"): "sensitivity",
@@ -158,8 +160,8 @@ def on_held_out(first: Path, second: Path, protocol: Protocol) -> dict[str, Any]
 
 
 def on_corpus(
-    first: Subject,
-    second: Subject,
+    first: ServedModel,
+    second: ServedModel,
     corpus: Corpus,
     cache: AudioCache,
     protocol: Protocol,
@@ -167,9 +169,9 @@ def on_corpus(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Two models read on the same examples, and the two readings themselves."""
-    subjects = first, second
-    outcomes = [outcome_of(subject, corpus, cache, protocol, quality, progress) for subject in subjects]
-    readings = [reading(outcome, protocol, of, corpus) for outcome, of in zip(outcomes, subjects, strict=True)]
+    models = first, second
+    outcomes = [outcome_on(model, corpus, cache, protocol, quality, progress) for model in models]
+    readings = [reading(outcome, protocol, of, corpus) for outcome, of in zip(outcomes, models, strict=True)]
     about = {key: readings[0][key] for key in ("corpus", "part", "protocol")}
     return {"a": first.name, "b": second.name, **about, **compare(*outcomes)}, readings
 

@@ -1,33 +1,22 @@
 """`trainer evaluate`: one reading of accuracy in both conventions, with intervals and what its confounders reach."""
 
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from device.bundle import MANIFEST, BundleError, Calibration, SiteRule, open_bundle
-from device.classifier import Classifier
-from device.decision import abnormal_probability, leading_class, softmax
 from device.labels import LABELS, NORMAL
-from device.live import Judge
-from device.quality import level_dbfs
-from device.signal import FloatArray, FrontEnd
-from firmware_config.command_line import one_line
 from firmware_config.settings import QualitySettings
 from trainer import healthy
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus, CorpusError, load_corpora
 from trainer.corpora.cycle import AGES, Recording, Source, abnormal_shares, stage_of_life
-from trainer.files import replacing, write_atomically
+from trainer.files import write_atomically
 from trainer.metrics import (
-    NO_VERDICT,
     BoolArray,
     Float64Array,
     IntArray,
@@ -44,275 +33,14 @@ from trainer.metrics import (
     sensitivity_at,
     tally,
 )
-from trainer.model import Ensemble, Network
-from trainer.protocols import Protocol, check_protocol, examples, inputs_of, labels_of, worst_window
-from trainer.recordings import Heard, RunModel, gradable, hear, listen_longer, predicted_class
-from trainer.run import READINGS_FILE, RUN_FILE, RunError, RunFacts, load_model, read_facts, read_rows
+from trainer.outcome import Outcome, of_heard, of_shown, read_stretches, share_not_met
+from trainer.protocols import Protocol, check_protocol
+from trainer.recordings import gradable, hear, listen_longer
+from trainer.run import READINGS_FILE, RUN_FILE, RunFacts, read_rows
+from trainer.served import ServedModel
 from trainer.splits import SplitError, refuse_shared_patients
 
-BATCH = 64
-ALONE = "alone."
-TEXTS = ("patients", "recordings", "devices", "sites", "corpora")
-
-
 READING_KEYS = {"protocol", "corpus", "part", "n", "binary", "exact", "auroc", "confounders", "confusion", "bundle"}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is read: the model in the form that every protocol needs, and what it was trained on."""
-
-    name: str
-    fingerprint: str
-    """sha256 of a bundle's manifest or of a run's facts."""
-    model: Judge
-    logits: Callable[[FloatArray], Float64Array]
-    """(n, 4), over all moments, of model inputs (n, frames, mels)."""
-    front_end: FrontEnd
-    temperature: float
-    threshold: float
-    calibration: Calibration | None
-    trained_corpora: frozenset[str]
-    trained_patients: frozenset[str] | None
-    """Known for a run, `CORPUS/PATIENT`; a bundle does not carry patients' names."""
-    seen_parts: tuple[str, ...] = ()
-    """Parts of that corpus whose patients trained or tuned it, where the patients are not known."""
-
-
-def open_subject(path: Path, device: torch.device) -> Subject:
-    """A run folder or a bundle; the error says what is missing."""
-    if (path / RUN_FILE).is_file():
-        return _run_subject(path, device)
-    if path.is_file() or (path / MANIFEST).is_file():
-        classifier = Classifier(open_bundle(path), threads=torch.get_num_threads())
-        manifest = classifier.bundle.manifest
-        return Subject(
-            manifest.name,
-            classifier.fingerprint,
-            classifier,
-            classifier.pooled,
-            manifest.front_end,
-            classifier.file.temperature,
-            classifier.file.threshold,
-            manifest.calibration,
-            frozenset(manifest.corpus.split("+")),
-            None,
-            manifest.seen_parts,
-        )
-    if not path.exists():
-        raise BundleError(f"{path}: neither a run nor a bundle is here; check the path")
-    read_facts(path)  # says whether it is an unfinished run
-    raise RunError(f"{path}: neither a run nor a bundle")
-
-
-def _run_subject(path: Path, device: torch.device) -> Subject:
-    facts = read_facts(path)
-    return run_subject(load_model(path, facts).to(device), facts, path.resolve().name, device)
-
-
-def as_served(model: Network | Ensemble, facts: RunFacts, device: torch.device) -> RunModel:
-    """A run's model with all that its validation patients chose, as the live path takes it."""
-    choice = facts.choice
-    return RunModel(
-        model,
-        device,
-        facts.front_end,
-        choice.segmentation,
-        choice.site_rule,
-        choice.temperature,
-        choice.cycle_threshold,
-    )
-
-
-def run_subject(model: Network | Ensemble, facts: RunFacts, name: str, device: torch.device) -> Subject:
-    """`as_served`, with whom it met."""
-    choice, served = facts.choice, as_served(model, facts, device)
-    return Subject(
-        name,
-        facts.fingerprint,
-        served,
-        served.pooled,
-        facts.front_end,
-        choice.temperature,
-        choice.cycle_threshold,
-        choice.calibration,
-        frozenset(source.name for source in facts.corpora),
-        # those of a test part that chose, too
-        frozenset(facts.patients).union(*facts.held_out),
-    )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Per example: what is true, what was predicted, what else could have told, and where it was heard; all (n,)."""
-
-    true: IntArray
-    predicted: IntArray
-    probability: Float64Array
-    """Calibrated, of being abnormal."""
-    patients: list[str]
-    confounders: dict[str, Float64Array]
-    recordings: list[str] = field(default_factory=list)
-    start_seconds: Float64Array = field(default_factory=lambda: np.empty(0))
-    end_seconds: Float64Array = field(default_factory=lambda: np.empty(0))
-    devices: list[str] = field(default_factory=list)
-    sites: list[str] = field(default_factory=list)
-    classes: Float64Array = field(default_factory=lambda: np.empty((0, len(LABELS))))
-    """Calibrated probabilities (n, 4) of all classes; NaN for whole recordings."""
-    corpora: list[str] = field(default_factory=list)
-
-    def at(self, rows: IntArray) -> "Outcome":
-        """The same of some rows only."""
-        return _outcome({name: column[rows] for name, column in _columns(self).items()})
-
-
-def read_stretches(corpus: Corpus, cache: AudioCache, subject: Subject, protocol: Protocol) -> Outcome:
-    """Outcome on `events` or `windows`."""
-    chosen = examples(corpus, protocol, cache)
-    by_name = {recording.name: recording for recording in corpus.recordings}
-    heard = [by_name[example.recording] for example in chosen]
-    logits, probability = [], []
-    # in pieces: all windows of a corpus at once would not fit into a small machine
-    for start in range(0, len(chosen), BATCH):
-        inputs, owner = inputs_of(chosen[start : start + BATCH], cache, subject.front_end)
-        raw = subject.logits(inputs)
-        one, likely = worst_window(raw, abnormal_probability(raw, subject.temperature), owner)
-        logits.append(one)
-        probability.append(likely)
-    likely = np.concatenate([np.empty(0), *probability])
-    worst = np.concatenate([np.empty((0, len(LABELS))), *logits])
-    return Outcome(
-        labels_of(chosen),
-        np.where(likely >= subject.threshold, leading_class(worst), NORMAL),
-        likely,
-        [example.patient for example in chosen],
-        {
-            "duration": np.array([example.event_seconds for example in chosen]),
-            "age": _ages([example.age_years for example in chosen]),
-            "level": np.array([level_dbfs(cache.cut(e.recording, e.start_seconds, e.end_seconds)) for e in chosen]),
-        },
-        [recording.name for recording in heard],
-        np.array([example.start_seconds for example in chosen]),
-        np.array([example.end_seconds for example in chosen]),
-        [recording.device for recording in heard],
-        [recording.site for recording in heard],
-        softmax(worst, subject.temperature),
-        [recording.corpus for recording in heard],
-    )
-
-
-def of_shown(heard: Sequence[Heard], cache: AudioCache) -> Outcome:
-    """Outcome of `live`: every annotated event or cycle against the cycle on the screen that overlaps it most.
-
-    An abnormal one that no gradable cycle meets is missed; a normal one says nothing then, and is left out.
-    """
-    pairs = [(one, cycle, one.shown_for(cycle)) for one in heard for cycle in one.recording.cycles]
-    met = [pair for pair in pairs if pair[2] is not None or pair[1].label != "normal"]
-    judgements = [None if shown is None else shown.judgement for _, _, shown in met]
-    recordings, cycles = [one.recording for one, _, _ in met], [cycle for _, cycle, _ in met]
-    return Outcome(
-        np.array([LABELS.index(cycle.label) for cycle in cycles], dtype=np.int64),
-        np.array([NO_VERDICT if one is None else LABELS.index(one.label) for one in judgements], dtype=np.int64),
-        np.array([0.0 if one is None else one.probability for one in judgements]),
-        [recording.patient for recording in recordings],
-        {
-            "duration": np.array([cycle.duration_seconds for cycle in cycles]),
-            "age": _ages([recording.age_years for recording in recordings]),
-            "level": np.array([level_dbfs(cache.cut(c.recording, c.start_seconds, c.end_seconds)) for c in cycles]),
-        },
-        [recording.name for recording in recordings],
-        np.array([cycle.start_seconds for cycle in cycles]),
-        np.array([cycle.end_seconds for cycle in cycles]),
-        [recording.device for recording in recordings],
-        [recording.site for recording in recordings],
-        np.full((len(met), len(LABELS)), np.nan),
-        [recording.corpus for recording in recordings],
-    )
-
-
-def share_not_met(outcome: Outcome, corpus: Corpus) -> float:
-    """Of the annotated events or cycles, those that no gradable cycle on the screen met, of an outcome of `live`."""
-    annotated = sum(len(recording.cycles) for recording in gradable(corpus))
-    return 1.0 - float((outcome.predicted != NO_VERDICT).sum()) / max(annotated, 1)
-
-
-def of_heard(heard: Sequence[Heard], cache: AudioCache, rule: SiteRule) -> Outcome:
-    """Outcome of whole recordings; 'not enough' and 'poor quality' verdicts are wrong on both sides."""
-    predicted, probability = [], []
-    for one in heard:
-        decided = one.decision(rule)
-        given = decided.verdict in ("flagged", "nothing flagged")
-        predicted.append(LABELS.index(predicted_class(decided)) if given else NO_VERDICT)
-        probability.append(decided.probability or 0.0)
-    recordings = [one.recording for one in heard]
-    seconds = np.array([cache.seconds(recording.name) for recording in recordings])
-    return Outcome(
-        np.array([LABELS.index(recording.label) for recording in recordings], dtype=np.int64),
-        np.array(predicted, dtype=np.int64),
-        np.array(probability),
-        [recording.patient for recording in recordings],
-        {
-            "duration": seconds,
-            "age": _ages([recording.age_years for recording in recordings]),
-            "level": np.array([level_dbfs(cache[recording.name]) for recording in recordings]),
-        },
-        [recording.name for recording in recordings],
-        np.zeros(len(heard)),
-        seconds,
-        [recording.device for recording in recordings],
-        [recording.site for recording in recordings],
-        np.full((len(heard), len(LABELS)), np.nan),
-        [recording.corpus for recording in recordings],
-    )
-
-
-def join(outcomes: Sequence[Outcome]) -> Outcome:
-    """Outcomes of several models, each on patients of its own, as one."""
-    columns = [_columns(one) for one in outcomes]
-    return _outcome({name: np.concatenate([one[name] for one in columns]) for name in columns[0]})
-
-
-def save_outcome(path: Path, outcome: Outcome) -> None:
-    """All of an outcome in one .npz, replaced atomically; FileError when it cannot be written."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **_columns(outcome))
-
-
-def load_outcome(path: Path) -> Outcome:
-    """Inverse of `save_outcome`; RunError names a file that is missing or damaged."""
-    try:
-        with np.load(path) as file:
-            columns = {name: file[name] for name in file.files}
-        if len({len(column) for column in columns.values()}) != 1:
-            raise ValueError("columns of different lengths")
-        return _outcome(columns)
-    except FileNotFoundError:
-        raise RunError(f"{path}: not there; this run kept no judgements of held-out patients, train again") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{path}: damaged ({one_line(str(error))}); restore it from a backup or train again") from error
-
-
-def _columns(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as arrays by name; every confounder is one."""
-    columns = {name: np.asarray(value) for name, value in vars(outcome).items() if name != "confounders"}
-    return columns | {f"{ALONE}{name}": value for name, value in outcome.confounders.items()}
-
-
-def _outcome(columns: dict[str, Any]) -> Outcome:
-    """Inverse of `_columns`; TypeError where one is missing or unknown."""
-    plain = {
-        name: column.tolist() if name in TEXTS else column
-        for name, column in columns.items()
-        if not name.startswith(ALONE)
-    }
-    alone = {name[len(ALONE) :]: column for name, column in columns.items() if name.startswith(ALONE)}
-    return Outcome(**plain, confounders=alone)
-
-
-def _ages(ages: Sequence[float | None]) -> Float64Array:
-    return np.array([np.nan if age is None else age for age in ages])
-
-
 SPECIFICITIES = (0.80, 0.90, 0.95)
 LEAST_PATIENTS = 10
 # what is taken of a class and of a device, site or age, and where `headline` has it
@@ -422,7 +150,7 @@ def _direction(abnormal: Any, values: Float64Array) -> float:
 
 
 def evaluate(
-    subject: Subject,
+    served: ServedModel,
     corpus: Corpus,
     cache: AudioCache,
     protocol: Protocol,
@@ -435,40 +163,40 @@ def evaluate(
     Of whole recordings, with who is flagged by listening time, and with what a calibration on so many healthy people is
     worth. CalibrationError when there are too few.
     """
-    outcome = outcome_of(subject, corpus, cache, protocol, quality, progress)
-    read = reading(outcome, protocol, subject, corpus)
+    outcome = outcome_on(served, corpus, cache, protocol, quality, progress)
+    read = reading(outcome, protocol, served, corpus)
     if protocol == "recordings":
-        joined = listen_longer(gradable(corpus), cache, subject.model, quality, progress)
+        joined = listen_longer(gradable(corpus), cache, served, quality, progress)
         read["listening"] = [asdict(one) for one in joined]
         if calibrate_on is not None:
-            rule = subject.model.site_rule
-            read["calibration"] = healthy.calibrate_on(outcome, rule, subject.calibration, calibrate_on)
+            rule = served.site_rule
+            read["calibration"] = healthy.calibrate_on(outcome, rule, served.calibration, calibrate_on)
     return read
 
 
-def outcome_of(
-    subject: Subject,
+def outcome_on(
+    served: ServedModel,
     corpus: Corpus,
     cache: AudioCache,
     protocol: Protocol,
     quality: QualitySettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
-    """Outcome of a subject on a corpus; where it met these patients in training, with what they alone would tell."""
+    """Outcome of a model on a corpus; where it met these patients in training, with what they alone would tell."""
     check_protocol(corpus, protocol)
     if protocol in ("live", "recordings"):
-        heard = hear(gradable(corpus), cache, subject.model, quality, progress)
-        outcome = of_shown(heard, cache) if protocol == "live" else of_heard(heard, cache, subject.model.site_rule)
+        heard = hear(gradable(corpus), cache, served, quality, progress)
+        outcome = of_shown(heard, cache) if protocol == "live" else of_heard(heard, cache, served.site_rule)
     else:
-        outcome = read_stretches(corpus, cache, subject, protocol)
-    training = seen_annotations(subject, corpus)
+        outcome = read_stretches(corpus, cache, served, protocol)
+    training = seen_annotations(served, corpus)
     if not training:
         return outcome
     patient = np.array(abnormal_shares(training, outcome.patients))
     return replace(outcome, confounders=outcome.confounders | {"patient": patient})
 
 
-def reading(outcome: Outcome, protocol: Protocol, subject: Subject, corpus: Corpus) -> dict[str, Any]:
+def reading(outcome: Outcome, protocol: Protocol, served: ServedModel, corpus: Corpus) -> dict[str, Any]:
     """What `trainer evaluate --json` prints of an outcome: its scores, and what was read."""
     parts = sorted({recording.part for recording in corpus.recordings})
     return {
@@ -478,11 +206,11 @@ def reading(outcome: Outcome, protocol: Protocol, subject: Subject, corpus: Corp
         "corpus": corpus.name,
         "part": "+".join(parts) or "all",
         "patients": len(set(outcome.patients)),
-        "patients_seen_in_training": seen_in_training(subject, corpus),
+        "patients_seen_in_training": seen_in_training(served, corpus),
         "recordings": len(corpus.recordings),
-        "model": subject.name,
-        "bundle": subject.fingerprint,
-        "threshold": subject.threshold,
+        "model": served.name,
+        "bundle": served.fingerprint,
+        "threshold": served.threshold,
         "notes": list(corpus.notes),
     }
 
@@ -538,30 +266,30 @@ def _ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def refuse_trained_patients(subject: Subject, corpus: Corpus, split: str) -> None:
+def refuse_trained_patients(served: ServedModel, corpus: Corpus, split: str) -> None:
     """SplitError when a run would be read on its own patients, but where the reading is labelled so.
 
     That is SPRSound's intra part, whose patients are in training by design, and anything under `as-published`.
     """
-    if subject.trained_patients is None or split == "as-published":
+    if served.trained_patients is None or split == "as-published":
         return
     read = [recording.patient for recording in corpus.recordings if recording.part != "intra"]
     try:
-        refuse_shared_patients(sorted(subject.trained_patients), read, f"{subject.name} on {corpus.where}")
+        refuse_shared_patients(sorted(served.trained_patients), read, f"{served.name} on {corpus.where}")
     except SplitError as error:
         raise SplitError(
             f"{error}; read a --part of other patients (--split as-published reads on, labelled)"
         ) from None
 
 
-def seen_in_training(subject: Subject, corpus: Corpus) -> bool | None:
+def seen_in_training(served: ServedModel, corpus: Corpus) -> bool | None:
     """Whether any of these patients trained or tuned the model; None when a bundle cannot tell."""
-    if subject.trained_patients is not None:
-        return bool(subject.trained_patients & set(corpus.patients))
-    known = [recording for recording in corpus.recordings if _corpus_of(recording, corpus) in subject.trained_corpora]
+    if served.trained_patients is not None:
+        return bool(served.trained_patients & set(corpus.patients))
+    known = [recording for recording in corpus.recordings if _corpus_of(recording, corpus) in served.trained_corpora]
     if not known:
         return False
-    parts, seen = {recording.part for recording in known}, set(subject.seen_parts)
+    parts, seen = {recording.part for recording in known}, set(served.seen_parts)
     # a corpus without parts says nothing of who is in it
     return True if parts & seen - {""} else None if "" in parts | seen else False
 
@@ -570,9 +298,9 @@ def _corpus_of(recording: Recording, corpus: Corpus) -> str:
     return recording.corpus or corpus.name
 
 
-def seen_annotations(subject: Subject, corpus: Corpus) -> tuple[Recording, ...]:
+def seen_annotations(served: ServedModel, corpus: Corpus) -> tuple[Recording, ...]:
     """The train part of these patients' corpora, annotations alone; () where they are strangers or it is not there."""
-    if "train" in {recording.part for recording in corpus.recordings} or not seen_in_training(subject, corpus):
+    if "train" in {recording.part for recording in corpus.recordings} or not seen_in_training(served, corpus):
         return ()
     return tuple(recording for source in corpus.sources for recording in _published(source))
 

@@ -34,11 +34,11 @@ from device.signal import (
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.crops import repetition
-from trainer.evaluate import as_served
 from trainer.metrics import BoolArray, Float64Array, IntArray
 from trainer.model import AST, Ensemble, ModelConfig, Network, pool_moments
 from trainer.recordings import CachedSource
 from trainer.run import load_model, read_facts
+from trainer.served import of_run
 
 SILENCE_DB = -20.0  # below a window's mean power; on SPRSound one frame in twenty, a pause and not a quiet breath
 ATTENTION = 16  # attention weights are kept twice, with their gradients: so many times the memory of a plain pass
@@ -284,7 +284,7 @@ def explain(
     """
     facts = read_facts(run)
     model, choice = load_model(run, facts).to(device), facts.choice
-    served = as_served(model, facts, device)
+    served = of_run(model, facts, run.name, device)
     samples = resample(*read_audio(file))
     session = Auscultation(CachedSource(file.name, samples), served, quality)
     results = [one for one in session.run() if isinstance(one, CycleResult)]

@@ -14,27 +14,26 @@ from device.bundle import Calibration, Population, SiteRule, ThresholdChoice
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus, parts_of
-from trainer.evaluate import Outcome, join, of_heard, of_shown, read_stretches, reading, run_subject, save_outcome
+from trainer.evaluate import reading
 from trainer.experiment import Prepared, Request
 from trainer.files import write_atomically
 from trainer.fit import FitError
 from trainer.members import Member, Refitted
 from trainer.metrics import Float64Array, balanced_curve, best_row, fit_temperature
+from trainer.outcome import Outcome, join, of_heard, of_shown, read_stretches, save_outcome
 from trainer.protocols import Protocol, stretch_protocol
 from trainer.recipe import Recipe
 from trainer.recordings import (
-    UNFITTED,
     Heard,
-    RunModel,
     calibration_of,
     fit_site_rule,
     gradable,
     hear,
     rejudged,
-    segmentation_for,
     voices,
 )
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, outcome_file, save_tensors
+from trainer.served import UNFITTED, of_network, of_run, segmentation_for
 
 CURVE_ROWS = 101
 
@@ -105,13 +104,12 @@ def finish(
         versions=versions(),
     )
     name = folder.resolve().name
-    served = run_subject(model, run, name, device)
+    served = of_run(model, run, name, device)
     judged = dataclasses.replace(
         corpus, recordings=tuple(one for member in members for one in member.held_out.recordings), notes=()
     )
     stretches = [
-        read_stretches(member.held_out, cache, run_subject(member.model, run, name, device), protocol)
-        for member in members
+        read_stretches(member.held_out, cache, of_run(member.model, run, name, device), protocol) for member in members
     ]
     outcomes: dict[Protocol, Outcome] = {protocol: join(stretches), **chosen.outcomes}
     for read_on, outcome in outcomes.items():
@@ -150,8 +148,7 @@ def hear_held_out(
     """Every held-out patient's recordings through the live path, by the member that never met the patient."""
     heard = []
     for member in members:
-        segmentation = segmentation_for(recipe)
-        served = RunModel(member.model, device, prepared.front_end, segmentation, UNFITTED, temperature, 0.0)
+        served = of_network(member.model, device, recipe, prepared.front_end, temperature)
         heard += hear(gradable(member.held_out), prepared.cache, served, quality)
     return heard
 

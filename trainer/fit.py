@@ -19,19 +19,17 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from device.decision import abnormal_probability, pool
+from device.decision import abnormal_probability
 from device.labels import LABELS
-from device.signal import FloatArray, FrontEnd, raw_window, split
+from device.signal import FrontEnd, raw_window, split
 from firmware_config.errors import RespSAMError
-from trainer.audio_cache import AudioCache
 from trainer.checkpoints import load_initial
 from trainer.corpora.cycle import Corpus
 from trainer.crops import TrainingCrops, located
 from trainer.files import write_atomically
 from trainer.machine import Machine
-from trainer.metrics import Float64Array, IntArray, auroc, choose_threshold, fit_temperature
-from trainer.model import Ensemble, Network, network
-from trainer.protocols import examples, inputs_of, labels_of, stretch_protocol, worst_window
+from trainer.metrics import Float64Array, IntArray, auroc, choose_threshold
+from trainer.model import Network, network
 from trainer.recipe import DataRecipe, OptimizerRecipe, Recipe
 from trainer.run import (
     CHECKPOINT_FILE,
@@ -48,6 +46,7 @@ from trainer.run import (
 from trainer.sam import SAM, backward_twice
 from trainer.sampler import draw, weights
 from trainer.splits import family
+from trainer.validation import Validation
 
 NORMALISATION_CROPS = 1024
 NOWHERE = 1e-12  # weight of a moment outside of a span: its logarithm is still a number
@@ -183,37 +182,6 @@ def pooled(logits: Tensor, members: Tensor) -> Tensor:
     against_normal = logits - logits[..., :1]
     shares = members / members.sum(dim=-1, keepdim=True).clamp(min=1.0)
     return torch.logsumexp(against_normal.unsqueeze(1) + (shares + NOWHERE).log().unsqueeze(-1), dim=2)
-
-
-def predict(model: Network | Ensemble, inputs: FloatArray, device: torch.device) -> FloatArray:
-    """Logits (n, moments, classes) of model inputs (n, frames, mels), in eval mode without gradients."""
-    model.eval()
-    at_once = model.config.windows_at_once
-    with torch.inference_mode():
-        batches = [
-            model(torch.from_numpy(inputs[start : start + at_once]).to(device)).float().cpu().numpy()
-            for start in range(0, len(inputs), at_once)
-        ]
-    return np.concatenate(batches)
-
-
-class Validation:
-    """The validation patients' stretches on the corpus's default protocol, computed once."""
-
-    def __init__(self, corpus: Corpus, cache: AudioCache, front_end: FrontEnd) -> None:
-        self.protocol = stretch_protocol(corpus)
-        chosen = examples(corpus, self.protocol, cache)
-        self.labels = labels_of(chosen)
-        self.patients = [example.patient for example in chosen]
-        if len(np.unique(self.labels > 0)) < 2:
-            raise FitError(f"the validation patients have normal or abnormal {self.protocol} only; add patients")
-        self.inputs, self.owner = inputs_of(chosen, cache, front_end)
-
-    def logits(self, model: Network | Ensemble, machine: Machine) -> Float64Array:
-        """Logits of every stretch (n, classes); the worst window speaks for a long one. Processes share the work."""
-        raw = pool(predict(model, self.inputs[machine.rank :: machine.processes], machine.device)).astype(np.float32)
-        together = machine.together(raw, len(self.inputs)).astype(np.float64)
-        return worst_window(together, abnormal_probability(together), self.owner)[0]
 
 
 class Learner(nn.Module):
@@ -475,13 +443,6 @@ class Events:
             if isinstance(value, float):
                 self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
-
-
-def calibrate(logits: Float64Array, labels: IntArray) -> tuple[float, float]:
-    """Temperature, then the threshold on the calibrated probability, both from validation logits."""
-    temperature = fit_temperature(logits, labels)
-    threshold, _ = choose_threshold(labels > 0, abnormal_probability(logits, temperature))
-    return temperature, threshold
 
 
 def train(

@@ -14,7 +14,7 @@ from trainer.recordings import calibration_of, site_rule_of, voices
 from trainer.splits import maker
 
 if TYPE_CHECKING:
-    from trainer.evaluate import Outcome
+    from trainer.outcome import Outcome
 
 ROUNDS: Final = 20  # of choosing other people
 PEOPLE: Final = (2, 5, 10)  # healthy ones to calibrate on

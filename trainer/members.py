@@ -14,13 +14,14 @@ from device.signal import FrontEnd
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
 from trainer.crops import crops_of
-from trainer.fit import Fit, FitError, Validation, Watcher, identity, train
+from trainer.fit import Fit, FitError, Watcher, identity, train
 from trainer.machine import Machine
 from trainer.metrics import Float64Array, IntArray
 from trainer.model import Network, network
 from trainer.recipe import Recipe
 from trainer.run import member_folder, refit_folder
 from trainer.splits import Fold
+from trainer.validation import Validation
 
 SEED_STEP = 1000  # between members, so that no member of one seed repeats a member of the next
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from device.decision import softmax
+from device.decision import abnormal_probability, softmax
 from device.labels import LABELS
 
 BoolArray = npt.NDArray[np.bool_]
@@ -212,3 +212,10 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: IntArray) -> float
         return float(-np.log(np.maximum(chosen, 1e-12)).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded").x))
+
+
+def calibrate(logits: Float64Array, labels: IntArray) -> tuple[float, float]:
+    """Temperature, then the threshold on the calibrated probability, both from validation logits."""
+    temperature = fit_temperature(logits, labels)
+    threshold, _ = choose_threshold(labels > 0, abnormal_probability(logits, temperature))
+    return temperature, threshold

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from device.labels import LABELS
-from device.signal import FRAMES
+from device.signal import FRAMES, FloatArray
 from trainer.mobilenet import MobileNet, MobileNetConfig
 
 TOKENS_AT_ONCE = 6400  # six windows of AST base: with gradients 8 GiB, less than a training step of eight
@@ -221,3 +222,15 @@ class Ensemble(nn.Module):
         for member in self.members[1:]:
             total = total + member(windows)
         return total / len(self.members)  # type: ignore[no-any-return]
+
+
+def predict(model: Network | Ensemble, inputs: FloatArray, device: torch.device) -> FloatArray:
+    """Logits (n, moments, classes) of model inputs (n, frames, mels), in eval mode without gradients."""
+    model.eval()
+    at_once = model.config.windows_at_once
+    with torch.inference_mode():
+        batches = [
+            model(torch.from_numpy(inputs[start : start + at_once]).to(device)).float().cpu().numpy()
+            for start in range(0, len(inputs), at_once)
+        ]
+    return np.concatenate(batches)

@@ -35,6 +35,24 @@ class Example:
     event_seconds: float
     """Length of the annotated event, for the AUROC that duration alone reaches."""
     age_years: float | None
+    device: str = ""
+    site: str = ""
+    corpus: str = ""
+
+
+def example_of(recording: Recording, span: tuple[float, float], label: Label, event_seconds: float) -> Example:
+    """A stretch (start, end) of a recording."""
+    return Example(
+        recording.name,
+        *span,
+        label,
+        recording.patient,
+        event_seconds,
+        recording.age_years,
+        recording.device,
+        recording.site,
+        recording.corpus,
+    )
 
 
 def default_protocol(corpus: Corpus) -> Protocol:
@@ -86,9 +104,7 @@ def _examples(recording: Recording, as_windows: bool, cache: AudioCache) -> Iter
             start, end = place(start, end, WINDOW_SECONDS, cache.seconds(recording.name), 0.5)
             if cycle.label == "normal" and overlapping(adventitious, start, end):
                 continue
-        yield Example(
-            recording.name, start, end, cycle.label, cycle.patient, cycle.duration_seconds, recording.age_years
-        )
+        yield example_of(recording, (start, end), cycle.label, cycle.duration_seconds)
 
 
 def labels_of(chosen: Sequence[Example]) -> IntArray:

@@ -6,69 +6,26 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import torch
 from scipy.special import logit
 
-from device.bundle import Calibration, Segmentation, SiteRule
-from device.decision import Judgement, SiteDecision, Span, judge, pool
+from device.bundle import Calibration, SiteRule
+from device.decision import SiteDecision
 from device.live import Auscultation, CycleResult, Judge
-from device.signal import SAMPLE_RATE, WINDOW_SECONDS, FloatArray, FrontEnd, windows
+from device.signal import SAMPLE_RATE, FloatArray
 from device.sources import Block, paced
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, Recording, union
-from trainer.fit import predict
 from trainer.metrics import BoolArray, Float64Array, balanced_curve, best_row
-from trainer.model import Ensemble, Network
-from trainer.recipe import Recipe
+from trainer.served import LEAST_CYCLES, UNFITTED
 from trainer.splits import maker
 
 LEAST_PATIENTS: Final = 10
-LEAST_CYCLES: Final = 2  # one breath is not an examination
-STRETCH_CYCLES: Final = 6  # twelve seconds of a child, twenty of an adult
 UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
-UNFITTED: Final = SiteRule(threshold=0.0, stretch_cycles=STRETCH_CYCLES, least_cycles=LEAST_CYCLES)
 MOST_PEOPLE: Final = 30  # of each kind: who listens four times to everybody waits long
 JOINED_SECONDS: Final = (12.0, 24.0, 48.0, 96.0)
 SENSITIVITY_FLOOR: Final = 0.75  # that a calibration on healthy people may not go below
 HEALTHY_FLAGGED: Final = 0.1
-
-
-class RunModel:
-    """A torch model where the live path expects a bundle's classifier."""
-
-    fingerprint = "unbundled run"
-
-    def __init__(
-        self,
-        model: Network | Ensemble,
-        device: torch.device,
-        front_end: FrontEnd,
-        segmentation: Segmentation,
-        site_rule: SiteRule,
-        temperature: float,
-        threshold: float,
-    ) -> None:
-        self.model, self.device, self.front_end = model.eval(), device, front_end
-        self.segmentation, self.site_rule = segmentation, site_rule
-        self.temperature, self.threshold = temperature, threshold
-
-    def logits(self, inputs: FloatArray) -> FloatArray:
-        """Logits (batch, moments, 4) of model inputs (batch, frames, mels)."""
-        return predict(self.model, inputs, self.device)
-
-    def pooled(self, inputs: FloatArray) -> Float64Array:
-        """Logits (batch, 4) over all moments of the same."""
-        return pool(self.logits(inputs))
-
-    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
-        """One cycle: all of the samples (n,) at 16 kHz, or the part `span` of them; the worst window speaks."""
-        return judge(self.logits(windows(samples, self.front_end)), self.temperature, self.threshold, span)
-
-
-def segmentation_for(recipe: Recipe) -> Segmentation:
-    """Breath cycles, in the sound around them where a model says which breath it was."""
-    return Segmentation(context_seconds=float(WINDOW_SECONDS) if recipe.model.moments > 1 else 0.0)
 
 
 class CachedSource:

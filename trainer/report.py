@@ -17,7 +17,7 @@ from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.describe import describe
-from trainer.evaluate import Outcome, latest, load_outcome, readings_of
+from trainer.evaluate import latest, readings_of
 from trainer.explain import Shares, attention_shares, mean_shares
 from trainer.files import own_font_list, write_atomically
 from trainer.metrics import (
@@ -31,6 +31,7 @@ from trainer.metrics import (
     operating_curve,
 )
 from trainer.model import Ensemble, Network
+from trainer.outcome import Outcome, load_outcome
 from trainer.run import load_model, outcome_file, read_facts, read_metrics
 from trainer.sharpness import Sharpness, sharpness
 from trainer.signatures import Signature, attention_on, deaf, oscillating, sharp_minimum

@@ -10,7 +10,7 @@ from rich.table import Table
 from device.labels import NORMAL
 from trainer.cells import Cell, CellFacts, Target
 from trainer.compare import direction, paired
-from trainer.evaluate import Outcome, headline, join, load_outcome
+from trainer.evaluate import headline
 from trainer.files import own_font_list, replacing, write_atomically
 from trainer.metrics import (
     NO_VERDICT,
@@ -24,7 +24,8 @@ from trainer.metrics import (
     patient_bootstrap,
     tally,
 )
-from trainer.recordings import STRETCH_CYCLES
+from trainer.outcome import Outcome, join, load_outcome
+from trainer.served import STRETCH_CYCLES
 from trainer.study import Study
 
 FEW_PATIENTS = 50  # an interval over fewer is wider than anything that a setting changes

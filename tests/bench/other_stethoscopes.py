@@ -22,13 +22,13 @@ from device.simulator import breath
 from firmware_config.settings import load_settings
 from trainer.crops import response, through
 from trainer.experiment import open_run_corpus, request_of
-from trainer.fit import Validation, predict
 from trainer.metrics import BoolArray, Float64Array, auroc
-from trainer.model import Network, network
+from trainer.model import Network, network, predict
 from trainer.protocols import worst_window
 from trainer.recipe import AugmentationRecipe
 from trainer.run import CHECKPOINT_FILE, RunFacts, load_tensors, member_folder, read_facts, under
 from trainer.splits import only_patients
+from trainer.validation import Validation
 
 BREATHS = 30  # a class
 CPU = torch.device("cpu")

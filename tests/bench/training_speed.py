@@ -35,11 +35,12 @@ from firmware_config.settings import load_settings
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, Cycle, Recording, load_corpus
 from trainer.crops import crops_of
-from trainer.fit import Fit, Validation
+from trainer.fit import Fit
 from trainer.machine import start
 from trainer.model import ModelConfig
 from trainer.recipe import Recipe, load_recipe, with_changes
 from trainer.splits import only_patients
+from trainer.validation import Validation
 
 Times = npt.NDArray[np.float64]
 RHO = 0.05

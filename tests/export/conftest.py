@@ -13,9 +13,10 @@ from tests.export.run_maker import MOBILENET, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate, log_reading, open_subject
+from trainer.evaluate import evaluate, log_reading
 from trainer.model import network
 from trainer.run import READINGS_FILE, RunFacts
+from trainer.served import open_served
 
 ALL_FORMS = Wanted(int8=True, fp16=True, target="both", prefer="fp32")
 
@@ -64,7 +65,7 @@ def patch_run(workshop: Workshop) -> Path:
     make_run(run, workshop.data, workshop.cache, PATCH)
     corpus, cache = open_corpora([Source("sprsound", workshop.data)], workshop.cache, part="intra")
     reading = evaluate(
-        open_subject(run, torch.device("cpu")), corpus, cache, "windows", load_settings(environment={}).quality
+        open_served(run, torch.device("cpu")), corpus, cache, "windows", load_settings(environment={}).quality
     )
     reading["notes"] = ["a note", f"left out: {workshop.data}/gone.wav is empty"]
     for _ in range(2):

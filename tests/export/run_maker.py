@@ -14,16 +14,17 @@ from device.signal import FrontEnd
 from firmware_config.settings import load_settings
 from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate, run_subject
+from trainer.evaluate import evaluate
 from trainer.files import write_atomically
 from trainer.finish import population, versions
-from trainer.fit import Validation
 from trainer.machine import start
 from trainer.mobilenet import MobileNetConfig
 from trainer.model import AST, ModelConfig, Network, network
 from trainer.recipe import Recipe, load_recipe
 from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, read_facts, save_tensors
+from trainer.served import of_run
 from trainer.splits import patient_folds
+from trainer.validation import Validation
 
 MELS = 24
 PATCH = ModelConfig(mels=MELS, dim=16, depth=2, heads=2, stride=16)
@@ -147,7 +148,7 @@ def make_run(
         versions=versions(),
     )
     reading: dict[str, Any] = evaluate(
-        run_subject(model, facts, run.name, torch.device("cpu")), validation, audio, "windows", load_settings().quality
+        of_run(model, facts, run.name, torch.device("cpu")), validation, audio, "windows", load_settings().quality
     )
     facts = facts.model_copy(update={"choice": facts.choice.model_copy(update={"readings": {"windows": reading}})})
     write_atomically(run / RUN_FILE, facts.model_dump_json())

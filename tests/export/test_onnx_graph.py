@@ -12,9 +12,8 @@ from device.signal import FloatArray
 from export.onnx_graph import parity, run
 from tests.conftest import REPOSITORY
 from tests.export.conftest import Made
-from trainer.fit import predict
 from trainer.mobilenet import MobileNetConfig
-from trainer.model import AST
+from trainer.model import AST, predict
 from trainer.run import load_model
 
 

@@ -16,9 +16,10 @@ from firmware_config.settings import load_settings
 from tests.export.conftest import Made, Workshop
 from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate, open_subject
+from trainer.evaluate import evaluate
 from trainer.metrics import Interval
 from trainer.protocols import PROTOCOLS
+from trainer.served import open_served
 
 QUALITY = load_settings(environment={}).quality
 
@@ -57,7 +58,7 @@ def test_every_file_is_read_as_trainer_evaluate_reads_it(patch_made: Made, works
     said: list[str] = []
     verified = verify(bundle, corpus, cache, protocol, QUALITY, said.append)
     assert [one.file.precision for one in verified] == ["fp32", "int8", "int8", "fp16"]
-    default = evaluate(open_subject(bundle.path, torch.device("cpu")), corpus, cache, protocol, QUALITY)
+    default = evaluate(open_served(bundle.path, torch.device("cpu")), corpus, cache, protocol, QUALITY)
     (same,) = [one for one in verified if one.file == bundle.file()]
     # evaluate also listens longer
     assert same.reading == {name: value for name, value in default.items() if name != "listening"}

@@ -15,8 +15,8 @@ from tests.export.run_maker import MOBILENET, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.test_evaluate import outcome
 from trainer.compare import NAMES, CompareError, compare, in_words, paired, rates_shift
-from trainer.evaluate import Outcome, save_outcome
 from trainer.metrics import Float64Array, IntArray, Interval, binary_rates, confusion, patient_bootstrap
+from trainer.outcome import Outcome, save_outcome
 from trainer.run import outcome_file
 
 

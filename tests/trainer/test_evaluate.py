@@ -14,30 +14,27 @@ from rich.console import Console
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, recall_score, roc_auc_score, roc_curve
 
-from device.bundle import BundleError
+from device.bundle import BundleError, Segmentation
+from device.signal import FrontEnd
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE
 from trainer.corpora import Corpus, Recording, Source, load_corpora
 from trainer.corpora.cycle import abnormal_shares
 from trainer.evaluate import (
-    Outcome,
-    Subject,
-    join,
     latest,
-    load_outcome,
     log_reading,
-    open_subject,
     read_readings,
     refuse_trained_patients,
-    save_outcome,
     score,
     seen_annotations,
     seen_in_training,
 )
 from trainer.experiment import Request, prepare
 from trainer.metrics import NO_VERDICT
+from trainer.outcome import Outcome, join, load_outcome, save_outcome
 from trainer.recipe import with_changes
 from trainer.run import RUN_FILE, RunError
+from trainer.served import ServedModel, open_served
 from trainer.splits import SplitError
 from trainer.view import show_reading
 
@@ -207,9 +204,9 @@ def test_every_reading_of_a_run_is_logged_and_a_second_look_shows(tmp_path: Path
 
 def test_neither_run_nor_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="neither a run nor a bundle"):
-        open_subject(tmp_path / "absent", torch.device("cpu"))
+        open_served(tmp_path / "absent", torch.device("cpu"))
     with pytest.raises(RunError, match=r"run\.json is missing"):
-        open_subject(tmp_path, torch.device("cpu"))
+        open_served(tmp_path, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -230,18 +227,18 @@ def test_patients_seen_in_training(
         Recording(f"r{n}", None, f"{corpus_name}/p{n}", "d", "s", None, part, "normal", (), corpus=corpus_name)
         for n, part in enumerate(parts)
     )
-    subject = Subject("m", "f", None, None, None, 1.0, 0.5, None, SPRSOUND, patients, ("train", "intra"))  # type: ignore[arg-type]
+    subject = trained(SPRSOUND, patients, ("train", "intra"))
     assert seen_in_training(subject, Corpus(corpus_name, Path(), recordings)) is expected
 
 
 @pytest.mark.parametrize(
-    ("trained", "read", "expected"), [([""], "", None), ([""], "test", None), (["", "train"], "train", True)]
+    ("parts", "read", "expected"), [([""], "", None), ([""], "test", None), (["", "train"], "train", True)]
 )
 def test_a_corpus_without_parts_says_nothing_of_who_was_seen(
-    trained: list[str], read: str, expected: bool | None
+    parts: list[str], read: str, expected: bool | None
 ) -> None:
     """Two of an owner's tables may hold the same patients or others."""
-    subject = Subject("m", "f", None, None, None, 1.0, 0.5, None, frozenset(["manifest"]), None, tuple(trained))  # type: ignore[arg-type]
+    subject = trained(frozenset(["manifest"]), None, tuple(parts))
     assert seen_in_training(subject, people("manifest", (read, "p0"))) is expected
 
 
@@ -253,9 +250,22 @@ def people(corpus_name: str, *parts_and_patients: tuple[str, str]) -> Corpus:
     return Corpus(corpus_name, Path("data"), tuple(recordings))
 
 
-def trained_on(corpus_name: str, *patients: str) -> Subject:
+def trained(corpora: frozenset[str], patients: frozenset[str] | None, seen_parts: tuple[str, ...] = ()) -> ServedModel:
+    """A model that nobody asks anything."""
+    return ServedModel(
+        "m",
+        lambda inputs: inputs,
+        FrontEnd(),
+        Segmentation(),
+        trained_corpora=corpora,
+        trained_patients=patients,
+        seen_parts=seen_parts,
+    )
+
+
+def trained_on(corpus_name: str, *patients: str) -> ServedModel:
     known = frozenset(patient if "/" in patient else f"{corpus_name}/{patient}" for patient in patients)
-    return Subject("m", "f", None, None, None, 1.0, 0.5, None, frozenset([corpus_name]), known)  # type: ignore[arg-type]
+    return trained(frozenset([corpus_name]), known)
 
 
 def test_a_run_is_not_read_on_its_own_patients_unless_labelled() -> None:

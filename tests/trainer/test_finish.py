@@ -15,7 +15,8 @@ from trainer.corpora import Cycle, Recording
 from trainer.finish import choose_thresholds
 from trainer.fit import FitError
 from trainer.metrics import binary_rates, confusion
-from trainer.recordings import UNFITTED, Heard
+from trainer.recordings import Heard
+from trainer.served import UNFITTED
 
 Session = tuple[str, str, Sequence[tuple[Label, float]]]
 """Stethoscope, label of the recording, and of each annotated cycle its label and what the screen said of it."""

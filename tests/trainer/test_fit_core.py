@@ -29,7 +29,6 @@ from trainer.fit import (
     Fit,
     FitError,
     Learner,
-    calibrate,
     identity,
     learning_rate,
     measure_normalisation,
@@ -41,6 +40,7 @@ from trainer.fit import (
     train,
 )
 from trainer.machine import start
+from trainer.metrics import calibrate
 from trainer.mobilenet import MobileNet, MobileNetConfig
 from trainer.recipe import AugmentationRecipe, DataRecipe, OptimizerRecipe
 from trainer.run import CHECKPOINT_FILE, METRICS_FILE, RunError, load_tensors, member_folder

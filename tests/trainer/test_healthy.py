@@ -5,9 +5,9 @@ import pytest
 
 from device.bundle import Calibration, SiteRule
 from device.calibration import CalibrationError
-from trainer.evaluate import Outcome, join
 from trainer.healthy import ROUNDS, calibrate_on, healthy_people, strangers
 from trainer.metrics import NO_VERDICT
+from trainer.outcome import Outcome, join
 
 RULE = SiteRule(threshold=0.4, stretch_cycles=6, least_cycles=2)
 FAR = Calibration(largest_shift=10.0, sensitivity_floor=0.0)

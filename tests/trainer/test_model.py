@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
 from device.decision import pool
-from trainer.fit import predict
 from trainer.mobilenet import MobileNetConfig
-from trainer.model import AST, Ensemble, ModelConfig, network, pool_moments
+from trainer.model import AST, Ensemble, ModelConfig, network, pool_moments, predict
 from trainer.recipe import load_recipe
 
 SMALL = ModelConfig(frames=75, mels=48, dim=24, depth=2, heads=3, mlp_ratio=2.0, classes=4)

@@ -22,18 +22,14 @@ from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import AST, RECIPE
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Cycle, Recording, load_corpus
-from trainer.evaluate import of_shown, share_not_met
 from trainer.metrics import NO_VERDICT
 from trainer.model import network
+from trainer.outcome import of_shown, share_not_met
 from trainer.recipe import with_changes
 from trainer.recordings import (
-    LEAST_CYCLES,
     SENSITIVITY_FLOOR,
-    STRETCH_CYCLES,
-    UNFITTED,
     UNHEARD,
     Heard,
-    RunModel,
     calibration_of,
     fit_site_rule,
     gradable,
@@ -41,9 +37,9 @@ from trainer.recordings import (
     listen_longer,
     predicted_class,
     rejudged,
-    segmentation_for,
     voices,
 )
+from trainer.served import LEAST_CYCLES, STRETCH_CYCLES, UNFITTED, of_network, segmentation_for
 
 RULE = SiteRule(threshold=0.5, stretch_cycles=6, least_cycles=2)
 
@@ -294,7 +290,7 @@ def test_a_run_judges_a_breath_as_a_bundle_does_by_the_moments_in_its_span() -> 
     torch.manual_seed(0)
     model, front_end = network(RECIPE.model), FrontEnd(mels=32, mean=-8.0, std=3.0)
     torch.nn.init.normal_(model.head.weight)
-    served = RunModel(model, torch.device("cpu"), front_end, segmentation_for(RECIPE), RULE, 1.7, 0.4)
+    served = replace(of_network(model, torch.device("cpu"), RECIPE, front_end, 1.7), threshold=0.4)
     samples = auscultate(1, 8.0).samples
     logits = served.logits(windows(samples, front_end))
     assert logits.shape == (1, 25, 4)

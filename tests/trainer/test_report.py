@@ -16,11 +16,13 @@ from tests.export.run_maker import MOBILENET, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
-from trainer.evaluate import Outcome, log_reading, open_subject, read_stretches, reading, save_outcome
+from trainer.evaluate import log_reading, reading
 from trainer.explain import Share, Shares
 from trainer.metrics import NO_VERDICT, binary_rates, confusion
+from trainer.outcome import Outcome, read_stretches, save_outcome
 from trainer.report import ReportError, mistakes, signatures, subsets, write_report
 from trainer.run import METRICS_FILE, RUN_FILE, RunError, RunFacts, member_folder, outcome_file
+from trainer.served import open_served
 
 CPU = torch.device("cpu")
 SECTIONS = ("signatures", "readings", "curves", "confusion", "roc", "reliability", "sharpness", "mistakes", "data")
@@ -48,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = root / "run"
     facts = make_run(folder, data, root / "cache", MOBILENET, members=2)
     corpus, cache = open_corpora([Source("sprsound", data)], root / "cache", part="train")
-    subject = open_subject(folder, CPU)
+    subject = open_served(folder, CPU)
     held = {name for names in facts.held_out for name in names}
     judged = dataclasses.replace(corpus, recordings=tuple(one for one in corpus.recordings if one.patient in held))
     outcome = read_stretches(judged, cache, subject, "windows")

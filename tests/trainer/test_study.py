@@ -21,9 +21,9 @@ from tests.trainer.corpus_maker import make_icbhi, make_sprsound
 from tests.trainer.toy_fit import RECIPE
 from trainer.cells import Cell, Plan, Target, minutes_left, plan_cells, run_cells
 from trainer.corpora import Source, load_corpora
-from trainer.evaluate import Outcome, load_outcome, save_outcome
 from trainer.experiment import Prepared, Request
 from trainer.metrics import choose_threshold
+from trainer.outcome import Outcome, load_outcome, save_outcome
 from trainer.recipe import Recipe, load_recipe, with_changes
 from trainer.run import CHECKPOINT_FILE, METRICS_FILE, METRICS_KEYS, WEIGHTS_FILE, load_tensors
 from trainer.study import Setting, Study, StudyError, load_study, shipped_studies

@@ -15,10 +15,11 @@ from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
 from trainer.crops import crops_of
 from trainer.files import write_atomically
-from trainer.fit import Fit, Validation, identity, measure_normalisation, train
+from trainer.fit import Fit, identity, measure_normalisation, train
 from trainer.machine import Machine, start
 from trainer.recipe import Recipe, load_recipe, with_changes
 from trainer.splits import patient_folds
+from trainer.validation import Validation
 
 RECIPE = Recipe.model_validate(
     {
