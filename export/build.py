@@ -27,8 +27,8 @@ from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
 from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
-from trainer.evaluate import readings_of
 from trainer.experiment import open_run_corpus, request_of
+from trainer.history import readings_of
 from trainer.metrics import Float64Array, Rates
 from trainer.model import Ensemble, Network
 from trainer.protocols import Protocol, examples, inputs_of

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, open_bundle
 from device.classifier import Classifier, self_test
@@ -23,8 +22,9 @@ from trainer.evaluate import outcome_on, reading
 from trainer.metrics import Interval
 from trainer.outcome import Outcome
 from trainer.protocols import Protocol
+from trainer.reading import Reading
 from trainer.served import ServedModel, of_classifier
-from trainer.view import interval
+from trainer.view import table
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class Verified:
     file: ModelFile
     self_test: float
     """Largest deviation from the manifest's expected probabilities on simulated breaths."""
-    reading: dict[str, Any]
-    """What `trainer evaluate --json` prints."""
+    reading: Reading
     agreement: float
     """Share of windows whose likeliest class is the same."""
     relative_error: float
@@ -56,8 +55,9 @@ class Verified:
     def as_json(self) -> dict[str, Any]:
         """One entry of `files` of `export verify --json`."""
         file = self.file.model_dump(include={"path", "precision", "target", "sha256"})
-        found = {name: getattr(self, name) for name in ("self_test", "agreement", "relative_error", "reading")}
-        return {**file, **found, "score_shift": self.score_shift.as_json(), "problem": self.problem or None}
+        found = {name: getattr(self, name) for name in ("self_test", "agreement", "relative_error")}
+        shift = {"score_shift": self.score_shift.as_json(), "problem": self.problem or None}
+        return {**file, **found, "reading": self.reading.as_json(), **shift}
 
 
 def open_whole(path: Path) -> Bundle:
@@ -136,29 +136,28 @@ def as_json(verified: list[Verified], bundle: Bundle) -> dict[str, Any]:
 
 def show(verified: list[Verified], bundle: Bundle, console: Console) -> None:
     """What was read, and one row a model file; 80 columns."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("file", "top-1", "logits", "Se", "Sp", "Score [95 %]", "shift", "holds"):
-        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
-    for one in verified:
-        sensitivity, specificity, score = (interval(value) for value in one.reading["binary"].values())
-        table.add_row(
+    rows = (
+        (
             one.file.path,
             *(f"{value:.4f}" for value in (one.agreement, one.relative_error)),
-            sensitivity.split()[0],
-            specificity.split()[0],
-            score,
+            one.reading.binary.sensitivity.alone(),
+            one.reading.binary.specificity.alone(),
+            str(one.reading.binary.score),
             f"{one.score_shift.value:+.4f}",
             "no" if one.problem else "yes",
         )
+        for one in verified
+    )
+    headings = ("file", "top-1", "logits", "Se", "Sp", "Score [95 %]", "shift", "holds")
     read, allowed = verified[0].reading, bundle.manifest.self_test.tolerance
     worst = max(one.self_test for one in verified)
     console.print(
-        f"{bundle.manifest.name} {bundle.fingerprint[:12]}: schema and hashes hold; {read['n']} {read['protocol']} of "
-        f"{read['patients']} patients, {read['corpus']} {read['part']}",
+        f"{bundle.manifest.name} {bundle.fingerprint[:12]}: schema and hashes hold; {read.n} {read.protocol} of "
+        f"{read.patients} patients, {read.corpus} {read.part}",
         soft_wrap=True,
         markup=False,
     )
-    console.print(table)
+    console.print(table(*headings, rows=rows))
     console.print(
         f"top-1, logits off and Score's shift: against fp32; self-test: off by {worst:.4f}, {allowed:g} is allowed"
     )

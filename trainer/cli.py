@@ -251,7 +251,7 @@ def _show_fit(facts: Any) -> None:
     whose = "held-out patients (they chose the above: a little too good)"
     if facts.recipe.data.choose_on == "test":
         whose = f"THE TEST PART: {FLATTERED}"
-    console.print(readings_table(list(choice.readings.values()), whose))
+    console.print(readings_table(choice.readings.values(), whose))
 
 
 @app.command()
@@ -276,6 +276,7 @@ def evaluate(
 
     from firmware_config.settings import load_settings
     from trainer import evaluate as evaluation
+    from trainer.history import log_reading
     from trainer.served import open_served
     from trainer.view import show_reading
 
@@ -288,9 +289,9 @@ def evaluate(
         raise typer.BadParameter("a calibration is of whole recordings: add --protocol recordings")
     with _progress(console, "listening") as progress:
         reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress, calibrate_on)
-    _show_notes(evaluation.log_reading(subject, reading))
+    _show_notes(log_reading(subject, reading))
     if json_output:
-        _print_json(reading)
+        _print_json(reading.as_json())
     else:
         show_reading(reading, Console())
 
@@ -399,7 +400,7 @@ def compare(
 
     from firmware_config.settings import load_settings
     from trainer import compare as comparing
-    from trainer.evaluate import log_reading
+    from trainer.history import log_reading
     from trainer.served import open_served
     from trainer.view import show_comparison
 
@@ -418,7 +419,7 @@ def compare(
         for path, reading in zip((first, second), readings, strict=True):
             _show_notes(log_reading(path, reading))
     if json_output:
-        _print_json(compared)
+        _print_json(compared.as_json())
     else:
         show_comparison(compared, Console())
 

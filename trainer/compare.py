@@ -5,7 +5,7 @@ narrower than two intervals side by side suggest.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
-from trainer.evaluate import headline, outcome_on, reading
+from trainer.evaluate import outcome_on, reading
 from trainer.metrics import Float64Array, IntArray, Interval, binary_rates, confusion, patient_bootstrap
 from trainer.outcome import Outcome, load_outcome
 from trainer.protocols import Protocol
+from trainer.reading import RateIntervals, Reading
 from trainer.run import RUN_FILE, outcome_file, read_facts
+from trainer.score import headline
 from trainer.served import ServedModel
 
 NAMES = {
@@ -39,16 +41,39 @@ class CompareError(RespSAMError):
 
 
 @dataclass(frozen=True)
-class Shift:
-    """Binary rates of one reading minus those of another, with 95 % paired patient-bootstrap intervals."""
+class Difference:
+    """One figure of both models, and B's minus A's."""
 
-    sensitivity: Interval
-    specificity: Interval
-    score: Interval
+    a: float
+    b: float
+    difference: Interval
 
     def as_json(self) -> dict[str, Any]:
-        """`{sensitivity, specificity, score}`, each `{value, low, high}`."""
-        return {name: interval.as_json() for name, interval in vars(self).items()}
+        """`{a, b, difference, says}`; null for what cannot be computed."""
+        both = {name: None if np.isnan(value) else round(value, 4) for name, value in (("a", self.a), ("b", self.b))}
+        return {**both, "difference": self.difference.as_json(), "says": in_words(self.difference)}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What two models read of the examples that both judged."""
+
+    n: int
+    patients: int
+    judged_by_one_only: int
+    readings: dict[str, Difference]
+    """By the names in NAMES."""
+    a: str = "A"
+    b: str = "B"
+    corpus: str = ""
+    part: str = ""
+    protocol: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """What `trainer compare --json` prints."""
+        about = ("a", "b", "corpus", "part", "protocol", "n", "patients", "judged_by_one_only")
+        readings = {name: read.as_json() for name, read in self.readings.items()}
+        return {**{name: getattr(self, name) for name in about}, "readings": readings}
 
 
 def paired(patients: list[str], first: Statistic, second: Statistic) -> list[Interval]:
@@ -56,17 +81,17 @@ def paired(patients: list[str], first: Statistic, second: Statistic) -> list[Int
     return patient_bootstrap(patients, lambda rows: second(rows) - first(rows))
 
 
-def rates_shift(patients: list[str], true: IntArray, first: IntArray, second: IntArray) -> Shift:
+def rates_shift(patients: list[str], true: IntArray, first: IntArray, second: IntArray) -> RateIntervals:
     """Binary rates of the predicted classes (n,) of `second` minus those of `first`."""
 
     def rates(predicted: IntArray) -> Statistic:
         return lambda rows: np.array([*binary_rates(confusion(true[rows], predicted[rows])).by_name().values()])
 
-    return Shift(*paired(patients, rates(first), rates(second)))
+    return RateIntervals(*paired(patients, rates(first), rates(second)))
 
 
-def compare(first: Outcome, second: Outcome) -> dict[str, Any]:
-    """What `trainer compare --json` prints of two outcomes: B - A on the examples that both judged.
+def compare(first: Outcome, second: Outcome) -> Compared:
+    """Two outcomes: B - A on the examples that both judged.
 
     An example is the same recording from the same start to the same end. Raises CompareError when there is none.
     """
@@ -77,15 +102,8 @@ def compare(first: Outcome, second: Outcome) -> dict[str, Any]:
     patients = [first.patients[row] for row in both[:, 0]]
     read = [value(np.arange(len(both))) for value in values]
     rows = zip(NAMES.values(), *read, paired(patients, *values), strict=True)
-    return {
-        "n": len(both),
-        "patients": len(set(patients)),
-        "judged_by_one_only": alone,
-        "readings": {
-            name: {"a": _rounded(a), "b": _rounded(b), "difference": shift.as_json(), "says": in_words(shift)}
-            for name, a, b, shift in rows
-        },
-    }
+    readings = {name: Difference(float(a), float(b), shift) for name, a, b, shift in rows}
+    return Compared(len(both), len(set(patients)), alone, readings)
 
 
 def _values(outcome: Outcome) -> Statistic:
@@ -147,7 +165,7 @@ def protocol_of_runs(first: Path, second: Path) -> str | None:
     return facts.choice.threshold.protocol
 
 
-def on_held_out(first: Path, second: Path, protocol: Protocol) -> dict[str, Any]:
+def on_held_out(first: Path, second: Path, protocol: Protocol) -> Compared:
     """Two runs by what their members said of patients that they never met; needs neither corpus nor audio.
 
     RunError names a run that kept nothing or damaged things.
@@ -155,8 +173,14 @@ def on_held_out(first: Path, second: Path, protocol: Protocol) -> dict[str, Any]
     outcomes = [load_outcome(outcome_file(path, protocol)) for path in (first, second)]
     facts = [read_facts(path) for path in (first, second)]
     flattered = any(one.recipe.data.choose_on == "test" for one in facts)
-    about = {"corpus": facts[0].corpus, "part": CHOSEN_ON if flattered else HELD_OUT, "protocol": protocol}
-    return {"a": first.resolve().name, "b": second.resolve().name, **about, **compare(*outcomes)}
+    return replace(
+        compare(*outcomes),
+        a=first.resolve().name,
+        b=second.resolve().name,
+        corpus=facts[0].corpus,
+        part=CHOSEN_ON if flattered else HELD_OUT,
+        protocol=protocol,
+    )
 
 
 def on_corpus(
@@ -167,14 +191,11 @@ def on_corpus(
     protocol: Protocol,
     quality: QualitySettings,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Compared, list[Reading]]:
     """Two models read on the same examples, and the two readings themselves."""
     models = first, second
     outcomes = [outcome_on(model, corpus, cache, protocol, quality, progress) for model in models]
     readings = [reading(outcome, protocol, of, corpus) for outcome, of in zip(outcomes, models, strict=True)]
-    about = {key: readings[0][key] for key in ("corpus", "part", "protocol")}
-    return {"a": first.name, "b": second.name, **about, **compare(*outcomes)}, readings
-
-
-def _rounded(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 4)
+    corpus_read, part, _ = readings[0].what
+    found = compare(*outcomes)
+    return replace(found, a=first.name, b=second.name, corpus=corpus_read, part=part, protocol=protocol), readings

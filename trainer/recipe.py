@@ -1,30 +1,19 @@
 """A recipe: everything that decides what `trainer fit` learns, as a TOML file."""
 
-import difflib
-import sys
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device.labels import LABELS
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
+from trainer.documents import first_problem, load
 from trainer.machine import Precision
 from trainer.mobilenet import MobileNetConfig
 from trainer.model import ModelConfig
 from trainer.sampler import Balance
 from trainer.splits import HoldOut
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-
-NETWORKS: Final[dict[str, type[BaseModel]]] = {"ast": ModelConfig, "mobilenet": MobileNetConfig}
 
 
 class RecipeError(RespSAMError):
@@ -202,29 +191,9 @@ class Recipe(_Section):
         return self
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes inside the package."""
-    return sorted(
-        item.name[:-5]
-        for item in resources.files("trainer").joinpath("recipes").iterdir()
-        if item.name.endswith(".toml")
-    )
-
-
 def load_recipe(name_or_path: str) -> Recipe:
     """A shipped recipe by name, or a TOML file by path; RecipeError names the file and the key."""
-    if name_or_path in shipped_recipes():
-        source, raw = name_or_path, resources.files("trainer").joinpath(f"recipes/{name_or_path}.toml").read_bytes()
-    elif Path(name_or_path).is_file():
-        source, raw = name_or_path, Path(name_or_path).read_bytes()
-    else:
-        raise RecipeError(f"recipe {name_or_path!r}: neither a file nor one of {', '.join(shipped_recipes())}")
-    try:
-        return Recipe.model_validate(tomllib.loads(raw.decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {source}: not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise RecipeError(f"recipe {source}: {_first_problem(error)}") from error
+    return load("recipe", "recipes", name_or_path, Recipe, RecipeError)
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
@@ -237,19 +206,4 @@ def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"changed recipe: {_first_problem(error)}") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    # a misspelt key is also a missing one
-    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    # pydantic puts the architecture between `model` and its field
-    place = [part for part in problem["loc"] if part not in NETWORKS]
-    key = ".".join(str(part) for part in place)
-    if problem["type"] != "extra_forbidden":
-        return ": ".join(filter(None, [key, problem["msg"].removeprefix("Value error, ")]))
-    section: Any = Recipe
-    for part in problem["loc"][:-1]:
-        section = NETWORKS[str(part)] if part in NETWORKS else section.model_fields[part].annotation
-    near = difflib.get_close_matches(str(place[-1]), section.model_fields, n=1, cutoff=0.0)
-    return f"unknown key {key}; the nearest valid one is {near[0]}"
+        raise RecipeError(f"changed recipe: {first_problem(error, Recipe)}") from error

@@ -17,6 +17,7 @@ from firmware_config.settings import QualitySettings
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, Recording, union
 from trainer.metrics import BoolArray, Float64Array, balanced_curve, best_row
+from trainer.reading import Joined
 from trainer.served import LEAST_CYCLES, UNFITTED
 from trainer.splits import maker
 
@@ -158,17 +159,6 @@ def calibration_of(rule: SiteRule, curve: Float64Array) -> Calibration:
     return Calibration(
         healthy_flagged=HEALTHY_FLAGGED, largest_shift=round(shift, 4), sensitivity_floor=SENSITIVITY_FLOOR
     )
-
-
-@dataclass(frozen=True)
-class Joined:
-    """One person's recordings of one kind, end to end and again, up to so many seconds."""
-
-    seconds: float
-    abnormal: int
-    abnormal_flagged: int
-    normal: int
-    normal_flagged: int
 
 
 def listen_longer(

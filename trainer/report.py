@@ -1,12 +1,12 @@
 """`report.html` of a run: one file that needs no network, with pictures, patients' sound, and what to mend."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from firmware_config.errors import RespSAMError
 from trainer.audio_cache import AudioCache
 from trainer.corpora import Corpus
 from trainer.describe import describe
-from trainer.evaluate import latest, readings_of
 from trainer.explain import Shares, attention_shares, mean_shares
 from trainer.files import own_font_list, write_atomically
+from trainer.history import latest, readings_of
 from trainer.metrics import (
     CALIBRATION_BINS,
     NO_VERDICT,
@@ -32,10 +32,12 @@ from trainer.metrics import (
 )
 from trainer.model import Ensemble, Network
 from trainer.outcome import Outcome, load_outcome
+from trainer.protocols import Protocol
+from trainer.reading import Reading
 from trainer.run import load_model, outcome_file, read_facts, read_metrics
 from trainer.sharpness import Sharpness, sharpness
 from trainer.signatures import Signature, attention_on, deaf, oscillating, sharp_minimum
-from trainer.view import FLATTERED, LIES, interval
+from trainer.view import FLATTERED, LIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +107,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
     model = load_model(folder, facts).to(device)
     models: list[Network] = list(model.members) if isinstance(model, Ensemble) else [model]  # type: ignore[arg-type]
     outcomes = {protocol: load_outcome(outcome_file(folder, protocol)) for protocol in facts.choice.readings}
-    protocol = facts.choice.threshold.protocol
+    protocol = cast(Protocol, facts.choice.threshold.protocol)
     outcome = outcomes[protocol]
     absent = sorted(set(outcome.recordings) - set(cache.spans))
     if absent:
@@ -138,8 +140,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
         "held_out": list(facts.choice.readings.values()),
         "readings": readings,
         "earlier": earlier,
-        "times_read": max((times for _, times in latest(readings)), default=0),
-        "interval": interval,
+        "times_read": max((one.times_read for one in latest(readings)), default=0),
         "signatures": list(signatures(outcome, histories, readings, shares, facts.recipe.data.keep)),
         "shares": asdict(shares),
         "subset": len(np.unique(np.concatenate(chosen))),
@@ -197,7 +198,7 @@ def _sharpness(
 def signatures(
     outcome: Outcome,
     histories: Sequence[Sequence[dict[str, Any]]],
-    readings: Sequence[dict[str, Any]],
+    readings: Sequence[Reading],
     shares: Shares,
     keep: Literal["best", "last"] = "best",
 ) -> Iterator[Signature]:
@@ -205,9 +206,8 @@ def signatures(
     rates = binary_rates(confusion(outcome.true, (outcome.probability >= EVEN_ODDS).astype(np.int64)))
     found = [deaf(rates.sensitivity, rates.specificity, "on held-out patients at probability 0.5")]
     for reading in readings:
-        sensitivity, specificity = (reading["binary"][name]["value"] for name in ("sensitivity", "specificity"))
-        if None not in (sensitivity, specificity):
-            found.append(deaf(sensitivity, specificity, f"on {reading['part']}, {reading['protocol']}"))
+        read = reading.binary
+        found.append(deaf(read.sensitivity.value, read.specificity.value, f"on {reading.part}, {reading.protocol}"))
     for number, history in enumerate(histories, 1):
         losses = [row["loss"] for row in history]
         found.append(oscillating(losses, f"member {number}"))
@@ -275,7 +275,7 @@ def curves(histories: Sequence[Sequence[dict[str, Any]]], best: Sequence[int]) -
     ]
 
 
-def roc(outcomes: dict[str, Outcome]) -> Picture:
+def roc(outcomes: Mapping[Protocol, Outcome]) -> Picture:
     """Sensitivity over false alarms, the chosen threshold marked."""
 
     def draw(axis: "Axes") -> None:
@@ -293,7 +293,7 @@ def roc(outcomes: dict[str, Outcome]) -> Picture:
     return _chart(draw, "ROC of any abnormal class; dot: where the chosen threshold stands")
 
 
-def reliability(outcomes: dict[str, Outcome]) -> Picture:
+def reliability(outcomes: Mapping[Protocol, Outcome]) -> Picture:
     """Share of abnormal over the probability that was given."""
 
     def draw(axis: "Axes") -> None:

@@ -14,8 +14,11 @@ from device.bundle import Calibration, Population, Segmentation, SiteRule, Thres
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from trainer.corpora.cycle import Source, joined_names
+from trainer.documents import first_problem
 from trainer.files import replacing
 from trainer.model import Ensemble, Network, network
+from trainer.protocols import Protocol
+from trainer.reading import Reading
 from trainer.recipe import Recipe
 
 SCHEMA = 2
@@ -51,8 +54,8 @@ class Choice(BaseModel):
     calibration: Calibration | None
     """How far healthy people may raise the sites' threshold; None where no recordings were annotated."""
     segmentation: Segmentation
-    readings: dict[str, Any]
-    """What the validation patients read with all of this, by protocol, each as `trainer evaluate --json`."""
+    readings: dict[Protocol, Reading]
+    """Of the held-out patients with all of this, by protocol."""
 
 
 class RunFacts(BaseModel):
@@ -195,9 +198,8 @@ def read_facts(folder: Path) -> RunFacts:
     except ValidationError as error:
         if '"corpora"' not in path.read_text():
             raise RunError(f"{path}: the run is of an earlier version (schema 1), train again") from error
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise RunError(f"{path}: {key}: {problem['msg']}; the run is of another version, train again") from error
+        said = first_problem(error, RunFacts)
+        raise RunError(f"{path}: {said}; the run is of another version, train again") from error
 
 
 def load_model(folder: Path, facts: RunFacts) -> Network | Ensemble:

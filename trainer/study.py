@@ -1,22 +1,14 @@
 """A study: a question, and the settings of a recipe whose comparison answers it; a TOML file."""
 
-import difflib
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from firmware_config.errors import RespSAMError
+from trainer.documents import load, nearest
 from trainer.protocols import Protocol
 from trainer.recipe import Recipe, with_changes
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # The test part judges no setting; a cell trains one member.
 FIXED = {"data.members": 1, "data.refit": 0, "data.choose_on": "held-out"}
@@ -93,35 +85,9 @@ class Study(BaseModel):
 
 def _known(name: str, names: Sequence[str], what: str) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise StudyError(f"{what} {name!r} is not there; the nearest is {near!r}")
-
-
-def shipped_studies() -> list[str]:
-    """Names of the studies inside the package."""
-    folder = resources.files("trainer").joinpath("studies")
-    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+        raise StudyError(f"{what} {name!r} is not there; the nearest is {nearest(name, names)!r}")
 
 
 def load_study(name_or_path: str) -> Study:
     """A shipped study by name, or a TOML file by path; StudyError names the file and the key."""
-    shipped = resources.files("trainer").joinpath(f"studies/{name_or_path}.toml")
-    file = shipped if name_or_path in shipped_studies() else Path(name_or_path)
-    if not file.is_file():
-        raise StudyError(f"study {name_or_path!r}: neither a file nor one of {', '.join(shipped_studies())}")
-    try:
-        return Study.model_validate(tomllib.loads(file.read_bytes().decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"study {name_or_path}: not valid TOML: {error}") from error
-    except StudyError as error:
-        raise StudyError(f"study {name_or_path}: {error}") from error
-    except ValidationError as error:
-        # a key that is misspelt is also one that is missing; the first says more
-        problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        where, last = ".".join(map(str, problem["loc"][:-1])), str(problem["loc"][-1]) if problem["loc"] else ""
-        said = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            fields = Setting.model_fields if "settings" in where else Study.model_fields
-            said = f"unknown key; the nearest valid one is {difflib.get_close_matches(last, fields, 1, 0.0)[0]}"
-        key = ".".join(filter(None, [where, last]))
-        raise StudyError(f"study {name_or_path}: {': '.join(filter(None, [key, said]))}") from error
+    return load("study", "studies", name_or_path, Study, StudyError)

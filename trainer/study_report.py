@@ -10,7 +10,6 @@ from rich.table import Table
 from device.labels import NORMAL
 from trainer.cells import Cell, CellFacts, Target
 from trainer.compare import direction, paired
-from trainer.evaluate import headline
 from trainer.files import own_font_list, replacing, write_atomically
 from trainer.metrics import (
     NO_VERDICT,
@@ -25,6 +24,7 @@ from trainer.metrics import (
     tally,
 )
 from trainer.outcome import Outcome, join, load_outcome
+from trainer.score import headline
 from trainer.served import STRETCH_CYCLES
 from trainer.study import Study
 
@@ -70,7 +70,7 @@ class Line:
         return [
             self.setting,
             str(self.auroc),
-            f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "",
+            f"{difference:+.3f}" if difference else "",
             self.in_words,
             str(self.score) if self.scored else "-",
             f"{self.exact.value:.3f}" if self.scored and self.target.protocol != "recordings" else "-",

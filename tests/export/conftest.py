@@ -13,7 +13,8 @@ from tests.export.run_maker import MOBILENET, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate, log_reading
+from trainer.evaluate import evaluate
+from trainer.history import log_reading
 from trainer.model import network
 from trainer.run import READINGS_FILE, RunFacts
 from trainer.served import open_served
@@ -67,11 +68,13 @@ def patch_run(workshop: Workshop) -> Path:
     reading = evaluate(
         open_served(run, torch.device("cpu")), corpus, cache, "windows", load_settings(environment={}).quality
     )
-    reading["notes"] = ["a note", f"left out: {workshop.data}/gone.wav is empty"]
+    reading = reading.model_copy(update={"notes": ["a note", f"left out: {workshop.data}/gone.wav is empty"]})
     for _ in range(2):
         log_reading(run, reading)
     with (run / READINGS_FILE).open("a") as file:
-        file.write(json.dumps({**reading, "protocol": "events", "bundle": "of weights that were here before"}) + "\n")
+        file.write(
+            json.dumps({**reading.as_json(), "protocol": "events", "bundle": "of weights that were here before"}) + "\n"
+        )
     return run
 
 

@@ -147,7 +147,7 @@ def make_run(
         weights=file_digest(run / WEIGHTS_FILE),
         versions=versions(),
     )
-    reading: dict[str, Any] = evaluate(
+    reading = evaluate(
         of_run(model, facts, run.name, torch.device("cpu")), validation, audio, "windows", load_settings().quality
     )
     facts = facts.model_copy(update={"choice": facts.choice.model_copy(update={"readings": {"windows": reading}})})

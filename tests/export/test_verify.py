@@ -61,13 +61,13 @@ def test_every_file_is_read_as_trainer_evaluate_reads_it(patch_made: Made, works
     default = evaluate(open_served(bundle.path, torch.device("cpu")), corpus, cache, protocol, QUALITY)
     (same,) = [one for one in verified if one.file == bundle.file()]
     # evaluate also listens longer
-    assert same.reading == {name: value for name, value in default.items() if name != "listening"}
+    assert same.reading.as_json() == {name: value for name, value in default.as_json().items() if name != "listening"}
     first = verified[0]
     assert (first.agreement, first.relative_error, first.score_shift) == (1.0, 0.0, Interval(0.0, 0.0, 0.0))
     for one in verified[1:]:
         assert one.agreement > 0.9
         assert 0 < one.relative_error < 0.2
-        moved = one.reading["binary"]["score"]["value"] - first.reading["binary"]["score"]["value"]
+        moved = one.reading.binary.score.value - first.reading.binary.score.value
         assert one.score_shift.value == pytest.approx(moved, abs=1.1e-4)
         assert one.self_test <= bundle.manifest.self_test.tolerance
         assert any(one.file.path in line for line in said)

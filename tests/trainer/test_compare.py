@@ -34,7 +34,7 @@ def worse(made: Outcome, share: float = 0.1, seed: int = 1) -> Outcome:
 def test_the_difference_is_b_minus_a_by_scikit_learn() -> None:
     a = outcome()
     b = worse(a)
-    found = compare(a, b)
+    found = compare(a, b).as_json()
     abnormal = a.true > 0
     recalls = [recall_score(abnormal, one.predicted > 0) for one in (a, b)]
     areas = [roc_auc_score(abnormal, one.probability) for one in (a, b)]
@@ -44,7 +44,7 @@ def test_the_difference_is_b_minus_a_by_scikit_learn() -> None:
     assert read["AUROC"]["difference"]["value"] == pytest.approx(areas[1] - areas[0], abs=1e-4)
     assert read["AUROC"]["a"] == pytest.approx(areas[0], abs=1e-4)
     assert read["Score, binary"]["says"].startswith("A is better")
-    assert compare(b, a)["readings"]["Score, binary"]["says"].startswith("B is better")
+    assert compare(b, a).as_json()["readings"]["Score, binary"]["says"].startswith("B is better")
     assert found["n"] == 400 and found["judged_by_one_only"] == 0
     assert json.loads(json.dumps(found)) == found
 
@@ -67,7 +67,7 @@ def test_the_paired_interval_is_narrower_than_the_unpaired_one() -> None:
 def test_only_what_both_judged_is_compared_whatever_the_order() -> None:
     made = outcome()
     forward, backward = np.arange(0, 300), np.arange(399, 99, -1)
-    found = compare(made.at(forward), made.at(backward))
+    found = compare(made.at(forward), made.at(backward)).as_json()
     assert (found["n"], found["judged_by_one_only"]) == (200, 200)
     assert all(read["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0} for read in found["readings"].values())
     assert all(read["says"].startswith("not told apart") for read in found["readings"].values())
@@ -79,7 +79,7 @@ def test_only_what_both_judged_is_compared_whatever_the_order() -> None:
 def test_a_reading_of_one_class_cannot_be_told() -> None:
     made = outcome()
     normal = made.at(np.flatnonzero(made.true == 0))
-    read = compare(normal, normal)["readings"]
+    read = compare(normal, normal).as_json()["readings"]
     assert read["sensitivity"]["a"] is None and read["sensitivity"]["says"].startswith("cannot be told")
     assert read["specificity"]["difference"]["value"] == 0.0
 

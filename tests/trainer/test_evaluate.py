@@ -20,20 +20,15 @@ from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import RECIPE
 from trainer.corpora import Corpus, Recording, Source, load_corpora
 from trainer.corpora.cycle import abnormal_shares
-from trainer.evaluate import (
-    latest,
-    log_reading,
-    read_readings,
-    refuse_trained_patients,
-    score,
-    seen_annotations,
-    seen_in_training,
-)
+from trainer.evaluate import refuse_trained_patients, seen_annotations, seen_in_training
 from trainer.experiment import Request, prepare
+from trainer.history import latest, log_reading, read_readings
 from trainer.metrics import NO_VERDICT
 from trainer.outcome import Outcome, join, load_outcome, save_outcome
+from trainer.reading import Reading
 from trainer.recipe import with_changes
 from trainer.run import RUN_FILE, RunError
+from trainer.score import score
 from trainer.served import ServedModel, open_served
 from trainer.splits import SplitError
 from trainer.view import show_reading
@@ -146,7 +141,7 @@ def test_devices_and_sites_and_what_they_cannot_say() -> None:
     assert reading["per_site"]["front"]["score"]["value"] is None and reading["per_site"]["front"]["abnormal"] == 0
     console = Console(width=80, record=True, file=StringIO())
     about = {"corpus": "c", "part": "inter", "protocol": "windows", "patients": 40, "patients_seen_in_training": False}
-    show_reading({**reading, **about}, console)
+    show_reading(Reading.model_validate({**reading, **about, "bundle": "f"}), console)
     shown = console.export_text()
     assert "normal only" in shown and "abnormal only" in shown and "…" not in shown
     for word in ("AUPRC", "ECE", "Se at Sp 0.95", "called abnormal", "rare", "front"):
@@ -189,17 +184,18 @@ def test_a_damaged_outcome_is_named(tmp_path: Path, damage: Callable[[bytes], by
 
 def test_every_reading_of_a_run_is_logged_and_a_second_look_shows(tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).write_text("{}")
-    reading = {**score(outcome(40)), "corpus": "icbhi", "part": "test", "protocol": "events", "bundle": "f"}
+    about = {"corpus": "icbhi", "part": "test", "protocol": "events", "bundle": "f"}
+    reading = Reading.model_validate({**score(outcome(40)), **about})
     assert log_reading(tmp_path, reading) == ()
-    assert log_reading(tmp_path, {**reading, "protocol": "windows"}) == ()
+    assert log_reading(tmp_path, reading.model_copy(update={"protocol": "windows"})) == ()
     (note,) = log_reading(tmp_path, reading)
     assert "icbhi test events" in note and "read for the 2nd time" in note and note.endswith("no longer a test")
     (note,) = log_reading(tmp_path, reading)
     assert "3rd time" in note
     lines = read_readings(tmp_path)
-    assert [line["times_read"] for line in lines] == [1, 1, 2, 3]
-    assert all("time" in line for line in lines)
-    assert [(one["protocol"], times) for one, times in latest(lines)] == [("events", 3), ("windows", 1)]
+    assert [line.times_read for line in lines] == [1, 1, 2, 3]
+    assert all(line.time for line in lines)
+    assert [(one.protocol, one.times_read) for one in latest(lines)] == [("events", 3), ("windows", 1)]
 
 
 def test_neither_run_nor_bundle(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from trainer.documents import shipped
 from trainer.mobilenet import MobileNetConfig
 from trainer.model import ModelConfig
-from trainer.recipe import Recipe, RecipeError, load_recipe, shipped_recipes, with_changes
+from trainer.recipe import Recipe, RecipeError, load_recipe, with_changes
 
 WHOLE = """
 [model]
@@ -34,7 +35,7 @@ def written(folder: Path, text: str) -> str:
     return str(folder / "mine.toml")
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", shipped("recipes"))
 def test_shipped_recipes_load_and_travel_through_json(name: str) -> None:
     recipe = load_recipe(name)
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe

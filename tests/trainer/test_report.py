@@ -16,8 +16,9 @@ from tests.export.run_maker import MOBILENET, make_run
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
-from trainer.evaluate import log_reading, reading
+from trainer.evaluate import reading
 from trainer.explain import Share, Shares
+from trainer.history import log_reading
 from trainer.metrics import NO_VERDICT, binary_rates, confusion
 from trainer.outcome import Outcome, read_stretches, save_outcome
 from trainer.report import ReportError, mistakes, signatures, subsets, write_report
@@ -88,8 +89,8 @@ def test_what_was_read_stands_in_it(made: Made, page: str) -> None:
     counts = confusion(made.outcome.true, made.outcome.predicted)
     cells = re.findall(r"<td[^>]*%\)\">(\d+)</td>", page)
     assert [int(cell) for cell in cells] == counts.flatten().tolist()
-    score = made.facts.choice.readings["windows"]["binary"]["score"]
-    assert f"<td>{score['value']:.3f}<br><small>{score['low']:.3f} to {score['high']:.3f}</small></td>" in page
+    score = made.facts.choice.readings["windows"].binary.score
+    assert f"<td>{score.value:.3f}<br><small>{score.low:.3f} to {score.high:.3f}</small></td>" in page
     assert made.facts.recipe_name in page and made.facts.fingerprint in page
     assert "seen in training" in page
     assert "good training, poor validation" in page, "the made metrics show it"

@@ -21,12 +21,13 @@ from tests.trainer.corpus_maker import make_icbhi, make_sprsound
 from tests.trainer.toy_fit import RECIPE
 from trainer.cells import Cell, Plan, Target, minutes_left, plan_cells, run_cells
 from trainer.corpora import Source, load_corpora
+from trainer.documents import shipped
 from trainer.experiment import Prepared, Request
 from trainer.metrics import choose_threshold
 from trainer.outcome import Outcome, load_outcome, save_outcome
 from trainer.recipe import Recipe, load_recipe, with_changes
 from trainer.run import CHECKPOINT_FILE, METRICS_FILE, METRICS_KEYS, WEIGHTS_FILE, load_tensors
-from trainer.study import Setting, Study, StudyError, load_study, shipped_studies
+from trainer.study import Setting, Study, StudyError, load_study
 from trainer.study_report import Line, lines_of, notes_on, tables, write_report
 
 TOY = with_changes(RECIPE, {"optimizer.rho": 0.0, "optimizer.epochs": 2})
@@ -129,8 +130,8 @@ def same_cell(one: Cell, other: Cell, target: Target) -> None:
 
 
 def test_every_shipped_study_fits_the_shipped_recipe() -> None:
-    assert shipped_studies() == ["ablation", "duration", "level", "padding", "rho", "stethoscopes"]
-    for name in shipped_studies():
+    assert shipped("studies") == ["ablation", "duration", "level", "padding", "rho", "stethoscopes"]
+    for name in shipped("studies"):
         study = load_study(name)
         recipes = study.recipes(load_recipe("mobilenet"), {"data.draws": 100})
         assert len({recipe.model_dump_json() for recipe in recipes.values()}) == len(study.settings), name
@@ -495,7 +496,7 @@ def test_another_corpus_is_read_and_it_is_said_how_few_they_are(ground: Ground, 
         ),
         (TOML.replace('"optimizer.rho" = 0.05', '"data.folds" = 3'), "data.folds is one for all settings"),
         (TOML.replace('reference = "plain"', 'reference = "plane"'), "the nearest is 'plain'"),
-        (TOML.replace("changes", "change"), "settings.1.change: unknown key; the nearest valid one is changes"),
+        (TOML.replace("changes", "change"), "unknown key settings.1.change; the nearest valid one is changes"),
         (TOML.replace("question", "questions"), "nearest valid one is question"),
         (TOML.replace('"SAM"', '"plain"'), "two or more with different names"),
         (TOML + "[", "not valid TOML"),
