@@ -27,7 +27,7 @@ from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
 from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
-from trainer.experiment import open_run_corpus, request_of
+from trainer.experiment import open_run
 from trainer.history import readings_of
 from trainer.metrics import Float64Array, Rates
 from trainer.model import Ensemble, Network
@@ -225,23 +225,14 @@ def check_place(out: Path, force: bool) -> None:
 def read_corpus(
     facts: RunFacts, data: Sequence[Path], cache_folder: Path, reporter: Reporter
 ) -> tuple[Corpus, Corpus, AudioCache]:
-    """The run's corpus, without and with only its first fold's patients, and the audio; BuildError when it is another.
+    """The run's corpus, without and with only its first fold's patients, and the audio; CorpusError when it is another.
 
     That fold measures what the build changes. The other members have trained on it, so it says nothing of accuracy.
     The test part takes its place where it chose.
     """
-    request = request_of(facts, data)
-    absent = [source.data for source in request.sources if not source.data.exists()]
-    if absent:
-        raise BuildError(f"{absent[0]}: no corpus here, and the gates need the run's; say where it is with --data")
-    opened = open_run_corpus(request, cache_folder, lambda done, total: reporter.busy(f"reading audio {done}/{total}"))
+    busy = reporter.busy
+    opened = open_run(facts, data, cache_folder, lambda done, total: busy(f"reading audio {done}/{total}"))
     corpus = opened.training
-    missing = sorted(set(facts.patients) - set(corpus.patients))
-    if missing:
-        raise BuildError(
-            f"{corpus.where}: {len(missing)} of the run's patients are not here, {missing[0]} for one; give --data the "
-            "corpus that the run was trained on"
-        )
     if opened.tested is not None:
         return corpus, opened.tested, opened.cache
     held_out = set(facts.held_out[0])

@@ -160,7 +160,7 @@ def verify(
     settings = load_settings(config)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
-    sources, asked = sources_of(corpus, data), protocol_named(protocol) if protocol else None
+    sources, asked = sources_of(corpus, data), protocol_named(protocol)
     opened = verification.open_whole(bundle)
     with Console(stderr=True).status("reading the corpus") as status:
         read, cache = open_corpora(

@@ -9,8 +9,8 @@ from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
 from trainer.history import latest
 from trainer.metrics import Interval
+from trainer.protocols import FLATTERED, LIES
 from trainer.reading import Reading
-from trainer.view import FLATTERED, LIES
 
 MODEL_CARD: Final = "MODEL_CARD.md"
 TEMPLATE: Final = "model_card.md"

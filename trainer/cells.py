@@ -32,16 +32,16 @@ from trainer.experiment import Prepared, Request, prepare
 from trainer.files import write_atomically
 from trainer.fit import identity
 from trainer.machine import Machine, start
-from trainer.members import train_members
+from trainer.members import Call, train_members
 from trainer.model import network
 from trainer.outcome import Outcome, of_heard, of_shown, read_stretches, save_outcome
+from trainer.progress import FitView
 from trainer.protocols import Protocol, default_protocol
 from trainer.recipe import Recipe
 from trainer.recordings import gradable, hear
 from trainer.run import WEIGHTS_FILE, load_tensors, read_metrics, save_tensors
 from trainer.served import ServedModel, of_network
 from trainer.study import Study, StudyError
-from trainer.view import EpochView
 
 CELL_FILE = "cell.json"
 ERROR_FILE = "error.txt"
@@ -224,20 +224,9 @@ def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, C
     cell.folder.mkdir(parents=True, exist_ok=True)
     for stale in cell.folder.glob("*.npz"):  # of fewer epochs
         stale.unlink()
-    (member,), _ = train_members(
-        cell.recipe,
-        prepared.corpus,
-        [fold],
-        prepared.cache,
-        prepared.front_end,
-        cell.folder,
-        machine=machine,
-        seed=cell.seed,
-        resume=True,
-        minutes=minutes_left(cell, plan.minutes),
-        watcher=EpochView(Console(quiet=True)),
-        keep="last",
-    )
+    request = replace(plan.request, recipe=cell.recipe, seed=cell.seed)
+    call = Call(machine, FitView(Console(quiet=True)), resume=True, minutes=minutes_left(cell, plan.minutes))
+    (member,) = train_members(request, prepared, cell.folder, call, [fold], keep="last").members
     rows = read_metrics(cell.folder, 0)
     facts = CellFacts(
         recipe=cell.recipe,

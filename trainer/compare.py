@@ -7,7 +7,7 @@ narrower than two intervals side by side suggest.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def in_words(shift: Interval) -> str:
     return SAYS[direction(shift)]
 
 
-def protocol_of_runs(first: Path, second: Path) -> str | None:
+def protocol_of_runs(first: Path, second: Path) -> Protocol | None:
     """What two runs read of held-out stretches; None when one is no run, CompareError on other corpora each."""
     if not all((path / RUN_FILE).is_file() for path in (first, second)):
         return None
@@ -162,7 +162,7 @@ def protocol_of_runs(first: Path, second: Path) -> str | None:
         raise CompareError(
             f"{first} held out patients of {one}, {second} of {other}; give --corpus, --data and --part to read both"
         )
-    return facts.choice.threshold.protocol
+    return cast(Protocol, facts.choice.threshold.protocol)
 
 
 def on_held_out(first: Path, second: Path, protocol: Protocol) -> Compared:
@@ -184,8 +184,7 @@ def on_held_out(first: Path, second: Path, protocol: Protocol) -> Compared:
 
 
 def on_corpus(
-    first: ServedModel,
-    second: ServedModel,
+    models: tuple[ServedModel, ServedModel],
     corpus: Corpus,
     cache: AudioCache,
     protocol: Protocol,
@@ -193,9 +192,10 @@ def on_corpus(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Compared, list[Reading]]:
     """Two models read on the same examples, and the two readings themselves."""
-    models = first, second
     outcomes = [outcome_on(model, corpus, cache, protocol, quality, progress) for model in models]
     readings = [reading(outcome, protocol, of, corpus) for outcome, of in zip(outcomes, models, strict=True)]
     corpus_read, part, _ = readings[0].what
     found = compare(*outcomes)
-    return replace(found, a=first.name, b=second.name, corpus=corpus_read, part=part, protocol=protocol), readings
+    return replace(
+        found, a=models[0].name, b=models[1].name, corpus=corpus_read, part=part, protocol=protocol
+    ), readings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from device.signal import FrontEnd
 from trainer.audio_cache import AudioCache, with_audio
-from trainer.corpora import Corpus, Source, load_corpora
+from trainer.corpora import Corpus, CorpusError, Source, load_corpora
 from trainer.crops import TrainingCrops
 from trainer.fit import measure_normalisation
 from trainer.recipe import DataRecipe, Recipe
@@ -104,6 +104,24 @@ def open_run_corpus(request: Request, cache_folder: Path, progress: Callable[[in
         for side in (False, True)
     )
     return Opened(training, held_out, cache)
+
+
+def open_run(
+    facts: RunFacts, data: Sequence[Path], cache_folder: Path, progress: Callable[[int, int], None] | None = None
+) -> Opened:
+    """The corpus that a finished run was trained on, at `data` where it has moved; CorpusError when it is another."""
+    request = request_of(facts, data)
+    absent = [source.data for source in request.sources if not source.data.exists()]
+    if absent:
+        raise CorpusError(f"{absent[0]}: no corpus here, and the run's is needed; say where it is with --data")
+    opened = open_run_corpus(request, cache_folder, progress)
+    missing = sorted(set(facts.patients) - set(opened.training.patients))
+    if missing:
+        raise CorpusError(
+            f"{opened.training.where}: {len(missing)} of the run's patients are not here, {missing[0]} for one; give "
+            "--data the corpus that the run was trained on"
+        )
+    return opened
 
 
 def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int], None] | None = None) -> Prepared:

@@ -18,7 +18,7 @@ from trainer.evaluate import reading
 from trainer.experiment import Prepared, Request
 from trainer.files import write_atomically
 from trainer.fit import FitError
-from trainer.members import Member, Refitted
+from trainer.members import Member, Trained
 from trainer.metrics import Float64Array, balanced_curve, best_row, fit_temperature
 from trainer.outcome import Outcome, join, of_heard, of_shown, read_stretches, save_outcome
 from trainer.protocols import Protocol, stretch_protocol
@@ -45,8 +45,7 @@ def rule_in_words(request: Request) -> str:
 
 
 def finish(
-    members: Sequence[Member],
-    refitted: Sequence[Refitted],
+    trained: Trained,
     folder: Path,
     request: Request,
     prepared: Prepared,
@@ -55,13 +54,12 @@ def finish(
 ) -> RunFacts:
     """Write the weights to serve as one model, what members said of held-out patients, and `run.json`.
 
-    The model is the mean of the `refitted`, or of the members where there are none.
     The temperature comes from the default protocol, the thresholds of cycles and sites from the live path.
     Each patient is judged by the member that never met it. These readings are a little too good all the same, because
     they chose thresholds and rule (and the epochs, where members serve), and are labelled so; the mean of several
     models is not in them.
     """
-    corpus, cache, front_end = prepared.corpus, prepared.cache, prepared.front_end
+    corpus, cache, members = prepared.corpus, prepared.cache, trained.members
     protocol, words = stretch_protocol(corpus), rule_in_words(request)
     temperature = fit_temperature(
         np.concatenate([member.logits for member in members]), np.concatenate([member.labels for member in members])
@@ -69,7 +67,7 @@ def finish(
     chosen = choose_thresholds(hear_held_out(members, prepared, request.recipe, temperature, quality, device), cache)
     # what is written from here on belongs together: without run.json the run counts as unfinished
     (folder / RUN_FILE).unlink(missing_ok=True)
-    model = assemble([one.model for one in refitted or members])
+    model = assemble(trained.served)
     save_tensors(folder / WEIGHTS_FILE, model.state_dict(), {"architecture": request.recipe.model.architecture})
     choice = Choice(
         epochs=[member.epoch for member in members],
@@ -87,7 +85,7 @@ def finish(
     run = RunFacts(
         recipe_name=request.recipe_name,
         recipe=request.recipe,
-        front_end=front_end,
+        front_end=prepared.front_end,
         seed=request.seed,
         corpora=[dataclasses.replace(source, data=source.data.resolve()) for source in request.sources],
         part=request.part,
@@ -99,7 +97,7 @@ def finish(
         population=population(corpus),
         choice=choice,
         epochs_done=[member.epochs_done for member in members],
-        refit_epochs=[one.epochs_done for one in refitted],
+        refit_epochs=[one.epochs_done for one in trained.refitted],
         weights=file_digest(folder / WEIGHTS_FILE),
         versions=versions(),
     )

@@ -32,12 +32,11 @@ from trainer.metrics import (
 )
 from trainer.model import Ensemble, Network
 from trainer.outcome import Outcome, load_outcome
-from trainer.protocols import Protocol
+from trainer.protocols import FLATTERED, LIES, Protocol
 from trainer.reading import Reading
 from trainer.run import load_model, outcome_file, read_facts, read_metrics
 from trainer.sharpness import Sharpness, sharpness
 from trainer.signatures import Signature, attention_on, deaf, oscillating, sharp_minimum
-from trainer.view import FLATTERED, LIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,89 +1,16 @@
-"""What the trainer shows: the bar of an epoch, and a reading of accuracy as a table."""
+"""What the trainer shows: a reading of accuracy and a comparison, as tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from trainer.compare import Compared, in_words
-from trainer.corpora.cycle import Corpus
-from trainer.protocols import WINDOW_SECONDS
+from trainer.protocols import FLATTERED, LIES
 from trainer.reading import ClassReading, GroupReading, Joined, Reading
-
-LIES = {
-    "events": "annotated events as they are: their length alone tells much, see 'duration'",
-    "windows": f"{WINDOW_SECONDS} s around each event: length tells nothing",
-    "stretches": f"{WINDOW_SECONDS} s around each event, each annotated breath cycle, each recording with one label",
-    "live": "each annotated event or cycle against the cycle that the screen showed there",
-    "recordings": "whole recordings through the device's own segmenter: the product",
-}
-
-FLATTERED = (
-    "the test part chooses epoch, temperature and thresholds (choose_on = 'test', as published): every reading of it "
-    "flatters; elsewhere this made a Score of 59.6 into 61.5"
-)
-
-
-class EpochView:
-    """Progress of `trainer fit`: one bar an epoch with loss, samples/s and the time left, one line when it is over."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} samples/s "),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self.task: TaskID | None = None
-
-    def __enter__(self) -> "EpochView":
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def member_started(self, number: int, members: int, training: Corpus, held_out: Corpus | None) -> None:
-        """One line: who trains and who is held out."""
-        which = f"model {number + 1} of {members}: " if members > 1 else ""
-        others = (
-            f"{len(held_out.patients)} are held out ({len(held_out.cycles)} cycles)" if held_out else "none is held out"
-        )
-        self.console.print(
-            f"{which}{len(training.patients)} patients train ({len(training.cycles)} cycles), {others}", highlight=False
-        )
-
-    def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
-        """A new bar."""
-        if self.task is not None:
-            self.bar.remove_task(self.task)
-        self.task = self.bar.add_task("", total=steps, epoch=f"{epoch + 1}/{epochs}", loss=float("nan"), rate=0.0)
-
-    def stepped(self, step: int, loss: float, samples_per_second: float) -> None:
-        """Move it."""
-        if self.task is not None:
-            self.bar.update(self.task, completed=step, loss=loss, rate=samples_per_second)
-
-    def epoch_ended(self, row: dict[str, Any]) -> None:
-        """One line that stays."""
-        read = (
-            f"held out Se {row['sensitivity']:.3f} Sp {row['specificity']:.3f} Score {row['score']:.3f} "
-            f"AUROC {row['auroc']:.3f}  "
-            if "score" in row
-            else ""
-        )
-        self.console.print(
-            f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  {read}{row['seconds']:.0f} s", highlight=False
-        )
+from trainer.run import RunFacts
 
 
 def table(
@@ -125,6 +52,20 @@ def readings_table(readings: Iterable[Reading], title: str) -> Table:
         for one in readings
     )
     return table("protocol", "n", "Se", "Sp", "Score [95 %]", "AUROC [95 %]", "exact", rows=rows, title=title)
+
+
+def show_fit(facts: RunFacts, console: Console) -> None:
+    """What held-out patients chose of a finished run, and how they are read with it."""
+    choice = facts.choice
+    console.print(
+        f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}, "
+        f"temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
+        f"a site is flagged when {choice.site_rule.in_words} ({choice.segmentation.method})"
+    )
+    title = "held-out patients (they chose the above: a little too good)"
+    if facts.recipe.data.choose_on == "test":
+        title = f"THE TEST PART: {FLATTERED}"
+    console.print(readings_table(choice.readings.values(), title))
 
 
 def show_reading(reading: Reading, console: Console) -> None:

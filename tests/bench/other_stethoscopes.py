@@ -21,7 +21,7 @@ from device.signal import FRAMES, FloatArray, FrontEnd, normalise, windows
 from device.simulator import breath
 from firmware_config.settings import load_settings
 from trainer.crops import response, through
-from trainer.experiment import open_run_corpus, request_of
+from trainer.experiment import open_run
 from trainer.metrics import BoolArray, Float64Array, auroc
 from trainer.model import Network, network, predict
 from trainer.protocols import worst_window
@@ -69,7 +69,7 @@ def main() -> None:
     asked = parser.parse_args()
     facts = read_facts(asked.run)
     temperature, threshold = facts.choice.temperature, facts.choice.cycle_threshold
-    opened = open_run_corpus(request_of(facts, asked.data or ()), load_settings(None).training.folder)
+    opened = open_run(facts, asked.data or (), load_settings(None).training.folder)
     corpus, cache = opened.training, opened.cache
     ways: dict[str, list[Float64Array]] = {"as recorded": [], **{f"{one:g} dB": [] for one in asked.decibels}}
     truth: list[BoolArray] = []
