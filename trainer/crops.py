@@ -1,7 +1,5 @@
 """From a drawn cycle to a training window: the crop, its labels, its augmentation; all from one seed per draw."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +19,6 @@ from device.signal import (
     WINDOW_SECONDS,
     FloatArray,
     FrontEnd,
-    SignalError,
     cyclic_pad,
     level,
     log_mel,
@@ -36,8 +33,8 @@ from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, union
 from trainer.metrics import Float64Array, IntArray
 from trainer.recipe import AugmentationRecipe, DataRecipe, Recipe
+from trainer.stretches import located, overlapping, place
 
-OVERLAP_SECONDS = 0.05  # an event that reaches less far into a stretch is not heard in it
 ATTEMPTS = 4
 SPANS = 8  # of a crop that are learnt from: the whole of it, and so many annotated cycles less one
 # so much of a cycle has to lie in the crop: an event sounds all along, a breath's finding may be anywhere in it
@@ -45,15 +42,6 @@ VISIBLE = {"event": 0.6, "cycle": 0.9}
 WHOLE_RECORDING_SECONDS = 4.0  # at least so much of a recording that has one label for all of it
 NEPERS = np.log(10.0) / 10.0  # of power in a decibel
 STEEPEST_DB = 400.0  # of a low-pass, an octave: what a resampler leaves
-
-
-def overlapping(cycles: Sequence[Cycle], start_seconds: float, end_seconds: float) -> list[Cycle]:
-    """The cycles that share more than 0.05 s with the stretch."""
-    return [
-        cycle
-        for cycle in cycles
-        if min(cycle.end_seconds, end_seconds) - max(cycle.start_seconds, start_seconds) > OVERLAP_SECONDS
-    ]
 
 
 def noises(corpus: Corpus) -> list[str]:
@@ -72,28 +60,6 @@ def overlaid(samples: FloatArray, below: FloatArray, snr_db: float) -> FloatArra
     below = np.resize(below, samples.size)
     gain = np.std(samples) / max(float(np.std(below)), 1e-12) * 10 ** (-snr_db / 20)
     return (samples + gain * below).astype(np.float32)
-
-
-def place(start: float, end: float, length: float, limit: float, share: float) -> tuple[float, float]:
-    """A stretch of `length` s that holds the event, or lies in it when shorter; seconds in and out.
-
-    It begins `share` of the way along the room there is, shifted inside a recording of `limit` s; a recording shorter
-    than `length` is taken whole.
-    """
-    length = min(length, limit)
-    room = (end - start) - length
-    first = start + share * room
-    first = min(max(first, 0.0), limit - length)
-    return first, first + length
-
-
-@contextmanager
-def located(recording: str, start_seconds: float, end_seconds: float) -> Iterator[None]:
-    """Adds where it happened to a SignalError."""
-    try:
-        yield
-    except SignalError as error:
-        raise SignalError(f"{recording} {start_seconds:.2f}-{end_seconds:.2f} s: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from device.signal import FrontEnd, raw_window, split
 from firmware_config.errors import RespSAMError
 from trainer.checkpoints import load_initial
 from trainer.corpora.cycle import Corpus
-from trainer.crops import TrainingCrops, located
+from trainer.crops import TrainingCrops
 from trainer.files import write_atomically
 from trainer.machine import Machine
 from trainer.metrics import Float64Array, IntArray, auroc, choose_threshold
@@ -46,6 +46,7 @@ from trainer.run import (
 from trainer.sam import SAM, backward_twice
 from trainer.sampler import draw, weights
 from trainer.splits import family
+from trainer.stretches import located
 from trainer.validation import Validation
 
 NORMALISATION_CROPS = 1024

@@ -13,8 +13,8 @@ from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
 from trainer.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus, CorpusError, Grain, Recording
-from trainer.crops import located, overlapping, place
 from trainer.metrics import Float64Array, IntArray
+from trainer.stretches import located, overlapping, place
 
 Protocol = Literal["events", "windows", "stretches", "live", "recordings"]
 PROTOCOLS: tuple[Protocol, ...] = ("events", "windows", "stretches", "live", "recordings")

@@ -12,8 +12,9 @@ from trainer.documents import first_problem, load
 from trainer.machine import Precision
 from trainer.mobilenet import MobileNetConfig
 from trainer.model import ModelConfig
-from trainer.sampler import Balance
 from trainer.splits import HoldOut
+
+Balance = Literal["none", "class", "binary"]
 
 
 class RecipeError(RespSAMError):

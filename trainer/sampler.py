@@ -1,14 +1,12 @@
 """Weighted random sampling (WRS): which cycles an epoch draws."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from device.labels import LABELS, Label
-
-Balance = Literal["none", "class", "binary"]
+from trainer.recipe import Balance
 
 
 def weights(

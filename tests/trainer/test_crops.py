@@ -29,23 +29,12 @@ from tests.trainer.toy_fit import AST, RECIPE
 from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, Cycle, Recording, load_corpus
 from trainer.corpora.cycle import Grain
-from trainer.crops import (
-    SPANS,
-    Crop,
-    TrainingCrops,
-    augmented_window,
-    noises,
-    overlaid,
-    overlapping,
-    place,
-    response,
-    sped,
-    through,
-)
+from trainer.crops import SPANS, Crop, TrainingCrops, augmented_window, noises, overlaid, response, sped, through
 from trainer.crops import crops_of as recipes_crops
 from trainer.metrics import BoolArray, auroc
 from trainer.recipe import AugmentationRecipe, DataRecipe, load_recipe, with_changes
 from trainer.sampler import draw, weights
+from trainer.stretches import overlapping, place
 
 NO_AUGMENTATION = AugmentationRecipe()
 MOMENTS = 25

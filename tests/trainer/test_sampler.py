@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import chisquare
 
 from device.labels import Label
-from trainer.sampler import Balance, draw, weights
+from trainer.recipe import Balance
+from trainer.sampler import draw, weights
 
 COUNTS: dict[Label, int] = {"normal": 700, "crackle": 200, "wheeze": 95, "both": 5}
 LABELS = [label for label, count in COUNTS.items() for _ in range(count)]
