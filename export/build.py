@@ -25,16 +25,16 @@ from export.onnx_graph import parity, run, to_onnx
 from export.quantize import CALIBRATION_CYCLES, CONVERTED, FP32, Form, Precision, draw_hash, layers, patient_balanced
 from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
-from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
-from trainer.experiment import open_run
-from trainer.history import readings_of
+from trainer.corpora.audio_cache import AudioCache, open_corpora
+from trainer.corpora.protocols import Protocol, examples, inputs_of
+from trainer.corpora.splits import only_patients
+from trainer.evaluation.history import readings_of
+from trainer.evaluation.validation import Validation
 from trainer.metrics import Float64Array, Rates
-from trainer.model import Ensemble, Network
-from trainer.protocols import Protocol, examples, inputs_of
-from trainer.run import Choice, RunFacts, load_model, read_facts
-from trainer.splits import only_patients
-from trainer.validation import Validation
+from trainer.model.network import Ensemble, Network
+from trainer.run.folder import Choice, RunFacts, load_model, read_facts
+from trainer.training.experiment import open_run
 
 PARITY_WINDOWS: Final = 13  # of validation patients, beside the simulated breaths
 SENSITIVITY_WINDOWS: Final = 32

@@ -155,7 +155,7 @@ def verify(
 
     from export import verify as verification
     from firmware_config.settings import load_settings
-    from trainer.audio_cache import open_corpora
+    from trainer.corpora.audio_cache import open_corpora
 
     settings = load_settings(config)
     if settings.training.threads:

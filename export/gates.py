@@ -9,11 +9,11 @@ import numpy.typing as npt
 from device.decision import abnormal_probability, leading_class, pool, softmax
 from device.labels import NORMAL
 from device.signal import FloatArray
-from trainer.compare import rates_shift
+from trainer.corpora.protocols import worst_window
+from trainer.evaluation.compare import rates_shift
+from trainer.evaluation.validation import Validation
 from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, calibrate, confusion
-from trainer.protocols import worst_window
 from trainer.reading import RateIntervals
-from trainer.validation import Validation
 
 LARGEST_PARITY: Final = 1e-4  # logits
 LARGEST_LOSS: Final = 0.005  # of Score

@@ -11,11 +11,11 @@ from typing import Any
 
 from device.bundle import Manifest, ModelFile, SelfTest
 from device.labels import LABELS
-from trainer.checkpoints import HUB
 from trainer.corpora.cycle import PARTS
 from trainer.reading import Reading
-from trainer.recipe import Recipe
-from trainer.run import READINGS_FILE, RunFacts
+from trainer.run.folder import READINGS_FILE, RunFacts
+from trainer.run.recipe import Recipe
+from trainer.training.checkpoints import HUB
 
 
 def make_manifest(

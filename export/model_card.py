@@ -7,9 +7,9 @@ from typing import Any, Final
 from device.bundle import Manifest
 from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
-from trainer.history import latest
+from trainer.corpora.protocols import FLATTERED, LIES
+from trainer.evaluation.history import latest
 from trainer.metrics import Interval
-from trainer.protocols import FLATTERED, LIES
 from trainer.reading import Reading
 
 MODEL_CARD: Final = "MODEL_CARD.md"

@@ -15,15 +15,15 @@ from device.signal import FloatArray
 from export.gates import LARGEST_LOSS, agreement, relative_error
 from firmware_config.errors import GateRefused
 from firmware_config.settings import QualitySettings
-from trainer.audio_cache import AudioCache
-from trainer.compare import rates_shift
 from trainer.corpora import Corpus, CorpusError
-from trainer.evaluate import outcome_on, reading
+from trainer.corpora.audio_cache import AudioCache
+from trainer.corpora.protocols import Protocol
+from trainer.evaluation.compare import rates_shift
+from trainer.evaluation.evaluate import outcome_on, reading
+from trainer.evaluation.outcome import Outcome
+from trainer.evaluation.served import ServedModel, of_classifier
 from trainer.metrics import Interval
-from trainer.outcome import Outcome
-from trainer.protocols import Protocol
 from trainer.reading import Reading
-from trainer.served import ServedModel, of_classifier
 from trainer.view import table
 
 

@@ -8,28 +8,28 @@ import torch
 from rich.console import Console
 
 from firmware_config.settings import Settings, load_settings
-from trainer import evaluate as evaluation
-from trainer.audio_cache import AudioCache, with_audio
-from trainer.cells import Cell, Plan, plan_cells, run_cells
-from trainer.checkpoints import initial_weights
-from trainer.compare import Compared, on_corpus
 from trainer.corpora import Corpus, CorpusError, Source, load_corpora
-from trainer.experiment import Request, prepare
-from trainer.finish import finish
-from trainer.fit import prepare_folder, write_log
-from trainer.history import log_reading
-from trainer.machine import check_started, resolved, start
-from trainer.members import Call, train_members
-from trainer.progress import FitView, audio_bar
-from trainer.protocols import FLATTERED, Protocol, check_protocol, default_protocol
+from trainer.corpora.audio_cache import AudioCache, with_audio
+from trainer.corpora.protocols import FLATTERED, Protocol, check_protocol, default_protocol
+from trainer.evaluation import evaluate as evaluation
+from trainer.evaluation.compare import Compared, on_corpus
+from trainer.evaluation.history import log_reading
+from trainer.evaluation.served import ServedModel, open_served
 from trainer.reading import Reading
-from trainer.recipe import Recipe
-from trainer.report import write_report
-from trainer.run import RunFacts, begun
-from trainer.served import ServedModel, open_served
-from trainer.study import Study
-from trainer.study_report import Line, lines_of, notes_on
-from trainer.study_report import write_report as write_study
+from trainer.report.report import write_report
+from trainer.run.folder import RunFacts, begun
+from trainer.run.machine import check_started, resolved, start
+from trainer.run.recipe import Recipe
+from trainer.studies.cells import Cell, Plan, plan_cells, run_cells
+from trainer.studies.report import Line, lines_of, notes_on
+from trainer.studies.report import write_report as write_study
+from trainer.studies.study import Study
+from trainer.training.checkpoints import initial_weights
+from trainer.training.experiment import Request, prepare
+from trainer.training.finish import finish
+from trainer.training.members import Call, train_members
+from trainer.training.progress import FitView, audio_bar
+from trainer.training.train import prepare_folder, write_log
 
 Progress = Callable[[int, int], None]
 

@@ -13,7 +13,7 @@ from firmware_config.command_line import ConfigOption, application, run
 
 if TYPE_CHECKING:
     from trainer.corpora import Corpus, Source
-    from trainer.protocols import Protocol
+    from trainer.corpora.protocols import Protocol
 
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
 data_app = application("Look at a corpus.")
@@ -64,9 +64,9 @@ def describe(
 
     from firmware_config.settings import load_settings
     from trainer.corpora import load_corpora
-    from trainer.describe import describe as description_of
-    from trainer.describe import render
-    from trainer.progress import FitView
+    from trainer.corpora.describe import describe as description_of
+    from trainer.corpora.describe import render
+    from trainer.training.progress import FitView
 
     load_settings(config)
     # as published: the counts of the literature; the notes still name the leaking patients
@@ -135,10 +135,10 @@ def fit(
     from firmware_config.settings import load_settings
     from trainer.api import Where
     from trainer.api import fit as train
-    from trainer.experiment import Request
-    from trainer.machine import follows
-    from trainer.progress import FitView
-    from trainer.recipe import load_recipe, with_changes
+    from trainer.run.machine import follows
+    from trainer.run.recipe import load_recipe, with_changes
+    from trainer.training.experiment import Request
+    from trainer.training.progress import FitView
     from trainer.view import show_fit
 
     changes = {
@@ -195,7 +195,7 @@ def evaluate(
 
     from firmware_config.settings import load_settings
     from trainer import api
-    from trainer.progress import FitView
+    from trainer.training.progress import FitView
     from trainer.view import show_reading
 
     selection = api.Selection(sources_of(corpus, data), part, split, lenient, protocol_named(protocol))
@@ -238,13 +238,13 @@ def study(
 
     from firmware_config.settings import load_settings
     from trainer import api
-    from trainer.cells import Plan
-    from trainer.experiment import Request
-    from trainer.machine import resolved
-    from trainer.progress import FitView
-    from trainer.recipe import load_recipe
-    from trainer.study import StudyError, load_study
-    from trainer.study_report import tables
+    from trainer.run.machine import resolved
+    from trainer.run.recipe import load_recipe
+    from trainer.studies.cells import Plan
+    from trainer.studies.report import tables
+    from trainer.studies.study import StudyError, load_study
+    from trainer.training.experiment import Request
+    from trainer.training.progress import FitView
 
     settings, sources = load_settings(config), api.absolute(sources_of(corpus, data))
     asked = load_study(name).only(only or [])
@@ -306,8 +306,8 @@ def compare(
 
     from firmware_config.settings import load_settings
     from trainer import api
-    from trainer import compare as comparing
-    from trainer.progress import FitView
+    from trainer.evaluation import compare as comparing
+    from trainer.training.progress import FitView
     from trainer.view import show_comparison
 
     settings, asked = load_settings(config), protocol_named(protocol)
@@ -339,7 +339,7 @@ def segmentation(
     config: ConfigOption = None,
 ) -> None:
     """Score how breaths are found, against fixed windows, by patient-wise cross-validation; or fit the detector."""
-    from trainer import segmentation as finding
+    from trainer.breaths import segmentation as finding
 
     read, cache, _ = _heard(corpus, data, part, lenient, config)
     if out is not None:
@@ -359,8 +359,8 @@ def grading(
     config: ConfigOption = None,
 ) -> None:
     """Score how poor recordings are refused, and what it costs in good ones, by patient-wise cross-validation."""
-    from trainer.grading import compare
-    from trainer.segmentation import fold_detectors
+    from trainer.breaths.grading import compare
+    from trainer.breaths.segmentation import fold_detectors
 
     read, cache, settings = _heard(corpus, data, part, lenient, config)
     _print_json(compare(fold_detectors(read, cache, folds, seed), cache, settings.quality))
@@ -378,8 +378,8 @@ def explain(
 ) -> None:
     """Show where a run's attention lies in a recording, and how much of it on seams and on silence."""
     from firmware_config.settings import load_settings
-    from trainer import explain as explaining
     from trainer.api import torch_device
+    from trainer.report import explain as explaining
 
     settings = load_settings(config)
     explained = explaining.explain(run, file, torch_device(device, settings), settings.quality, at)
@@ -403,10 +403,10 @@ def report(
 
     from firmware_config.settings import load_settings
     from trainer.api import torch_device
-    from trainer.experiment import open_run
-    from trainer.progress import audio_bar
-    from trainer.report import write_report
-    from trainer.run import read_facts
+    from trainer.report.report import write_report
+    from trainer.run.folder import read_facts
+    from trainer.training.experiment import open_run
+    from trainer.training.progress import audio_bar
 
     settings = load_settings(config)
     console = Console(stderr=True)
@@ -426,8 +426,8 @@ def _heard(
 
     from firmware_config.settings import load_settings
     from trainer.api import use_threads
-    from trainer.audio_cache import open_corpora
-    from trainer.progress import FitView, audio_bar
+    from trainer.corpora.audio_cache import open_corpora
+    from trainer.training.progress import FitView, audio_bar
 
     settings, sources = load_settings(config), sources_of(corpus, data)
     use_threads(settings)
@@ -454,7 +454,7 @@ def protocol_named(asked: str | None) -> "Protocol | None":
     """The protocol of that name, None without one; typer.BadParameter for another word."""
     if asked is None:
         return None
-    from trainer.protocols import PROTOCOLS
+    from trainer.corpora.protocols import PROTOCOLS
 
     chosen = next((known for known in PROTOCOLS if known == asked), None)
     if chosen is None:
@@ -464,7 +464,7 @@ def protocol_named(asked: str | None) -> "Protocol | None":
 
 def protocol_for(asked: "Protocol | None", corpus: "Corpus") -> "Protocol":
     """What was asked, else the corpus's own; CorpusError where its labels do not allow it."""
-    from trainer.protocols import check_protocol, default_protocol
+    from trainer.corpora.protocols import check_protocol, default_protocol
 
     chosen = asked or default_protocol(corpus)
     check_protocol(corpus, chosen)

@@ -7,10 +7,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trainer.compare import Compared, in_words
-from trainer.protocols import FLATTERED, LIES
+from trainer.corpora.protocols import FLATTERED, LIES
+from trainer.evaluation.compare import Compared, in_words
 from trainer.reading import ClassReading, GroupReading, Joined, Reading
-from trainer.run import RunFacts
+from trainer.run.folder import RunFacts
 
 
 def table(

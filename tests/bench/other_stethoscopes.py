@@ -20,15 +20,15 @@ from device.labels import LABELS, Label
 from device.signal import FRAMES, FloatArray, FrontEnd, normalise, windows
 from device.simulator import breath
 from firmware_config.settings import load_settings
-from trainer.crops import response, through
-from trainer.experiment import open_run
+from trainer.corpora.protocols import worst_window
+from trainer.corpora.splits import only_patients
+from trainer.evaluation.validation import Validation
 from trainer.metrics import BoolArray, Float64Array, auroc
-from trainer.model import Network, network, predict
-from trainer.protocols import worst_window
-from trainer.recipe import AugmentationRecipe
-from trainer.run import CHECKPOINT_FILE, RunFacts, load_tensors, member_folder, read_facts, under
-from trainer.splits import only_patients
-from trainer.validation import Validation
+from trainer.model.network import Network, network, predict
+from trainer.run.folder import CHECKPOINT_FILE, RunFacts, load_tensors, member_folder, read_facts, under
+from trainer.run.recipe import AugmentationRecipe
+from trainer.training.crops import response, through
+from trainer.training.experiment import open_run
 
 BREATHS = 30  # a class
 CPU = torch.device("cpu")

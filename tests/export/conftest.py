@@ -11,13 +11,13 @@ from export.build import NOTHING_MORE, Built, Reporter, Wanted, build
 from firmware_config.settings import load_settings
 from tests.export.run_maker import MOBILENET, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate
-from trainer.history import log_reading
-from trainer.model import network
-from trainer.run import READINGS_FILE, RunFacts
-from trainer.served import open_served
+from trainer.corpora.audio_cache import open_corpora
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.history import log_reading
+from trainer.evaluation.served import open_served
+from trainer.model.network import network
+from trainer.run.folder import READINGS_FILE, RunFacts
 
 ALL_FORMS = Wanted(int8=True, fp16=True, target="both", prefer="fp32")
 

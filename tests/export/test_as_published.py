@@ -14,11 +14,11 @@ from device.bundle import open_bundle
 from device.cli import app as device
 from export.cli import app as export
 from tests.trainer.corpus_maker import make_sprsound
-from tests.trainer.test_checkpoints import hugging_face, theirs_of
-from trainer.checkpoints import CheckpointError
+from tests.trainer.training.test_checkpoints import hugging_face, theirs_of
 from trainer.cli import app as trainer
+from trainer.corpora.splits import SplitError
 from trainer.documents import shipped
-from trainer.splits import SplitError
+from trainer.training.checkpoints import CheckpointError
 
 SMALLER = {
     "dim = 768": "dim = 16",

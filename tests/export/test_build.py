@@ -42,12 +42,13 @@ from tests.export.conftest import Made, Workshop, all_but_the_last
 from tests.export.run_maker import PATCH, make_model, make_run, with_weights
 from tests.full_disk import largest_file
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
+from trainer.corpora.audio_cache import open_corpora
+from trainer.corpora.protocols import examples
+from trainer.corpora.splits import only_patients
 from trainer.metrics import Rates
-from trainer.model import AST, Block, Ensemble, ModelConfig, Network
-from trainer.protocols import examples
-from trainer.run import (
+from trainer.model.network import AST, Block, Ensemble, ModelConfig, Network
+from trainer.run.folder import (
     CHECKPOINT_FILE,
     READINGS_FILE,
     RUN_FILE,
@@ -60,7 +61,6 @@ from trainer.run import (
     read_facts,
     save_tensors,
 )
-from trainer.splits import only_patients
 
 BOTH = {"model.onnx", "model.int8.cpu.onnx", "manifest.json", "MODEL_CARD.md"}
 LINEAR = ("attention.qkv", "attention.out", "mlp_in", "mlp_out")

@@ -14,12 +14,12 @@ from export.verify import open_whole, require, verify
 from firmware_config.errors import GateRefused
 from firmware_config.settings import load_settings
 from tests.export.conftest import Made, Workshop
-from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate
+from trainer.corpora.audio_cache import open_corpora
+from trainer.corpora.protocols import PROTOCOLS
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.served import open_served
 from trainer.metrics import Interval
-from trainer.protocols import PROTOCOLS
-from trainer.served import open_served
 
 QUALITY = load_settings(environment={}).quality
 

@@ -23,8 +23,8 @@ from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.test_cli import TOY
 from tests.trainer.toy_fit import AST
 from trainer.cli import main
-from trainer.mobilenet import AudioSetMobileNet
-from trainer.run import CHECKPOINT_FILE, LOG_FILE, member_folder
+from trainer.model.mobilenet import AudioSetMobileNet
+from trainer.run.folder import CHECKPOINT_FILE, LOG_FILE, member_folder
 
 PAGE = 4096
 BASE = {"patch_size": 16, "time_stride": 10, "frequency_stride": 10, "num_mel_bins": 128, "max_length": 1024}

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.outcome import load_outcome
-from trainer.run import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors, outcome_file
+from trainer.evaluation.outcome import load_outcome
+from trainer.run.folder import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors, outcome_file
 
 TOY = """
 [model]
