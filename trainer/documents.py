@@ -53,18 +53,21 @@ def first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
     """One line on what does not hold: the key, and what is wrong with it."""
     # a misspelt key is also a missing one
     problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    models, place = [kind], []
-    for part in problem["loc"][:-1]:
-        named = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        tagged = [model for model in models if not named and _tagged(model, part)]
-        models = tagged or [found for annotation in named for found in _models(annotation)] or models
+    unknown = problem["type"] == "extra_forbidden"
+    parents, models, place = [kind], [kind], []
+    for number, part in enumerate(problem["loc"], 1):
+        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        tagged = [model for model in models if not fields and _tagged(model, part)]
         # pydantic puts a union's tag between a field and the next one
-        place += [] if tagged else [str(part)]
-    place += [str(part) for part in problem["loc"][-1:]]
+        if tagged and not (unknown and number == len(problem["loc"])):
+            models = tagged
+            continue
+        place.append(str(part))
+        parents, models = models, [found for annotation in fields for found in _models(annotation)] or models
     key = ".".join(place)
-    if problem["type"] != "extra_forbidden":
-        return ": ".join(filter(None, [key, problem["msg"].removeprefix("Value error, ")]))
-    return f"unknown key {key}; the nearest valid one is {nearest(place[-1], models[0].model_fields)}"
+    if unknown:
+        return f"unknown key {key}; the nearest valid one is {nearest(place[-1], parents[0].model_fields)}"
+    return ": ".join(filter(None, [key, problem["msg"].removeprefix("Value error, ")]))
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

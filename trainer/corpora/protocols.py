@@ -1,6 +1,6 @@
 """Which stretches of audio accuracy is read on, and what is true of each: `events`, `windows` and `stretches`.
 
-`live` and `recordings` run the device's own live path and live in `trainer/recordings.py`.
+`live` and `recordings` run the device's own live path and live in `trainer/evaluation/recordings.py`.
 """
 
 from collections.abc import Iterator, Sequence

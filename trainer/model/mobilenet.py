@@ -2,7 +2,7 @@
 
 Howard et al. 2019 (arXiv 1905.02244); Schmid et al., "Efficient large-scale audio tagging via transformer-to-CNN
 knowledge distillation", ICASSP 2023. Parameters are named as in that project's checkpoints, so that those load as they
-are; `tests/trainer/test_mobilenet.py` holds both to the same numbers.
+are; `tests/trainer/model/test_mobilenet.py` holds both to the same numbers.
 """
 
 from typing import Final, Literal, NamedTuple

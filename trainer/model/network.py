@@ -1,6 +1,6 @@
 """Audio Spectrogram Transformer in plain torch (Gong et al. 2021, arXiv 2104.01778), sizes by config.
 
-The state dict is named by concept, not after another library; `tests/trainer/test_model.py` maps it onto transformers'
+The state dict is named by concept, not after another library; `tests/trainer/model/test_model.py` maps it onto transformers'
 ASTModel and holds both to the same numbers.
 """
 
@@ -28,7 +28,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     architecture: Literal["ast"] = "ast"
-    """Beside it there is `mobilenet`, trainer/mobilenet.py."""
+    """Beside it there is `mobilenet`, trainer/model/mobilenet.py."""
     frames: int = Field(default=FRAMES, ge=32)
     """Time frames of the input."""
     mels: int = Field(default=128, ge=8)
