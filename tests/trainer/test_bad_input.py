@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from tests.full_disk import largest_file, mounted
 from tests.trainer.corpus_maker import make_sprsound
-from tests.trainer.test_cli import TOY
 from tests.trainer.toy_fit import AST
+from tests.trainer.toy_recipe import ALONE, TOML
 from trainer.cli import main
 from trainer.model.mobilenet import AudioSetMobileNet
 from trainer.run.folder import CHECKPOINT_FILE, LOG_FILE, member_folder
@@ -31,7 +31,6 @@ BASE = {"patch_size": 16, "time_stride": 10, "frequency_stride": 10, "num_mel_bi
 BASE |= {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
-ALONE = TOY.replace("members = 2\nrefit = 1", "members = 1")
 OF_AN_AST = ALONE.replace(
     'architecture = "mobilenet"', "".join(f"{key} = {json.dumps(value)}\n" for key, value in AST.items())
 ).replace("cycle_loss = 1.0\n", "")
@@ -160,7 +159,7 @@ def test_another_file_than_the_recipe_states_is_said_before_any_audio_is_read(
     ],
 )
 def test_a_recipe_that_does_not_hold(command: Command, corpus: Path, old: str, new: str, said: str) -> None:
-    Path("toy.toml").write_text(TOY.replace(old, new))
+    Path("toy.toml").write_text(TOML.replace(old, new))
     assert command(*fit_of(corpus)).refusal.startswith(f"respsam-trainer: error: recipe toy.toml: {said}")
 
 

@@ -1,7 +1,7 @@
 """Audio Spectrogram Transformer in plain torch (Gong et al. 2021, arXiv 2104.01778), sizes by config.
 
-The state dict is named by concept, not after another library; `tests/trainer/model/test_model.py` maps it onto transformers'
-ASTModel and holds both to the same numbers.
+The state dict is named by concept, not after another library; `tests/trainer/model/test_model.py` maps it onto
+transformers' ASTModel and holds both to the same numbers.
 """
 
 import math

@@ -520,7 +520,7 @@ def test_only_some_settings(tmp_path: Path) -> None:
 
 
 def test_the_command(run_cli: RunCli, ground: Ground, tmp_path: Path) -> None:
-    from tests.trainer.test_cli import TOY as TOY_TOML
+    from tests.trainer.toy_recipe import TOML as TOY_TOML
 
     (tmp_path / "recipe.toml").write_text(TOY_TOML)
     (tmp_path / "mine.toml").write_text(TOML)
