@@ -8,54 +8,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.api import Fitted, Selection, Studied, Where, compare, evaluate, fit, study
-    from trainer.corpora import Source
-    from trainer.evaluation.compare import Compared
-    from trainer.reading import Reading
-    from trainer.run.folder import RunFacts
-    from trainer.run.recipe import Recipe, load_recipe, with_changes
-    from trainer.studies.cells import Plan
-    from trainer.studies.study import Study, load_study
-    from trainer.training.experiment import Request
-
-__all__ = [
-    "Compared",
-    "Fitted",
-    "Plan",
-    "Reading",
-    "Recipe",
-    "Request",
-    "RunFacts",
-    "Selection",
-    "Source",
-    "Studied",
-    "Study",
-    "Where",
-    "compare",
-    "evaluate",
-    "fit",
-    "load_recipe",
-    "load_study",
-    "study",
-    "with_changes",
-]
+    from trainer.api import Fitted as Fitted
+    from trainer.api import Selection as Selection
+    from trainer.api import Studied as Studied
+    from trainer.api import Where as Where
+    from trainer.api import compare as compare
+    from trainer.api import evaluate as evaluate
+    from trainer.api import fit as fit
+    from trainer.api import study as study
+    from trainer.corpora import Source as Source
+    from trainer.run.recipe import load_recipe as load_recipe
+    from trainer.run.recipe import with_changes as with_changes
+    from trainer.studies.cells import Plan as Plan
+    from trainer.studies.study import load_study as load_study
+    from trainer.training.experiment import Request as Request
 
 HOMES = {
+    "api": ("Fitted", "Selection", "Studied", "Where", "compare", "evaluate", "fit", "study"),
     "corpora": ("Source",),
-    "reading": ("Reading",),
-    "evaluation.compare": ("Compared",),
-    "run.folder": ("RunFacts",),
-    "run.recipe": ("Recipe", "load_recipe", "with_changes"),
-    "training.experiment": ("Request",),
+    "run.recipe": ("load_recipe", "with_changes"),
     "studies.cells": ("Plan",),
-    "studies.study": ("Study", "load_study"),
+    "studies.study": ("load_study",),
+    "training.experiment": ("Request",),
 }
-"""Where a name is that is not in `api`."""
+"""The names that `import trainer` offers, by the module that has them."""
 
 
 def __getattr__(name: str) -> Any:
-    """A name of `__all__`, imported when it is first asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
-    home = next((module for module, names in HOMES.items() if name in names), "api")
-    return getattr(import_module(f"trainer.{home}"), name)
+    """A name of HOMES, imported when it is first asked for."""
+    for module, names in HOMES.items():
+        if name in names:
+            return getattr(import_module(f"trainer.{module}"), name)
+    raise AttributeError(f"module 'trainer' has no attribute {name!r}")

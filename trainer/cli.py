@@ -40,6 +40,23 @@ ProtocolOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
+InitOption = Annotated[
+    str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or .pt.")
+]
+MembersOption = Annotated[
+    int | None, typer.Option("--members", min=1, help="Models, each with its own held-out fold; over the recipe's.")
+]
+RefitOption = Annotated[
+    int | None, typer.Option("--refit", min=0, help="Models of all patients, served then; over the recipe's.")
+]
+HoldOutOption = Annotated[
+    str | None, typer.Option("--hold-out", help="patients (folds of them), device or maker (one a fold).")
+]
+BatchOption = Annotated[int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")]
+CheckpointingOption = Annotated[
+    bool, typer.Option("--checkpointing", help="Less memory, a third more time: recompute activations.")
+]
+
 
 def main() -> None:
     """Entry point of `trainer`."""
@@ -93,22 +110,12 @@ def fit(
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.0, help="Stop after the epoch that fits.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
-    init: Annotated[
-        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or .pt.")
-    ] = None,
+    init: InitOption = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
-    members: Annotated[
-        int | None, typer.Option("--members", min=1, help="Models, each with its own held-out fold; over the recipe's.")
-    ] = None,
-    refit: Annotated[
-        int | None, typer.Option("--refit", min=0, help="Models of all patients, served then; over the recipe's.")
-    ] = None,
-    hold_out: Annotated[
-        str | None, typer.Option("--hold-out", help="patients (folds of them), device or maker (one a fold).")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")
-    ] = None,
+    members: MembersOption = None,
+    refit: RefitOption = None,
+    hold_out: HoldOutOption = None,
+    batch: BatchOption = None,
     accumulation: Annotated[int | None, typer.Option("--accumulation", min=1, help="Micro-batches a step.")] = None,
     rho: Annotated[
         float | None, typer.Option("--rho", min=0.0, help="SAM's radius, 0 without; over the recipe's.")
@@ -118,9 +125,7 @@ def fit(
     processes: Annotated[int, typer.Option("--processes", min=1, help="On this machine, one a GPU.")] = 1,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, with torchrun or SLURM.")] = 1,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Less memory, a third more time: recompute activations.")
-    ] = False,
+    checkpointing: CheckpointingOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Train on a corpus; temperature, threshold and site rule come from held-out patients.

@@ -29,9 +29,9 @@ from firmware_config.settings import QualitySettings
 from trainer.corpora import Corpus, Source
 from trainer.corpora.audio_cache import AudioCache, open_corpora
 from trainer.corpora.protocols import Protocol, default_protocol
-from trainer.evaluation.outcome import Outcome, of_heard, of_shown, read_stretches, save_outcome
-from trainer.evaluation.recordings import gradable, hear
-from trainer.evaluation.served import ServedModel, of_network
+from trainer.evaluation.evaluate import outcome_on
+from trainer.evaluation.outcome import save_outcome
+from trainer.evaluation.served import of_network
 from trainer.files import write_atomically
 from trainer.model.network import network
 from trainer.run.folder import WEIGHTS_FILE, load_tensors, read_metrics, save_tensors
@@ -216,7 +216,8 @@ def _finish_cell(cell: Cell, plan: Plan) -> None:
     for target in plan.targets:
         if not cell.reading(target).is_file():
             corpus, cache = plan.other() if target.elsewhere else (held_out, prepared.cache)
-            save_outcome(cell.reading(target), _read(served, plan, target, corpus, cache))
+            # `predicted` is the leading abnormal class, whatever the probability
+            save_outcome(cell.reading(target), outcome_on(served, corpus, cache, target.protocol, plan.quality))
 
 
 def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, Corpus], machine: Machine) -> None:
@@ -248,14 +249,6 @@ def minutes_left(cell: Cell, minutes: float | None) -> float | None:
         return minutes
     left = minutes - sum(seconds) / 60
     return left if left >= max(seconds) / 60 else 0.0
-
-
-def _read(served: ServedModel, plan: Plan, target: Target, corpus: Corpus, cache: AudioCache) -> Outcome:
-    """What a cell's model says; `predicted` is the leading abnormal class, whatever the probability."""
-    if target.protocol in ("live", "recordings"):
-        heard = hear(gradable(corpus), cache, served, plan.quality)
-        return of_shown(heard, cache) if target.protocol == "live" else of_heard(heard, cache, served.site_rule)
-    return read_stretches(corpus, cache, served, target.protocol)
 
 
 def attempt(cell: Cell, plan: Plan) -> str | None:
