@@ -25,16 +25,16 @@ from export.onnx_graph import parity, run, to_onnx
 from export.quantize import CALIBRATION_CYCLES, CONVERTED, FP32, Form, Precision, draw_hash, layers, patient_balanced
 from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
-from trainer.audio_cache import AudioCache, open_corpora
 from trainer.corpora import Corpus, Source
-from trainer.evaluate import readings_of
-from trainer.experiment import open_run_corpus, request_of
-from trainer.fit import Validation
+from trainer.corpora.audio_cache import AudioCache, open_corpora
+from trainer.corpora.protocols import Protocol, examples, inputs_of
+from trainer.corpora.splits import only_patients
+from trainer.evaluation.history import readings_of
+from trainer.evaluation.validation import Validation
 from trainer.metrics import Float64Array, Rates
-from trainer.model import Ensemble, Network
-from trainer.protocols import Protocol, examples, inputs_of
-from trainer.run import Choice, RunFacts, load_model, read_facts
-from trainer.splits import only_patients
+from trainer.model.network import Ensemble, Network
+from trainer.run.folder import Choice, RunFacts, load_model, read_facts
+from trainer.training.experiment import open_run
 
 PARITY_WINDOWS: Final = 13  # of validation patients, beside the simulated breaths
 SENSITIVITY_WINDOWS: Final = 32
@@ -225,23 +225,14 @@ def check_place(out: Path, force: bool) -> None:
 def read_corpus(
     facts: RunFacts, data: Sequence[Path], cache_folder: Path, reporter: Reporter
 ) -> tuple[Corpus, Corpus, AudioCache]:
-    """The run's corpus, without and with only its first fold's patients, and the audio; BuildError when it is another.
+    """The run's corpus, without and with only its first fold's patients, and the audio; CorpusError when it is another.
 
     That fold measures what the build changes. The other members have trained on it, so it says nothing of accuracy.
     The test part takes its place where it chose.
     """
-    request = request_of(facts, data)
-    absent = [source.data for source in request.sources if not source.data.exists()]
-    if absent:
-        raise BuildError(f"{absent[0]}: no corpus here, and the gates need the run's; say where it is with --data")
-    opened = open_run_corpus(request, cache_folder, lambda done, total: reporter.busy(f"reading audio {done}/{total}"))
+    busy = reporter.busy
+    opened = open_run(facts, data, cache_folder, lambda done, total: busy(f"reading audio {done}/{total}"))
     corpus = opened.training
-    missing = sorted(set(facts.patients) - set(corpus.patients))
-    if missing:
-        raise BuildError(
-            f"{corpus.where}: {len(missing)} of the run's patients are not here, {missing[0]} for one; give --data the "
-            "corpus that the run was trained on"
-        )
     if opened.tested is not None:
         return corpus, opened.tested, opened.cache
     held_out = set(facts.held_out[0])

@@ -153,12 +153,12 @@ def verify(
 
     from export import verify as verification
     from firmware_config.settings import load_settings
-    from trainer.audio_cache import open_corpora
+    from trainer.corpora.audio_cache import open_corpora
 
     settings = load_settings(config)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
-    sources, asked = sources_of(corpus, data), protocol_named(protocol) if protocol else None
+    sources, asked = sources_of(corpus, data), protocol_named(protocol)
     opened = verification.open_whole(bundle)
     with Console(stderr=True).status("reading the corpus") as status:
         read, cache = open_corpora(

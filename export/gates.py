@@ -9,10 +9,11 @@ import numpy.typing as npt
 from device.labels import NORMAL
 from device.model.judgement import abnormal_probability, leading_class, pool, softmax
 from device.signal import FloatArray
-from trainer.compare import Shift, rates_shift
-from trainer.fit import Validation, calibrate
-from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, confusion
-from trainer.protocols import worst_window
+from trainer.corpora.protocols import worst_window
+from trainer.evaluation.compare import rates_shift
+from trainer.evaluation.validation import Validation
+from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, calibrate, confusion
+from trainer.reading import RateIntervals
 
 LARGEST_PARITY: Final = 1e-4  # logits
 LARGEST_LOSS: Final = 0.005  # of Score
@@ -35,9 +36,9 @@ class Comparison:
     """Length of the difference of all moments' logits over the length of fp32's."""
     divergence: float
     """Kullback-Leibler divergence of the classes' probabilities from fp32's, mean in nats."""
-    unchanged: Shift
+    unchanged: RateIntervals
     """At the run's temperature and threshold."""
-    refitted: Shift
+    refitted: RateIntervals
     """At both refitted, for fp32 and the file each on its own logits: refitting only one would hide damage."""
 
     @property
@@ -48,7 +49,7 @@ class Comparison:
     def __str__(self) -> str:
         return (
             f"top-1 {self.agreement:.4f}, logits off by {self.relative_error:.4f}, KL {self.divergence:.1e}, Score "
-            f"{_signed(self.unchanged.score)}, refitted {_signed(self.refitted.score)}"
+            f"{self.unchanged.score:+.4f}, refitted {self.refitted.score:+.4f}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -62,15 +63,10 @@ class Comparison:
         }
 
 
-def _signed(interval: Interval) -> str:
-    return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
-
-
 def compare(fp32: FloatArray, other: FloatArray, held: Validation, temperature: float, threshold: float) -> Comparison:
     """Compare logits (m, moments, classes) of the validation inputs with fp32's, pooled over all moments."""
     if not np.isfinite(other).all():
-        unknown = Interval(float("nan"), float("nan"), float("nan"))
-        nothing = Shift(unknown, unknown, unknown)
+        nothing = RateIntervals(*[Interval.UNKNOWN] * 3)
         return Comparison(0.0, float("inf"), float("inf"), nothing, nothing)
     expected, found = softmax(pool(fp32), temperature), softmax(pool(other), temperature)
     divergence = (expected * (np.log(expected + 1e-12) - np.log(found + 1e-12))).sum(axis=1).mean()

@@ -11,10 +11,11 @@ from typing import Any
 
 from device.bundle import Manifest, ModelFile, SelfTest
 from device.labels import LABELS
-from trainer.checkpoints import HUB
 from trainer.corpora.cycle import PARTS
-from trainer.recipe import Recipe
-from trainer.run import READINGS_FILE, RunFacts
+from trainer.reading import Reading
+from trainer.run.folder import READINGS_FILE, RunFacts
+from trainer.run.recipe import Recipe
+from trainer.training.checkpoints import HUB
 
 
 def make_manifest(
@@ -24,7 +25,7 @@ def make_manifest(
     parameters: int,
     files: tuple[ModelFile, ...],
     self_test: SelfTest,
-    readings: Sequence[dict[str, Any]],
+    readings: Sequence[Reading],
     earlier: int,
     measured: dict[str, Any],
     quantization: dict[str, Any],
@@ -117,10 +118,9 @@ def _began(recipe: Recipe) -> dict[str, str]:
     return {key: value for key, value in (("init", name), ("init_sha256", recipe.init_sha256)) if value}
 
 
-def _without_paths(reading: dict[str, Any]) -> dict[str, Any]:
+def _without_paths(reading: Reading) -> dict[str, Any]:
     """A reading whose notes name no files: paths are those of the machine where it was read."""
-    notes = [str(note) for note in reading.get("notes", ())]
-    kept = [note for note in notes if os.sep not in note]
-    if len(kept) < len(notes):
-        kept.append(f"{len(notes) - len(kept)} more notes name files; they are in the run's {READINGS_FILE}")
-    return {**reading, "notes": kept}
+    kept = [note for note in reading.notes if os.sep not in note]
+    if len(kept) < len(reading.notes):
+        kept.append(f"{len(reading.notes) - len(kept)} more notes name files; they are in the run's {READINGS_FILE}")
+    return reading.model_copy(update={"notes": kept}).as_json()

@@ -7,8 +7,10 @@ from typing import Any, Final
 from device.bundle import Manifest
 from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
-from trainer.evaluate import latest
-from trainer.view import FLATTERED, LIES, interval
+from trainer.corpora.protocols import FLATTERED, LIES
+from trainer.evaluation.history import latest
+from trainer.metrics import Interval
+from trainer.reading import Reading
 
 MODEL_CARD: Final = "MODEL_CARD.md"
 TEMPLATE: Final = "model_card.md"
@@ -48,19 +50,20 @@ JUDGED: Final = {
     "{epochs}temperature, threshold and site rule and so look a little too good; {served} not in these numbers:",
     "test": f"THE TEST PART: {FLATTERED}:",
 }
-SEEN: Final = {True: "patients seen in training", False: "patients never seen in training"}
-
-Reading = Mapping[str, Any]
-"""One reading as `trainer evaluate --json` prints it."""
+SEEN: Final = {
+    True: "patients seen in training",
+    False: "patients never seen in training",
+    None: "patients perhaps seen in training",
+}
 
 
 def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
     """The card in Markdown; `sizes` are the files' bytes by name. It says nothing that the manifest does not hold."""
     metrics: Any = manifest.metrics
     recipe: Any = manifest.recipe
-    validation = list(metrics["validation"].values())
-    readings = latest(metrics["readings"])
-    known = [reading for reading, _ in readings] or validation
+    validation = [Reading.model_validate(one) for one in metrics["validation"].values()]
+    readings = _latest(manifest)
+    known = readings or validation
     template = resources.files("export").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return template.format(
         manifest=manifest,
@@ -112,6 +115,11 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
     )
 
 
+def _latest(manifest: Manifest) -> list[Reading]:
+    readings: Any = manifest.metrics["readings"]
+    return latest([Reading.model_validate(one) for one in readings])
+
+
 def _architecture(manifest: Manifest) -> str:
     return str(manifest.architecture["architecture"])
 
@@ -155,34 +163,33 @@ def _ages(manifest: Manifest) -> str:
     return "ages unknown" if youngest is None or oldest is None else f"{youngest:g} to {oldest:g} years old"
 
 
-def _test_part(readings: Sequence[tuple[Reading, int]], earlier: int) -> str:
+def _test_part(readings: Sequence[Reading], earlier: int) -> str:
     """What was read of a test part with this model, and that it was with other weights or thresholds of its run."""
     other = f"{earlier} earlier reading{'s were' if earlier > 1 else ' was'} of other weights or thresholds of this run"
     if not readings:
         return f"No test part has been read{f' with this model; {other}' * bool(earlier)}; see the patients below."
-    rows = ((*_scores(reading), _patients(reading), str(times)) for reading, times in readings)
+    rows = ((*_scores(one), _patients(one), str(one.times_read)) for one in readings)
     return _table((*SCORES, "patients", "times read"), rows) + f"\n\n{other}." * bool(earlier)
 
 
 def _scores(reading: Reading) -> tuple[str, ...]:
     """Cells under SCORES."""
-    binary = (interval(reading["binary"][name]) for name in ("sensitivity", "specificity", "score"))
-    others = (interval(reading["auroc"]), interval(reading["exact"]["score"]))
-    return _where(reading), str(reading["n"]), *binary, *others
+    binary = reading.binary
+    figures = (binary.sensitivity, binary.specificity, binary.score, reading.auroc, reading.exact.score)
+    return _where(reading), str(reading.n), *map(str, figures)
 
 
 def _where(reading: Reading) -> str:
-    return f"{reading['corpus']} {reading['part']}, `{reading['protocol']}`"
+    return f"{reading.corpus} {reading.part}, `{reading.protocol}`"
 
 
 def _patients(reading: Reading) -> str:
-    seen = reading.get("patients_seen_in_training")
-    return f"{reading.get('patients', '?')} " + ("patients perhaps seen in training" if seen is None else SEEN[seen])
+    return f"{reading.patients or '?'} {SEEN[reading.patients_seen_in_training]}"
 
 
 def _confounders(readings: Sequence[Reading]) -> str:
-    names = list(dict.fromkeys(name for reading in readings for name in reading["confounders"]))
-    rows = ((_where(one), *(interval(one["confounders"][name]) for name in names)) for one in readings)
+    names = list(dict.fromkeys(name for reading in readings for name in reading.confounders))
+    rows = ((_where(one), *(str(one.confounders[name]) for name in names)) for one in readings)
     return _table(("read on", *names), rows)
 
 
@@ -190,8 +197,8 @@ def _failures(readings: Sequence[Reading]) -> str:
     """Of every true class: how many there were, and what became of them."""
     rows = []
     for reading in readings:
-        classes = reading["confusion"]["rows"]
-        for index, (label, counts) in enumerate(zip(classes, reading["confusion"]["counts"], strict=True)):
+        classes = reading.confusion.rows
+        for index, (label, counts) in enumerate(zip(classes, reading.confusion.counts, strict=True)):
             no_verdict = sum(counts[len(classes) :])
             flagged = sum(counts) - counts[0] - no_verdict
             shares = (f"{part / max(sum(counts), 1):.0%}" for part in (flagged, counts[index], no_verdict))
@@ -202,11 +209,16 @@ def _failures(readings: Sequence[Reading]) -> str:
 def _groups(reading: Reading) -> str:
     """Of every corpus, stethoscope, site and stage of life: how it was read."""
     rows = []
-    by = ("corpus", "per_corpus"), ("stethoscope", "per_device"), ("site", "per_site"), ("age", "per_age")
-    for what, key in by:
-        for name, read in reading.get(key, {}).items():
-            rates = (interval(read[rate]) for rate in ("sensitivity", "specificity", "score"))
-            rows.append((f"{what} {name or 'unknown'}", str(read["n"]), str(read["patients"]), *rates))
+    by = {
+        "corpus": reading.per_corpus,
+        "stethoscope": reading.per_device,
+        "site": reading.per_site,
+        "age": reading.per_age,
+    }
+    for what, groups in by.items():
+        for name, read in groups.items():
+            rates = map(str, (read.sensitivity, read.specificity, read.score))
+            rows.append((f"{what} {name or 'unknown'}", str(read.n), str(read.patients), *rates))
     return _table((_where(reading), "n", "patients", "Se", "Sp", "Score"), rows)
 
 
@@ -223,7 +235,7 @@ def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_
         return ""
     header = ("file", "Score", "same class", "logits off", "KL (nats)", "Score change", "refitted")
     rows = (
-        (f"`{path}`", f"{read['score']:.4f}", *(f"{read[name]:g}" for name in NEARNESS), *map(_change, _shifts(read)))
+        (f"`{path}`", f"{read['score']:.4f}", *(f"{read[name]:g}" for name in NEARNESS), *_shifts(read))
         for path, read in measured.items()
         if path in how["files"]
     )
@@ -242,12 +254,10 @@ def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_
     return "\n\n" + "\n\n".join(lines)
 
 
-def _shifts(read: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    return read["unchanged"]["score"], read["refitted"]["score"]
-
-
-def _change(shift: Mapping[str, Any]) -> str:
-    return f"{shift['value']:+.4f} [{shift['low']:+.4f}, {shift['high']:+.4f}]"
+def _shifts(read: Mapping[str, Any]) -> Iterator[str]:
+    """How the Score changed, unchanged and refitted."""
+    for at in ("unchanged", "refitted"):
+        yield f"{Interval.of(read[at]['score']):+.4f}"
 
 
 def _kept(path: str, layers: Sequence[str]) -> str:
@@ -261,12 +271,11 @@ def _asked(path: str, kept_float: Sequence[str]) -> list[str]:
 
 
 def _commands(manifest: Manifest) -> Iterator[str]:
-    recipe, metrics = manifest.recipe, manifest.metrics
+    recipe = manifest.recipe
     fit = f"{_pairs(manifest.corpus)} --recipe {recipe['name']} --seed {recipe['seed']}"
     yield f"respsam-trainer fit {fit} --out RUN"
-    readings: Any = metrics["readings"]
-    for reading, _ in latest(readings):
-        where = f"{_pairs(reading['corpus'])} {_part(reading['part'])}--protocol {reading['protocol']}"
+    for reading in _latest(manifest):
+        where = f"{_pairs(reading.corpus)} {_part(reading.part)}--protocol {reading.protocol}"
         yield f"respsam-trainer evaluate RUN {where}"
     yield f"respsam-export build RUN{_options(manifest)} --out BUNDLE"
 

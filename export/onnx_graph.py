@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from device.signal import FloatArray
-from trainer.model import Ensemble, Network
+from trainer.model.network import Ensemble, Network
 
 OPSET: Final = 17  # the one that TensorRT 8.6 to 11 all read
 PRODUCTS: Final = ("MatMul", "Gemm", "Conv")

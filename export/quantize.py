@@ -37,7 +37,7 @@ from device.signal import FloatArray
 from export.onnx_graph import INPUT, OPSET, PRODUCTS, quiet, serialized
 from export.projections import split_projections
 from firmware_config.errors import RespSAMError
-from trainer.protocols import Example
+from trainer.corpora.protocols import Example
 
 CALIBRATION_CYCLES: Final = 128
 HALF_OPSET: Final = 20  # at 17 onnxruntime refuses scales in FP16, which a quantized model would have

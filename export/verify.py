@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, read_bundle
 from device.model.classifier import Classifier, self_test
@@ -16,13 +15,16 @@ from device.signal import FloatArray
 from export.gates import LARGEST_LOSS, agreement, relative_error
 from firmware_config.errors import GateRefused
 from firmware_config.settings import QualitySettings
-from trainer.audio_cache import AudioCache
-from trainer.compare import rates_shift
 from trainer.corpora import Corpus, CorpusError
-from trainer.evaluate import Outcome, open_subject, outcome_of, reading
+from trainer.corpora.audio_cache import AudioCache
+from trainer.corpora.protocols import Protocol
+from trainer.evaluation.compare import rates_shift
+from trainer.evaluation.evaluate import outcome_on, reading
+from trainer.evaluation.outcome import Outcome
+from trainer.evaluation.served import ServedModel, of_classifier
 from trainer.metrics import Interval
-from trainer.protocols import Protocol
-from trainer.view import interval
+from trainer.reading import Reading
+from trainer.view import table
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,7 @@ class Verified:
     file: ModelFile
     self_test: float
     """Largest deviation from the manifest's expected probabilities on simulated breaths."""
-    reading: dict[str, Any]
-    """What `trainer evaluate --json` prints."""
+    reading: Reading
     agreement: float
     """Share of windows whose likeliest class is the same."""
     relative_error: float
@@ -54,20 +55,9 @@ class Verified:
     def as_json(self) -> dict[str, Any]:
         """One entry of `files` of `export verify --json`."""
         file = self.file.model_dump(include={"path", "precision", "target", "sha256"})
-        found = {name: getattr(self, name) for name in ("self_test", "agreement", "relative_error", "reading")}
-        return {**file, **found, "score_shift": self.score_shift.as_json(), "problem": self.problem or None}
-
-
-class _Recorder(Classifier):
-    """A classifier of one model file that keeps its logits, so that nothing is computed twice."""
-
-    def __init__(self, bundle: Bundle, file: ModelFile) -> None:
-        super().__init__(bundle, threads=torch.get_num_threads(), file=file)
-        self.kept: list[FloatArray] = []
-
-    def logits(self, inputs: FloatArray) -> FloatArray:
-        self.kept.append(super().logits(inputs))
-        return self.kept[-1]
+        found = {name: getattr(self, name) for name in ("self_test", "agreement", "relative_error")}
+        shift = {"score_shift": self.score_shift.as_json(), "problem": self.problem or None}
+        return {**file, **found, "reading": self.reading.as_json(), **shift}
 
 
 def open_whole(path: Path) -> Bundle:
@@ -92,28 +82,20 @@ def verify(
 
     Files for TensorRT run on ONNX Runtime too: the same integers, the same answers up to rounding.
     """
-    subject = open_subject(bundle.path, torch.device("cpu"))
     verified: list[Verified] = []
     fp32: tuple[FloatArray, Outcome] | None = None
     for file in sorted(bundle.manifest.files, key=lambda file: file.precision != "fp32"):
         busy(f"{file.path}: {protocol} of {corpus.name}")
-        classifier = _Recorder(bundle, file)
+        classifier = Classifier(bundle, threads=torch.get_num_threads(), file=file)
         try:
             deviation = self_test(classifier)
         except BundleError as error:
             raise GateRefused(f"{file.path}: {error}") from error
-        classifier.kept.clear()
-        form = replace(
-            subject,
-            model=classifier,
-            logits=classifier.pooled,
-            temperature=file.temperature,
-            threshold=file.threshold,
-        )
-        outcome = outcome_of(form, corpus, cache, protocol, quality)
-        if not classifier.kept:
+        form, kept = _recording(of_classifier(classifier))
+        outcome = outcome_on(form, corpus, cache, protocol, quality)
+        if not kept:
             raise CorpusError(f"{corpus.where}: nothing in it can be judged; give another --part or --data")
-        found = np.concatenate(classifier.kept)
+        found = np.concatenate(kept)
         fp32 = fp32 or (found, outcome)
         shift = rates_shift(outcome.patients, outcome.true, fp32[1].predicted, outcome.predicted).score
         read = reading(outcome, protocol, form, corpus)
@@ -121,6 +103,17 @@ def verify(
             Verified(file, deviation, read, agreement(found, fp32[0]), relative_error(found, fp32[0]), shift)
         )
     return verified
+
+
+def _recording(served: ServedModel) -> tuple[ServedModel, list[FloatArray]]:
+    """The same model, and the list that its logits are kept in, so that nothing is computed twice."""
+    kept: list[FloatArray] = []
+
+    def logits(inputs: FloatArray) -> FloatArray:
+        kept.append(served.logits(inputs))
+        return kept[-1]
+
+    return replace(served, logits=logits), kept
 
 
 def require(verified: list[Verified], bundle: Bundle) -> None:
@@ -143,29 +136,28 @@ def as_json(verified: list[Verified], bundle: Bundle) -> dict[str, Any]:
 
 def show(verified: list[Verified], bundle: Bundle, console: Console) -> None:
     """What was read, and one row a model file; 80 columns."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("file", "top-1", "logits", "Se", "Sp", "Score [95 %]", "shift", "holds"):
-        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
-    for one in verified:
-        sensitivity, specificity, score = (interval(value) for value in one.reading["binary"].values())
-        table.add_row(
+    rows = (
+        (
             one.file.path,
             *(f"{value:.4f}" for value in (one.agreement, one.relative_error)),
-            sensitivity.split()[0],
-            specificity.split()[0],
-            score,
+            one.reading.binary.sensitivity.alone(),
+            one.reading.binary.specificity.alone(),
+            str(one.reading.binary.score),
             f"{one.score_shift.value:+.4f}",
             "no" if one.problem else "yes",
         )
+        for one in verified
+    )
+    headings = ("file", "top-1", "logits", "Se", "Sp", "Score [95 %]", "shift", "holds")
     read, allowed = verified[0].reading, bundle.manifest.self_test.tolerance
     worst = max(one.self_test for one in verified)
     console.print(
-        f"{bundle.manifest.name} {bundle.fingerprint[:12]}: schema and hashes hold; {read['n']} {read['protocol']} of "
-        f"{read['patients']} patients, {read['corpus']} {read['part']}",
+        f"{bundle.manifest.name} {bundle.fingerprint[:12]}: schema and hashes hold; {read.n} {read.protocol} of "
+        f"{read.patients} patients, {read.corpus} {read.part}",
         soft_wrap=True,
         markup=False,
     )
-    console.print(table)
+    console.print(table(*headings, rows=rows))
     console.print(
         f"top-1, logits off and Score's shift: against fp32; self-test: off by {worst:.4f}, {allowed:g} is allowed"
     )

@@ -17,6 +17,7 @@ from device.runtime import NO_TELEMETRY
 from device.signal import SAMPLE_RATE
 from tests.conftest import REPOSITORY
 from tests.trainer.corpus_maker import make_sprsound
+from tests.trainer.toy_recipe import ALONE
 
 OWN = (".cache/respsam/", ".local/state/respsam/")  # below a home without XDG variables
 STRACE = ("strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg")
@@ -26,27 +27,6 @@ REPORTING = {
     "transformers": ("disable_telemetry",),
     "ray": ("disable_telemetry",),
 }
-RECIPE = """
-[model]
-architecture = "mobilenet"
-[front_end]
-mels = 32
-high_hz = 4000.0
-[optimizer]
-rho = 0.05
-learning_rate = 3e-3
-weight_decay = 0.01
-batch = 8
-epochs = 1
-average_decay = 0.9
-[data]
-crops = "random"
-balance = "binary"
-folds = 3
-members = 1
-[augmentation]
-cyclic_shift = true
-"""
 
 
 @lru_cache(maxsize=1)
@@ -128,7 +108,7 @@ def test_what_is_started_in_other_processes_and_by_a_notebook_tells_nobody(home:
 
 def test_training_and_exporting_tell_nobody(home: Home) -> None:
     corpus = make_sprsound(home.folder / "corpus", patients=9, recordings_per_patient=2)
-    (home.folder / "toy.toml").write_text(RECIPE)
+    (home.folder / "toy.toml").write_text(ALONE.replace("epochs = 2", "epochs = 1"))
     read = ("--corpus", "sprsound", "--data", corpus)
     home.run(sys.executable, "-m", "trainer", "fit", *read, "--recipe", "toy.toml", "--out", "run", "--device", "cpu")
     home.run(sys.executable, "-m", "export", "build", "run", "--out", "bundle")

@@ -15,10 +15,10 @@ from device.model.classifier import Classifier, self_test
 from device.signal import WINDOW_SAMPLES, FrontEnd, log_mel, windows
 from export.bench import ours
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
-from trainer.crops import TrainingCrops
-from trainer.recipe import AugmentationRecipe, DataRecipe
+from trainer.corpora.audio_cache import with_audio
+from trainer.run.recipe import AugmentationRecipe, DataRecipe
+from trainer.training.crops import TrainingCrops
 
 NOISE = (0.1 * np.random.default_rng(0).standard_normal(WINDOW_SAMPLES)).astype(np.float32)
 

@@ -4,8 +4,6 @@ Parses and prints; the work is in functions that a notebook could call.
 """
 
 import os
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,21 +12,12 @@ import typer
 from firmware_config.command_line import ConfigOption, application, json_text, run
 
 if TYPE_CHECKING:
-    import torch
-    from rich.console import Console
-
-    from firmware_config.settings import Settings
-    from trainer.audio_cache import AudioCache
     from trainer.corpora import Corpus, Source
-    from trainer.evaluate import Subject
-    from trainer.protocols import Protocol
-    from trainer.recipe import Recipe
+    from trainer.corpora.protocols import Protocol
 
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
 data_app = application("Look at a corpus.")
 app.add_typer(data_app, name="data")
-
-NOTES_SHOWN = 5
 
 CorpusOption = Annotated[
     list[str], typer.Option("--corpus", help="icbhi, sprsound, kauh or manifest; once for every --data.")
@@ -50,6 +39,23 @@ ProtocolOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+InitOption = Annotated[
+    str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or .pt.")
+]
+MembersOption = Annotated[
+    int | None, typer.Option("--members", min=1, help="Models, each with its own held-out fold; over the recipe's.")
+]
+RefitOption = Annotated[
+    int | None, typer.Option("--refit", min=0, help="Models of all patients, served then; over the recipe's.")
+]
+HoldOutOption = Annotated[
+    str | None, typer.Option("--hold-out", help="patients (folds of them), device or maker (one a fold).")
+]
+BatchOption = Annotated[int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")]
+CheckpointingOption = Annotated[
+    bool, typer.Option("--checkpointing", help="Less memory, a third more time: recompute activations.")
+]
 
 
 def main() -> None:
@@ -75,13 +81,14 @@ def describe(
 
     from firmware_config.settings import load_settings
     from trainer.corpora import load_corpora
-    from trainer.describe import describe as description_of
-    from trainer.describe import render
+    from trainer.corpora.describe import describe as description_of
+    from trainer.corpora.describe import render
+    from trainer.training.progress import FitView
 
     load_settings(config)
     # as published: the counts of the literature; the notes still name the leaking patients
     read = load_corpora(sources_of(corpus, data), part=part, split="as-published", audio=False, lenient=lenient)
-    _show_notes(read.notes)
+    FitView(Console(stderr=True)).notes(read.notes)
     description = description_of(read)
     if json_output:
         _print_json(asdict(description))
@@ -103,22 +110,12 @@ def fit(
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.0, help="Stop after the epoch that fits.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
-    init: Annotated[
-        str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or .pt.")
-    ] = None,
+    init: InitOption = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
-    members: Annotated[
-        int | None, typer.Option("--members", min=1, help="Models, each with its own held-out fold; over the recipe's.")
-    ] = None,
-    refit: Annotated[
-        int | None, typer.Option("--refit", min=0, help="Models of all patients, served then; over the recipe's.")
-    ] = None,
-    hold_out: Annotated[
-        str | None, typer.Option("--hold-out", help="patients (folds of them), device or maker (one a fold).")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")
-    ] = None,
+    members: MembersOption = None,
+    refit: RefitOption = None,
+    hold_out: HoldOutOption = None,
+    batch: BatchOption = None,
     accumulation: Annotated[int | None, typer.Option("--accumulation", min=1, help="Micro-batches a step.")] = None,
     rho: Annotated[
         float | None, typer.Option("--rho", min=0.0, help="SAM's radius, 0 without; over the recipe's.")
@@ -128,9 +125,7 @@ def fit(
     processes: Annotated[int, typer.Option("--processes", min=1, help="On this machine, one a GPU.")] = 1,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, with torchrun or SLURM.")] = 1,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Less memory, a third more time: recompute activations.")
-    ] = False,
+    checkpointing: CheckpointingOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Train on a corpus; temperature, threshold and site rule come from held-out patients.
@@ -143,16 +138,14 @@ def fit(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.experiment import Request, prepare
-    from trainer.finish import finish
-    from trainer.fit import prepare_folder, write_log
-    from trainer.machine import check_started, follows, resolved, start
-    from trainer.members import train_members
-    from trainer.recipe import load_recipe, with_changes
-    from trainer.report import write_report
-    from trainer.view import EpochView
+    from trainer.api import Where
+    from trainer.api import fit as train
+    from trainer.run.machine import follows
+    from trainer.run.recipe import load_recipe, with_changes
+    from trainer.training.experiment import Request
+    from trainer.training.progress import FitView
+    from trainer.view import show_fit
 
-    settings, sources = load_settings(config), sources_of(corpus, data)
     changes = {
         "init": init,
         "data.crops": crops,
@@ -166,92 +159,23 @@ def fit(
         "optimizer.batch": batch,
         "optimizer.accumulation": accumulation,
     }
+    settings, sources = load_settings(config), sources_of(corpus, data)
     chosen = with_changes(load_recipe(recipe), changes)
-    console = Console(stderr=True, quiet=follows())
-    kind = resolved(device)
-    check_started(processes, nodes)
-    prepare_folder(out, resume)
-    said = _said_first(chosen, out)
-    request = Request(chosen, recipe, sources, part, split, lenient, seed)
-    with _progress(console, "reading audio") as progress:
-        prepared = prepare(request, settings.training.folder, progress)
-    for line in said:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    # what is wrong with the corpus has been said by one process before there are several
-    machine = start(
-        kind,
-        processes=processes,
-        nodes=nodes,
-        precision=chosen.optimizer.precision,
-        workers=settings.training.workers,
-        compiled=compiled,
-        checkpointing=checkpointing,
+    fitted = train(
+        Request(chosen, recipe, sources, part, split, lenient, seed),
+        out,
+        Where(device, processes, nodes, compiled, checkpointing),
+        resume=resume,
+        minutes=minutes,
+        view=FitView(Console(stderr=True, quiet=follows())),
+        settings=settings,
     )
-    _use_threads(settings)
-    if machine.rank == 0:
-        notes = (*prepared.corpus.notes, *prepared.stethoscopes(chosen.data))
-        _show_notes(notes)
-        write_log(out, [*notes, *said])
-    console.print(machine.in_words)
-    with EpochView(console) as view:
-        try:
-            trained, refitted = train_members(
-                chosen,
-                prepared.corpus,
-                prepared.folds[: chosen.data.members],
-                prepared.cache,
-                prepared.front_end,
-                out,
-                machine=machine,
-                seed=seed,
-                resume=resume,
-                minutes=minutes,
-                watcher=view,
-                keep=chosen.data.keep,
-            )
-        except KeyboardInterrupt:
-            console.print("interrupted; finished epochs are saved, go on with --resume")
-            raise
-    if machine.rank == 0:
-        with console.status("calibrating on the held-out patients' recordings"):
-            facts = finish(trained, refitted, out, request, prepared, settings.quality, machine.device)
-        _show_fit(facts)
-        with console.status("writing the report"):
-            written = write_report(out, prepared.corpus, prepared.cache, machine.device)
+    if fitted is not None:
+        show_fit(fitted.facts, Console())
         typer.echo(
-            f"report in {written} (it holds patients' sound); next: respsam-export build {out} --int8 --out BUNDLE"
+            f"report in {fitted.report} (it holds patients' sound); next: respsam-export build {out} --int8 --out "
+            "BUNDLE"
         )
-
-
-def _said_first(recipe: "Recipe", out: Path) -> list[str]:
-    """What a run's first lines and its log say of its recipe; CheckpointError before any audio is read."""
-    from trainer.checkpoints import initial_weights
-    from trainer.run import begun
-    from trainer.view import FLATTERED
-
-    said = [f"warning: {FLATTERED}"] if recipe.data.choose_on == "test" else []
-    # a run that goes on has its weights
-    if begun(out) or not recipe.init:
-        return said
-    return [*said, str(initial_weights(recipe.init, recipe.model, recipe.init_sha256)[1])]
-
-
-def _show_fit(facts: Any) -> None:
-    from rich.console import Console
-
-    from trainer.view import FLATTERED, readings_table
-
-    console = Console()
-    choice = facts.choice
-    console.print(
-        f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}, "
-        f"temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
-        f"a site is flagged when {choice.site_rule.in_words} ({choice.segmentation.method})"
-    )
-    whose = "held-out patients (they chose the above: a little too good)"
-    if facts.recipe.data.choose_on == "test":
-        whose = f"THE TEST PART: {FLATTERED}"
-    console.print(readings_table(list(choice.readings.values()), whose))
 
 
 @app.command()
@@ -275,21 +199,15 @@ def evaluate(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer import evaluate as evaluation
+    from trainer import api
+    from trainer.training.progress import FitView
     from trainer.view import show_reading
 
-    settings = load_settings(config)
-    console = Console(stderr=True)
-    sources = sources_of(corpus, data)
-    opened = evaluation.open_subject(subject, _device(device, settings))
-    read, cache, chosen = _to_read([opened], sources, part, protocol, split, lenient, settings)
-    if calibrate_on is not None and chosen != "recordings":
-        raise typer.BadParameter("a calibration is of whole recordings: add --protocol recordings")
-    with _progress(console, "listening") as progress:
-        reading = evaluation.evaluate(opened, read, cache, chosen, settings.quality, progress, calibrate_on)
-    _show_notes(evaluation.log_reading(subject, reading))
+    selection = api.Selection(sources_of(corpus, data), part, split, lenient, protocol_named(protocol))
+    view, settings = FitView(Console(stderr=True)), load_settings(config)
+    reading = api.evaluate(subject, selection, calibrate_on=calibrate_on, device=device, view=view, settings=settings)
     if json_output:
-        _print_json(reading)
+        _print_json(reading.as_json())
     else:
         show_reading(reading, Console())
 
@@ -324,24 +242,21 @@ def study(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.cells import Cell, Plan, plan_cells, run_cells
-    from trainer.corpora import Source
-    from trainer.experiment import Request
-    from trainer.machine import resolved
-    from trainer.recipe import load_recipe
-    from trainer.study import StudyError, load_study
-    from trainer.study_report import lines_of, notes_on, tables, write_report
+    from trainer import api
+    from trainer.run.machine import resolved
+    from trainer.run.recipe import load_recipe
+    from trainer.studies.cells import Plan
+    from trainer.studies.report import tables
+    from trainer.studies.study import StudyError, load_study
+    from trainer.training.experiment import Request
+    from trainer.training.progress import FitView
 
-    settings = load_settings(config)
-    # a worker of Ray has another working folder
-    sources = tuple(Source(one.name, one.data.resolve()) for one in sources_of(corpus, data))
+    settings, sources = load_settings(config), api.absolute(sources_of(corpus, data))
     asked = load_study(name).only(only or [])
     if bool(to_corpus) != bool(to_data):
         raise typer.BadParameter("another corpus is read with --to-corpus C --to-data DIR", param_hint="--to-corpus")
-    base = load_recipe(recipe)
-    recipes = asked.recipes(base, {"data.draws": draws, "optimizer.epochs": epochs})
     plan = Plan(
-        Request(base, "study", sources, part, split, lenient),
+        Request(load_recipe(recipe), "study", sources, part, split, lenient),
         settings.training.folder.resolve(),
         settings.quality,
         to_corpus,
@@ -349,30 +264,28 @@ def study(
         resolved(device),
         minutes,
     )
-    progress, shown = Console(stderr=True, soft_wrap=True, highlight=False, markup=False), Console(soft_wrap=True)
-    with progress.status("reading audio"):
-        plan, cells, corpus_notes = plan_cells(asked, plan, recipes, seeds, out)
-    _show_notes(corpus_notes)
-    done = sum(cell.done(plan) for cell in cells)
-    progress.print(f"{len(recipes)} settings x {seeds} seeds = {len(cells)} cells, {done} of them done before")
-
-    def told(cell: Cell, problem: str | None) -> None:
-        facts = cell.facts()
-        how = f"{facts.epochs_done} epochs in {facts.seconds:.0f} s" if facts and not problem else f"FAILED: {problem}"
-        progress.print(f"{cell.setting}, seed {cell.seed}: {how}")
-
-    failed = run_cells(cells, plan, told, jobs, ray)
-    lines, stem = lines_of(asked, cells, plan.targets), Path(name).stem
-    notes = notes_on(asked, lines, seeds)
-    if lines:
-        write_report(stem, asked, lines, notes, out)
-        for table in tables(lines):
+    studied = api.study(
+        asked,
+        plan,
+        out,
+        seeds=seeds,
+        changes={"data.draws": draws, "optimizer.epochs": epochs},
+        jobs=jobs,
+        cluster=ray,
+        name=Path(name).stem,
+        view=FitView(Console(stderr=True)),
+    )
+    if studied.lines:
+        shown = Console(soft_wrap=True)
+        for table in tables(studied.lines):
             shown.print(table, soft_wrap=False)
-        for note in notes:
+        for note in studied.notes:
             shown.print(f"- {note}", highlight=False, markup=False)
-        shown.print(f"in full in {out / stem}.md, as a picture in {out / stem}.svg", highlight=False)
-    if failed:
-        raise StudyError(f"{failed} of {len(cells)} cells failed, see above; what the others gave is kept")
+        shown.print(
+            f"in full in {out / Path(name).stem}.md, as a picture in {out / Path(name).stem}.svg", highlight=False
+        )
+    if studied.failed:
+        raise StudyError(f"{studied.failed} of {studied.cells} cells failed, see above; what the others gave is kept")
 
 
 @app.command()
@@ -397,55 +310,26 @@ def compare(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer import compare as comparing
-    from trainer.evaluate import log_reading, open_subject
+    from trainer import api
+    from trainer.evaluation import compare as comparing
+    from trainer.training.progress import FitView
     from trainer.view import show_comparison
 
-    settings = load_settings(config)
+    settings, asked = load_settings(config), protocol_named(protocol)
     sources = sources_of(corpus or [], data or [])
     shared = comparing.protocol_of_runs(first, second) if part is None and not sources else None
     if shared is not None:
-        compared = comparing.on_held_out(first, second, protocol_named(protocol or shared))
+        compared = comparing.on_held_out(first, second, asked or shared)
     elif not sources:
         raise typer.BadParameter("a --part, or a bundle, is read on a corpus: give --corpus and --data")
     else:
-        one, other = (open_subject(path, _device(device, settings)) for path in (first, second))
-        read, cache, chosen = _to_read([one, other], sources, part, protocol, split, lenient, settings)
-        with _progress(Console(stderr=True), "listening") as progress:
-            compared, readings = comparing.on_corpus(one, other, read, cache, chosen, settings.quality, progress)
-        for path, reading in zip((first, second), readings, strict=True):
-            _show_notes(log_reading(path, reading))
+        selection = api.Selection(sources, part, split, lenient, asked)
+        view = FitView(Console(stderr=True))
+        compared = api.compare(first, second, selection, device=device, view=view, settings=settings)
     if json_output:
-        _print_json(compared)
+        _print_json(compared.as_json())
     else:
         show_comparison(compared, Console())
-
-
-def _to_read(
-    subjects: "list[Subject]",
-    sources: "tuple[Source, ...]",
-    part: str | None,
-    protocol: str | None,
-    split: str,
-    lenient: bool,
-    settings: "Settings",
-) -> "tuple[Corpus, AudioCache, Protocol]":
-    """The corpus that these models are read on, its audio, and how; SplitError when one of them was trained on it."""
-    from rich.console import Console
-
-    from trainer.audio_cache import with_audio
-    from trainer.corpora import load_corpora
-    from trainer.evaluate import refuse_trained_patients
-
-    asked = None if protocol is None else protocol_named(protocol)
-    read = load_corpora(sources, part=part, split=split, lenient=lenient, purpose="evaluate")
-    chosen = protocol_for(asked, read)
-    for subject in subjects:
-        refuse_trained_patients(subject, read, split)
-    with _progress(Console(stderr=True), "reading audio") as progress:
-        read, cache = with_audio(read, settings.training.folder, lenient=lenient, progress=progress)
-    _show_notes(read.notes)
-    return read, cache, chosen
 
 
 @app.command()
@@ -460,7 +344,7 @@ def segmentation(
     config: ConfigOption = None,
 ) -> None:
     """Score how breaths are found, against fixed windows, by patient-wise cross-validation; or fit the detector."""
-    from trainer import segmentation as finding
+    from trainer.breaths import segmentation as finding
 
     read, cache, _ = _heard(corpus, data, part, lenient, config)
     if out is not None:
@@ -480,8 +364,8 @@ def grading(
     config: ConfigOption = None,
 ) -> None:
     """Score how poor recordings are refused, and what it costs in good ones, by patient-wise cross-validation."""
-    from trainer.grading import compare
-    from trainer.segmentation import fold_detectors
+    from trainer.breaths.grading import compare
+    from trainer.breaths.segmentation import fold_detectors
 
     read, cache, settings = _heard(corpus, data, part, lenient, config)
     _print_json(compare(fold_detectors(read, cache, folds, seed), cache, settings.quality))
@@ -498,18 +382,22 @@ def explain(
     config: ConfigOption = None,
 ) -> None:
     """Show where a run's attention lies in a recording, and how much of it on seams and on silence."""
+    from rich.console import Console
+
     from firmware_config.settings import load_settings
-    from trainer import explain as explaining
+    from trainer.api import torch_device
+    from trainer.report import explain as explaining
+    from trainer.training.progress import FitView
 
     settings = load_settings(config)
-    told = explaining.explain(run, file, _device(device, settings), settings.quality, at)
-    _show_notes(told.notes)
+    explained = explaining.explain(run, file, torch_device(device, settings), settings.quality, at)
+    FitView(Console(stderr=True)).notes(explained.notes)
     if out is not None:
-        explaining.draw(told, out)
+        explaining.draw(explained, out)
     if json_output:
-        _print_json(told.as_json())
+        _print_json(explained.as_json())
     else:
-        typer.echo(told.in_words)
+        typer.echo(explained.in_words)
 
 
 @app.command()
@@ -523,17 +411,19 @@ def report(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.experiment import prepare, request_of
-    from trainer.report import write_report
-    from trainer.run import read_facts
+    from trainer.api import torch_device
+    from trainer.report.report import write_report
+    from trainer.run.folder import read_facts
+    from trainer.training.experiment import open_run
+    from trainer.training.progress import audio_bar
 
     settings = load_settings(config)
     console = Console(stderr=True)
-    request = request_of(read_facts(run), data or [])
-    with _progress(console, "reading audio") as progress:
-        prepared = prepare(request, settings.training.folder, progress)
+    facts = read_facts(run)
+    with audio_bar(console, "reading audio") as progress:
+        opened = open_run(facts, data or [], settings.training.folder, progress)
     with console.status("writing the report"):
-        path = write_report(run, prepared.corpus, prepared.cache, _device(device, settings))
+        path = write_report(run, opened.training, opened.cache, torch_device(device, settings))
     typer.echo(f"{path} holds patients' sound: keep it where their recordings are kept")
 
 
@@ -544,13 +434,16 @@ def _heard(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.audio_cache import open_corpora
+    from trainer.api import use_threads
+    from trainer.corpora.audio_cache import open_corpora
+    from trainer.training.progress import FitView, audio_bar
 
     settings, sources = load_settings(config), sources_of(corpus, data)
-    _use_threads(settings)
-    with _progress(Console(stderr=True), "reading audio") as progress:
+    use_threads(settings)
+    view = FitView(Console(stderr=True))
+    with audio_bar(view.console, "reading audio") as progress:
         read, cache = open_corpora(sources, settings.training.folder, part=part, lenient=lenient, progress=progress)
-    _show_notes(read.notes)
+    view.notes(read.notes)
     return read, cache, settings
 
 
@@ -566,9 +459,11 @@ def sources_of(corpus: list[str], data: list[Path]) -> "tuple[Source, ...]":
     return tuple(Source(name, folder) for name, folder in zip(corpus, data, strict=True))
 
 
-def protocol_named(asked: str) -> "Protocol":
-    """The protocol of that name; typer.BadParameter for another word."""
-    from trainer.protocols import PROTOCOLS
+def protocol_named(asked: str | None) -> "Protocol | None":
+    """The protocol of that name, None without one; typer.BadParameter for another word."""
+    if asked is None:
+        return None
+    from trainer.corpora.protocols import PROTOCOLS
 
     chosen = next((known for known in PROTOCOLS if known == asked), None)
     if chosen is None:
@@ -578,60 +473,12 @@ def protocol_named(asked: str) -> "Protocol":
 
 def protocol_for(asked: "Protocol | None", corpus: "Corpus") -> "Protocol":
     """What was asked, else the corpus's own; CorpusError where its labels do not allow it."""
-    from trainer.protocols import check_protocol, default_protocol
+    from trainer.corpora.protocols import check_protocol, default_protocol
 
     chosen = asked or default_protocol(corpus)
     check_protocol(corpus, chosen)
     return chosen
 
 
-def _device(wanted: str, settings: "Settings") -> "torch.device":
-    import torch
-
-    from trainer.machine import resolved
-
-    _use_threads(settings)
-    return torch.device(resolved(wanted))
-
-
-def _use_threads(settings: "Settings") -> None:
-    import torch
-
-    if settings.training.threads:
-        torch.set_num_threads(settings.training.threads)
-
-
-def _show_notes(notes: tuple[str, ...]) -> None:
-    for note in notes[:NOTES_SHOWN]:
-        typer.echo(f"note: {note}", err=True)
-    if len(notes) > NOTES_SHOWN:
-        typer.echo(f"note: and {len(notes) - NOTES_SHOWN} more", err=True)
-
-
 def _print_json(value: Any) -> None:
     typer.echo(json_text(value))
-
-
-@contextmanager
-def _progress(console: "Console", what: str) -> Any:
-    """A bar on stderr that appears with the first call of what it yields."""
-    from rich.progress import MofNCompleteColumn, Progress
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    # off a terminal a bar that goes leaves an empty line
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task: list[Any] = []
-
-    def advance(done: int, total: int) -> None:
-        if not task:
-            bar.start()
-            task.append(bar.add_task(what, total=total))
-        bar.update(task[0], completed=done)
-
-    shown: Callable[[int, int], None] = advance
-    try:
-        yield shown
-    finally:
-        # a bar that never started would leave an empty line where the error is to stand
-        if task:
-            bar.stop()

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from device.labels import LABELS
-from device.model.judgement import softmax
+from device.model.judgement import abnormal_probability, softmax
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -27,12 +28,34 @@ class Interval:
     low: float
     high: float
 
+    UNKNOWN: ClassVar["Interval"]
+
+    @classmethod
+    def of(cls, read: Any) -> Any:
+        """Inverse of `as_json`; anything else as it is."""
+        return cls(*(np.nan if read[name] is None else read[name] for name in _PLACES)) if type(read) is dict else read
+
     def as_json(self) -> dict[str, float | None]:
         """`{value, low, high}`, null for what cannot be computed."""
         return {name: None if np.isnan(x) else round(float(x), 4) for name, x in vars(self).items()}
 
+    def __format__(self, form: str) -> str:
+        """`0.812 [0.771, 0.850]`, each number in this form (`.3f` without one); '-' for what is unknown."""
+        value, low, high = (format(number, form or ".3f") for number in (self.value, self.low, self.high))
+        if np.isnan(self.value):
+            return "-"
+        return value if np.isnan(self.low) else f"{value} [{low}, {high}]"
+
+    def alone(self, form: str = ".3f") -> str:
+        """The value without its interval."""
+        return "-" if np.isnan(self.value) else format(self.value, form)
+
     def __str__(self) -> str:
-        return "-" if np.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self)
+
+
+_PLACES = ("value", "low", "high")
+Interval.UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -212,3 +235,10 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: IntArray) -> float
         return float(-np.log(np.maximum(chosen, 1e-12)).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded").x))
+
+
+def calibrate(logits: Float64Array, labels: IntArray) -> tuple[float, float]:
+    """Temperature, then the threshold on the calibrated probability, both from validation logits."""
+    temperature = fit_temperature(logits, labels)
+    threshold, _ = choose_threshold(labels > 0, abnormal_probability(logits, temperature))
+    return temperature, threshold

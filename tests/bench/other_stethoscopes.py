@@ -20,15 +20,15 @@ from device.labels import LABELS, Label
 from device.model.judgement import abnormal_probability, pool
 from device.signal import FRAMES, FloatArray, FrontEnd, normalise, windows
 from firmware_config.settings import load_settings
-from trainer.crops import response, through
-from trainer.experiment import open_run_corpus, request_of
-from trainer.fit import Validation, predict
+from trainer.corpora.protocols import worst_window
+from trainer.corpora.splits import only_patients
+from trainer.evaluation.validation import Validation
 from trainer.metrics import BoolArray, Float64Array, auroc
-from trainer.model import Network, network
-from trainer.protocols import worst_window
-from trainer.recipe import AugmentationRecipe
-from trainer.run import CHECKPOINT_FILE, RunFacts, load_tensors, member_folder, read_facts, under
-from trainer.splits import only_patients
+from trainer.model.network import Network, network, predict
+from trainer.run.folder import CHECKPOINT_FILE, RunFacts, load_tensors, member_folder, read_facts, under
+from trainer.run.recipe import AugmentationRecipe
+from trainer.training.crops import response, through
+from trainer.training.experiment import open_run
 
 BREATHS = 30  # a class
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def main() -> None:
     asked = parser.parse_args()
     facts = read_facts(asked.run)
     temperature, threshold = facts.choice.temperature, facts.choice.cycle_threshold
-    opened = open_run_corpus(request_of(facts, asked.data or ()), load_settings(None).training.folder)
+    opened = open_run(facts, asked.data or (), load_settings(None).training.folder)
     corpus, cache = opened.training, opened.cache
     ways: dict[str, list[Float64Array]] = {"as recorded": [], **{f"{one:g} dB": [] for one in asked.decibels}}
     truth: list[BoolArray] = []

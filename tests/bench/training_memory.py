@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from tests.bench.training_speed import noise_corpus, our_fit, ours, spread
-from trainer import machine
-from trainer.recipe import load_recipe
+from trainer.run import machine
+from trainer.run.recipe import load_recipe
 
 WAYS = ("as before", "kept", "channels last", "kept, channels last")
 BATCH, STEPS = 32, 6

@@ -32,14 +32,15 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from device.labels import Label
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES
 from firmware_config.settings import load_settings
-from trainer.audio_cache import AudioCache, with_audio
 from trainer.corpora import Corpus, Cycle, Recording, load_corpus
-from trainer.crops import crops_of
-from trainer.fit import Fit, Validation
-from trainer.machine import start
-from trainer.model import ModelConfig
-from trainer.recipe import Recipe, load_recipe, with_changes
-from trainer.splits import only_patients
+from trainer.corpora.audio_cache import AudioCache, with_audio
+from trainer.corpora.splits import only_patients
+from trainer.evaluation.validation import Validation
+from trainer.model.network import ModelConfig
+from trainer.run.machine import start
+from trainer.run.recipe import Recipe, load_recipe, with_changes
+from trainer.training.crops import crops_of
+from trainer.training.train import Fit
 
 Times = npt.NDArray[np.float64]
 RHO = 0.05

@@ -11,11 +11,13 @@ from export.build import NOTHING_MORE, Built, Reporter, Wanted, build
 from firmware_config.settings import load_settings
 from tests.export.run_maker import MOBILENET, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate, log_reading, open_subject
-from trainer.model import network
-from trainer.run import READINGS_FILE, RunFacts
+from trainer.corpora.audio_cache import open_corpora
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.history import log_reading
+from trainer.evaluation.served import open_served
+from trainer.model.network import network
+from trainer.run.folder import READINGS_FILE, RunFacts
 
 ALL_FORMS = Wanted(int8=True, fp16=True, target="both", prefer="fp32")
 
@@ -64,13 +66,15 @@ def patch_run(workshop: Workshop) -> Path:
     make_run(run, workshop.data, workshop.cache, PATCH)
     corpus, cache = open_corpora([Source("sprsound", workshop.data)], workshop.cache, part="intra")
     reading = evaluate(
-        open_subject(run, torch.device("cpu")), corpus, cache, "windows", load_settings(environment={}).quality
+        open_served(run, torch.device("cpu")), corpus, cache, "windows", load_settings(environment={}).quality
     )
-    reading["notes"] = ["a note", f"left out: {workshop.data}/gone.wav is empty"]
+    reading = reading.model_copy(update={"notes": ["a note", f"left out: {workshop.data}/gone.wav is empty"]})
     for _ in range(2):
         log_reading(run, reading)
     with (run / READINGS_FILE).open("a") as file:
-        file.write(json.dumps({**reading, "protocol": "events", "bundle": "of weights that were here before"}) + "\n")
+        file.write(
+            json.dumps({**reading.as_json(), "protocol": "events", "bundle": "of weights that were here before"}) + "\n"
+        )
     return run
 
 

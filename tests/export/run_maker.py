@@ -12,18 +12,19 @@ from device.bundle import Segmentation, SiteRule, ThresholdChoice
 from device.model.judgement import abnormal_probability
 from device.signal import FrontEnd
 from firmware_config.settings import load_settings
-from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate, run_subject
+from trainer.corpora.audio_cache import open_corpora
+from trainer.corpora.splits import patient_folds
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.served import of_run
+from trainer.evaluation.validation import Validation
 from trainer.files import write_atomically
-from trainer.finish import population, versions
-from trainer.fit import Validation
-from trainer.machine import start
-from trainer.mobilenet import MobileNetConfig
-from trainer.model import AST, ModelConfig, Network, network
-from trainer.recipe import Recipe, load_recipe
-from trainer.run import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, read_facts, save_tensors
-from trainer.splits import patient_folds
+from trainer.model.mobilenet import MobileNetConfig
+from trainer.model.network import AST, ModelConfig, Network, network
+from trainer.run.folder import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, read_facts, save_tensors
+from trainer.run.machine import start
+from trainer.run.recipe import Recipe, load_recipe
+from trainer.training.finish import population, versions
 
 MELS = 24
 PATCH = ModelConfig(mels=MELS, dim=16, depth=2, heads=2, stride=16)
@@ -146,8 +147,8 @@ def make_run(
         weights=file_digest(run / WEIGHTS_FILE),
         versions=versions(),
     )
-    reading: dict[str, Any] = evaluate(
-        run_subject(model, facts, run.name, torch.device("cpu")), validation, audio, "windows", load_settings().quality
+    reading = evaluate(
+        of_run(model, facts, run.name, torch.device("cpu")), validation, audio, "windows", load_settings().quality
     )
     facts = facts.model_copy(update={"choice": facts.choice.model_copy(update={"readings": {"windows": reading}})})
     write_atomically(run / RUN_FILE, facts.model_dump_json())

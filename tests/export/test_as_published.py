@@ -14,11 +14,11 @@ from device.bundle import read_bundle
 from device.cli import app as device
 from export.cli import app as export
 from tests.trainer.corpus_maker import make_sprsound
-from tests.trainer.test_checkpoints import hugging_face, theirs_of
-from trainer.checkpoints import CheckpointError
+from tests.trainer.training.test_checkpoints import hugging_face, theirs_of
 from trainer.cli import app as trainer
-from trainer.recipe import shipped_recipes
-from trainer.splits import SplitError
+from trainer.corpora.splits import SplitError
+from trainer.documents import shipped
+from trainer.training.checkpoints import CheckpointError
 
 SMALLER = {
     "dim = 768": "dim = 16",
@@ -33,7 +33,7 @@ SMALLER = {
 
 def smaller(folder: Path) -> Path:
     """The shipped recipe with a model that a CPU fits in seconds."""
-    assert "paper-as-published" in shipped_recipes()
+    assert "paper-as-published" in shipped("recipes")
     text = (Path(__file__).parents[2] / "trainer" / "recipes" / "paper-as-published.toml").read_text()
     for old, new in SMALLER.items():
         text, found = re.subn(rf"^{re.escape(old)}\b", new, text, flags=re.MULTILINE)

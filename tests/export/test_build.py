@@ -42,12 +42,13 @@ from tests.export.conftest import Made, Workshop, all_but_the_last
 from tests.export.run_maker import PATCH, make_model, make_run, with_weights
 from tests.full_disk import largest_file
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
+from trainer.corpora.audio_cache import open_corpora
+from trainer.corpora.protocols import examples
+from trainer.corpora.splits import only_patients
 from trainer.metrics import Rates
-from trainer.model import AST, Block, Ensemble, ModelConfig, Network
-from trainer.protocols import examples
-from trainer.run import (
+from trainer.model.network import AST, Block, Ensemble, ModelConfig, Network
+from trainer.run.folder import (
     CHECKPOINT_FILE,
     READINGS_FILE,
     RUN_FILE,
@@ -60,7 +61,6 @@ from trainer.run import (
     read_facts,
     save_tensors,
 )
-from trainer.splits import only_patients
 
 BOTH = {"model.onnx", "model.int8.cpu.onnx", "manifest.json", "MODEL_CARD.md"}
 LINEAR = ("attention.qkv", "attention.out", "mlp_in", "mlp_out")
@@ -112,7 +112,7 @@ def test_every_file_answers_the_self_test_as_fp32_did(patch_made: Made, precisio
 
 def test_the_score_is_the_one_that_the_run_recorded(patch_made: Made) -> None:
     fp32, *converted = patch_made.built.served
-    recorded = patch_made.facts.choice.readings["windows"]["binary"]["score"]["value"]
+    recorded = patch_made.facts.choice.readings["windows"].binary.score.value
     assert round(fp32.rates.score, 4) == recorded
     measured: Any = patch_made.built.bundle.manifest.metrics["export"]
     assert measured["parity"] == float(f"{fp32.difference:.1e}")
@@ -235,10 +235,14 @@ class TestModelCard:
     def test_where_it_fails_by_stethoscope_site_and_age(self, patch_made: Made) -> None:
         card = contents(patch_made.built.bundle.path)["MODEL_CARD.md"].decode()
         *_, held_out = patch_made.facts.choice.readings.values()
-        for what, key in (("stethoscope", "per_device"), ("site", "per_site"), ("age", "per_age")):
-            assert held_out[key]
-            for name, read in held_out[key].items():
-                assert f"| {what} {name or 'unknown'} | {read['n']} | {read['patients']} |" in card
+        for what, groups in (
+            ("stethoscope", held_out.per_device),
+            ("site", held_out.per_site),
+            ("age", held_out.per_age),
+        ):
+            assert groups
+            for name, read in groups.items():
+                assert f"| {what} {name or 'unknown'} | {read.n} | {read.patients} |" in card
 
     def test_without_a_test_reading_it_says_so(self, mobilenet_made: Made) -> None:
         card = contents(mobilenet_made.built.bundle.path)["MODEL_CARD.md"].decode()

@@ -6,7 +6,7 @@ import pytest
 from device.labels import LABELS
 from device.signal import FloatArray
 from export.gates import Comparison, compare, whose
-from trainer.fit import Validation
+from trainer.evaluation.validation import Validation
 
 PATIENTS = 20
 TEMPERATURE, THRESHOLD = 1.0, 0.5

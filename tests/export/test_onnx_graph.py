@@ -12,10 +12,9 @@ from device.signal import FloatArray
 from export.onnx_graph import parity, run
 from tests.conftest import REPOSITORY
 from tests.export.conftest import Made
-from trainer.fit import predict
-from trainer.mobilenet import MobileNetConfig
-from trainer.model import AST
-from trainer.run import load_model
+from trainer.model.mobilenet import MobileNetConfig
+from trainer.model.network import AST, predict
+from trainer.run.folder import load_model
 
 
 @pytest.fixture(params=["patch_made", "mobilenet_made"])

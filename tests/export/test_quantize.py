@@ -27,9 +27,9 @@ from export.quantize import (
 from export.sensitivity import named
 from tests.export.conftest import Made
 from tests.export.test_onnx_graph import windows_of
-from trainer.mobilenet import Trunk
-from trainer.model import ModelConfig
-from trainer.protocols import Example
+from trainer.corpora.protocols import Example
+from trainer.model.mobilenet import Trunk
+from trainer.model.network import ModelConfig
 
 
 def example(patient: str, number: int) -> Example:

@@ -14,11 +14,12 @@ from export.verify import open_whole, require, verify
 from firmware_config.errors import GateRefused
 from firmware_config.settings import load_settings
 from tests.export.conftest import Made, Workshop
-from trainer.audio_cache import open_corpora
 from trainer.corpora import Source
-from trainer.evaluate import evaluate, open_subject
+from trainer.corpora.audio_cache import open_corpora
+from trainer.corpora.protocols import PROTOCOLS
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.served import open_served
 from trainer.metrics import Interval
-from trainer.protocols import PROTOCOLS
 
 QUALITY = load_settings(environment={}).quality
 
@@ -57,16 +58,16 @@ def test_every_file_is_read_as_trainer_evaluate_reads_it(patch_made: Made, works
     said: list[str] = []
     verified = verify(bundle, corpus, cache, protocol, QUALITY, said.append)
     assert [one.file.precision for one in verified] == ["fp32", "int8", "int8", "fp16"]
-    default = evaluate(open_subject(bundle.path, torch.device("cpu")), corpus, cache, protocol, QUALITY)
+    default = evaluate(open_served(bundle.path, torch.device("cpu")), corpus, cache, protocol, QUALITY)
     (same,) = [one for one in verified if one.file == bundle.file()]
     # evaluate also listens longer
-    assert same.reading == {name: value for name, value in default.items() if name != "listening"}
+    assert same.reading.as_json() == {name: value for name, value in default.as_json().items() if name != "listening"}
     first = verified[0]
     assert (first.agreement, first.relative_error, first.score_shift) == (1.0, 0.0, Interval(0.0, 0.0, 0.0))
     for one in verified[1:]:
         assert one.agreement > 0.9
         assert 0 < one.relative_error < 0.2
-        moved = one.reading["binary"]["score"]["value"] - first.reading["binary"]["score"]["value"]
+        moved = one.reading.binary.score.value - first.reading.binary.score.value
         assert one.score_shift.value == pytest.approx(moved, abs=1.1e-4)
         assert one.self_test <= bundle.manifest.self_test.tolerance
         assert any(one.file.path in line for line in said)

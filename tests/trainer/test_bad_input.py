@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 
 from tests.full_disk import largest_file, mounted
 from tests.trainer.corpus_maker import make_sprsound
-from tests.trainer.test_cli import TOY
 from tests.trainer.toy_fit import AST
+from tests.trainer.toy_recipe import ALONE, TOML
 from trainer.cli import main
-from trainer.mobilenet import AudioSetMobileNet
-from trainer.run import CHECKPOINT_FILE, LOG_FILE, member_folder
+from trainer.model.mobilenet import AudioSetMobileNet
+from trainer.run.folder import CHECKPOINT_FILE, LOG_FILE, member_folder
 
 PAGE = 4096
 BASE = {
@@ -33,7 +33,6 @@ BASE = {
 }
 
 
-ALONE = TOY.replace("members = 2\nrefit = 1", "members = 1")
 OF_AN_AST = ALONE.replace(
     'architecture = "mobilenet"', "".join(f"{key} = {json.dumps(value)}\n" for key, value in AST.items())
 ).replace("cycle_loss = 1.0\n", "")
@@ -162,7 +161,7 @@ def test_another_file_than_the_recipe_states_is_said_before_any_audio_is_read(
     ],
 )
 def test_a_recipe_that_does_not_hold(command: Command, corpus: Path, old: str, new: str, said: str) -> None:
-    Path("toy.toml").write_text(TOY.replace(old, new))
+    Path("toy.toml").write_text(TOML.replace(old, new))
     assert command(*fit_of(corpus)).refusal.startswith(f"respsam-trainer: error: recipe toy.toml: {said}")
 
 

@@ -13,33 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_sprsound
-from trainer.evaluate import load_outcome
-from trainer.run import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors, outcome_file
-
-TOY = """
-[model]
-architecture = "mobilenet"
-[front_end]
-mels = 32
-high_hz = 4000.0
-[optimizer]
-rho = 0.05
-learning_rate = 3e-3
-weight_decay = 0.01
-batch = 8
-epochs = 2
-average_decay = 0.9
-cycle_loss = 1.0
-[data]
-crops = "random"
-balance = "binary"
-draws = 32
-folds = 3
-members = 2
-refit = 1
-[augmentation]
-cyclic_shift = true
-"""
+from tests.trainer.toy_recipe import TOML
+from trainer.evaluation.outcome import load_outcome
+from trainer.run.folder import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors, outcome_file
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A finished run, stopped after its first epoch and resumed."""
     folder = tmp_path_factory.mktemp("fitted")
-    (folder / "toy.toml").write_text(TOY)
+    (folder / "toy.toml").write_text(TOML)
     options = ["--corpus", "sprsound", "--data", str(corpus), "--recipe", "toy.toml", "--out", "run", "--device", "cpu"]
     for more in (["--minutes", "0.0001"], ["--resume"]):
         command = [sys.executable, "-m", "trainer", "fit", *options, *more]
@@ -156,7 +132,7 @@ def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Pat
 def test_bad_options_are_one_line(
     run_cli: RunCli, corpus: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
-    (tmp_path / "toy.toml").write_text(TOY)
+    (tmp_path / "toy.toml").write_text(TOML)
     (tmp_path / "empty").mkdir()
     given = {"--corpus": "sprsound", "--data": str(corpus), "--recipe": "toy.toml", "--out": "run"}
     given.update(zip(arguments[::2], arguments[1::2], strict=True))
@@ -173,7 +149,7 @@ def test_damaged_recording_stops_fit_by_name_and_is_counted_with_lenient(
     victim = sorted([*root.rglob("*.wav"), *root.rglob("*.flac")])[3]
     content = bytearray(victim.read_bytes())
     victim.write_bytes(bytes(content[: len(content) // 2]))
-    (tmp_path / "toy.toml").write_text(TOY)
+    (tmp_path / "toy.toml").write_text(TOML)
     options = ["--corpus", "sprsound", "--data", str(root), "--recipe", "toy.toml", "--out", "run", "--epochs", "1"]
     options += ["--members", "1", "--refit", "0"]
     strict = run_cli("trainer", "fit", *options)

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from firmware_config.errors import RespSAMError
-from trainer.audio_cache import with_audio
 from trainer.corpora import load_corpus
-from trainer.crops import crops_of
+from trainer.corpora.audio_cache import with_audio
+from trainer.corpora.splits import patient_folds
+from trainer.evaluation.validation import Validation
 from trainer.files import write_atomically
-from trainer.fit import Fit, Validation, identity, measure_normalisation, train
-from trainer.machine import Machine, start
-from trainer.recipe import Recipe, load_recipe, with_changes
-from trainer.splits import patient_folds
+from trainer.run.machine import Machine, start
+from trainer.run.recipe import Recipe, load_recipe, with_changes
+from trainer.training.crops import crops_of
+from trainer.training.train import Fit, identity, measure_normalisation, train
 
 RECIPE = Recipe.model_validate(
     {

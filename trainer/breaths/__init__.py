@@ -1,0 +1,1 @@
+"""How breaths are found and poor recordings refused, scored on annotated corpora."""

@@ -1,0 +1,1 @@
+"""What a model reaches: outcomes, readings with intervals, comparisons; it knows no training."""

@@ -1,0 +1,1 @@
+"""What a finished run shows of itself: attention, sharpness, signs of failure, one page."""
