@@ -115,7 +115,7 @@ class SiteRule(_Part):
         return self
 
 
-class Calibration(_Part):
+class CalibrationBounds(_Part):
     """Within what bounds healthy people, heard through another stethoscope, may raise the site's threshold."""
 
     healthy_flagged: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -175,7 +175,7 @@ class Manifest(_Part):
     """From cycles to a site's verdict."""
     site_threshold: ThresholdChoice | None = None
     """Where the site rule's threshold came from; null where no whole recordings were annotated."""
-    calibration: Calibration | None = None
+    calibration: CalibrationBounds | None = None
     """How far healthy people may raise the site's threshold; null where nobody measured what that costs."""
     segmentation: Segmentation
     """From the stream to cycles."""
@@ -211,18 +211,18 @@ class Bundle:
         usable = [file for file in self.manifest.files if file.target in ("cpu", "any")]
         chosen = [file for file in usable if precision in ("auto", file.precision)]
         if not chosen:
-            held = ", ".join(file.precision for file in usable) or "none"
+            available = ", ".join(file.precision for file in usable) or "none"
             raise BundleError(
-                f"{self.path}: no {precision} file for a CPU (there: {held}); set bundle.precision to one of them"
+                f"{self.path}: no {precision} file for a CPU (there: {available}); set bundle.precision to one of them"
             )
         return chosen[0]
 
     def read(self, name: str) -> bytes:
         """Bytes of one file of the bundle."""
-        return _read(self.path, name)
+        return _read_file(self.path, name)
 
 
-def _read(path: Path, name: str) -> bytes:
+def _read_file(path: Path, name: str) -> bytes:
     try:
         if path.is_dir():
             return (path / name).read_bytes()
@@ -246,7 +246,7 @@ def read_bundle(path: Path) -> Bundle:
     """Check the manifest's schema and every file's hash; BundleError says which of them does not hold."""
     if not path.exists():
         raise BundleError(f"{path}: no bundle here; build one with 'respsam-export build RUN --out BUNDLE'")
-    raw = _read(path, MANIFEST)
+    raw = _read_file(path, MANIFEST)
     try:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
@@ -259,7 +259,7 @@ def read_bundle(path: Path) -> Bundle:
     if manifest.labels != LABELS:
         raise BundleError(f"{path}/{MANIFEST}: labels {', '.join(manifest.labels)} are not {', '.join(LABELS)}")
     for file in manifest.files:
-        found = hashlib.sha256(_read(path, file.path)).hexdigest()
+        found = hashlib.sha256(_read_file(path, file.path)).hexdigest()
         if found != file.sha256:
             raise BundleError(
                 f"{path}: {file.path} has sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…; it was "

@@ -18,7 +18,7 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import BundleSettings, Settings, SettingsError, StoreSettings
 
 LISTENING_SECONDS = 1.0
-PATIENCE_SECONDS = 6.0  # for that second of sound
+TIMEOUT_SECONDS = 6.0  # for that second of sound
 FREE_BYTES = (50e6, 1e9)  # less than the first fails, less than the second is worth a warning
 HOT_CELSIUS = 85.0  # a Jetson slows down at about 97
 BUILT_IN_YEAR = 2025  # a clock before it was never set
@@ -63,7 +63,7 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
     check, audio = "audio stack", settings.audio
     try:
         devices = input_devices()
-        hosts = ", ".join(sorted({one["host_api"] for one in devices})) or "no host"
+        hosts = ", ".join(sorted({device["host_api"] for device in devices})) or "no host"
         yield Finding(check, "ok", f"PortAudio answers ({hosts})")
         check = "microphone"
         yield Finding(check, "ok", device_line(find_device(devices, audio.device)))
@@ -79,22 +79,22 @@ def _sound(settings: Settings) -> Finding:
     from device.capture.microphone import MicrophoneSource
     from device.signal import SAMPLE_RATE
 
-    source, samples, told = MicrophoneSource(settings.audio), SILENCE, list[str]()
-    until = time.monotonic() + PATIENCE_SECONDS
+    source, samples, problems = MicrophoneSource(settings.audio), SILENCE, list[str]()
+    until = time.monotonic() + TIMEOUT_SECONDS
     with closing(source.blocks()) as blocks:
         for block in blocks:
             samples = np.concatenate([samples, block.samples])
-            told += [block.note] * bool(block.note)
+            problems += [block.note] * bool(block.note)
             if samples.size >= LISTENING_SECONDS * SAMPLE_RATE or time.monotonic() > until:
                 break
     if samples.size < LISTENING_SECONDS * SAMPLE_RATE:
-        return Finding("sound", "FAIL", "; ".join(told) or f"{source.name} gives no sound: plug it in again")
+        return Finding("sound", "FAIL", "; ".join(problems) or f"{source.name} gives no sound: plug it in again")
     if samples.min() == samples.max():
         return Finding("sound", "warning", "complete silence: the microphone is muted, or nothing is plugged into it")
     level = level_dbfs(samples)
-    told += [source.unverified] * bool(source.unverified)
-    told += ["very quiet: turn the gain up, or check the cable"] * (level < settings.quality.minimum_level_dbfs)
-    return Finding("sound", "warning" if told else "ok", "; ".join([f"{level:.1f} dBFS", *told]))
+    problems += [source.unverified] * bool(source.unverified)
+    problems += ["very quiet: turn the gain up, or check the cable"] * (level < settings.quality.minimum_level_dbfs)
+    return Finding("sound", "warning" if problems else "ok", "; ".join([f"{level:.1f} dBFS", *problems]))
 
 
 def _access_to_sound() -> Finding:
@@ -167,7 +167,7 @@ def _clock() -> Finding:
 
 def board(root: Path = Path("/")) -> Iterator[Finding]:
     """Heat and power, as far as the kernel below `root` shows them."""
-    zones = [_number(file) for file in sorted(root.glob("sys/class/thermal/thermal_zone*/temp"))]
+    zones = [_read_number(file) for file in sorted(root.glob("sys/class/thermal/thermal_zone*/temp"))]
     celsius = [value / 1000 for value in zones if value is not None]
     if not celsius:
         yield Finding("heat", "ok", "no temperature is shown here")
@@ -176,23 +176,23 @@ def board(root: Path = Path("/")) -> Iterator[Finding]:
     else:
         yield Finding("heat", "ok", f"{max(celsius):.0f} °C")
     supplies = root.glob("sys/class/power_supply/*/capacity")
-    percent = [value for value in map(_number, supplies) if value is not None]
+    percent = [value for value in map(_read_number, supplies) if value is not None]
     # where a Jetson keeps its power mode, as in "pmode:0002"
-    mode = _text(root / "var/lib/nvpmodel/status")
+    mode = _read_text(root / "var/lib/nvpmodel/status")
     shown = [f"battery {value:.0f} %" for value in percent] + [f"Jetson power mode {mode.split(':')[-1]}"] * bool(mode)
     low = bool(percent) and min(percent) < LOW_BATTERY_PERCENT
     said = ", ".join(shown) or "mains, or not shown here"
     yield Finding("power", "warning" if low else "ok", f"{said}; plug it in" if low else said)
 
 
-def _number(file: Path) -> float | None:
+def _read_number(file: Path) -> float | None:
     try:
-        return float(_text(file))
+        return float(_read_text(file))
     except ValueError:
         return None
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(errors="replace").strip()
     except OSError:  # a sensor may be switched off

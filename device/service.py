@@ -16,14 +16,14 @@ from device.capture.recording import Channel, looks_like_sound
 from device.capture.sources import DemoSource, FileSource
 from device.listening.agreement import Agreement, agreement
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation
+from device.listening.live import Session
 from device.model.classifier import Classifier
 from device.model.opening import open_classifier
 from device.store.recorder import Beginning, Recorder, Store
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
 from device.view.log import LogView
-from device.view.view import View
+from device.view.terminal import View
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import Settings, load_settings
@@ -86,7 +86,7 @@ class Service:
         """
         self.source, self.classifier, self.settings, self.warn = source, classifier, settings, warn
         self.subject = subject or Subject()
-        self.session = Auscultation(source, classifier, settings.quality, seconds, self.not_validated)
+        self.session = Session(source, classifier, settings.quality, seconds, self.not_validated)
         self.cycles: list[CycleResult] = []
         self._keep_cycles = keep_cycles or source.demo
         self._recorder = Recorder(None, warn)
@@ -97,12 +97,12 @@ class Service:
         with ExitStack() as stack:
             watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), *views)]
             try:
-                for happened in self.session.run():
-                    self._recorder.add(happened)
-                    if self._keep_cycles and isinstance(happened, CycleResult):
-                        self.cycles.append(happened.without_samples())
+                for item in self.session.run():
+                    self._recorder.add(item)
+                    if self._keep_cycles and isinstance(item, CycleResult):
+                        self.cycles.append(item.without_samples())
                     for view in watching:
-                        view.show(happened)
+                        view.show(item)
             finally:
                 # also when the microphone goes: what was heard is kept and shown before the error
                 self._shutdown(watching)
@@ -146,7 +146,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Auscultated:
+class SessionResult:
     """What one session came to, and its cycles without their samples."""
 
     summary: Summary
@@ -161,7 +161,7 @@ def auscultate(
     age_years: float | None = None,
     site: str | None = None,
     settings: Settings | None = None,
-) -> Auscultated:
+) -> SessionResult:
     """One session at one site: `demo`, `mic` or a recording, at most `seconds` of sound; nothing is stored.
 
     A microphone is heard in real time. Raises what the source, the bundle or the settings have against it.
@@ -172,4 +172,4 @@ def auscultate(
     opened = open_source(source, settings, fast=fast and source != "mic", seconds=seconds)
     subject = Subject(age_years, site, live=opened.live, fallback=classifier.fallback)
     service = Service(opened, classifier, settings, subject, seconds, keep_cycles=True)
-    return Auscultated(service.run(), tuple(service.cycles))
+    return SessionResult(service.run(), tuple(service.cycles))

@@ -17,7 +17,7 @@ Float64Array = npt.NDArray[np.float64]
 
 FULL_SCALE = 0.999
 SILENCE_DBFS = -160.0
-FRAME_SAMPLES = 1024  # 64 ms: two periods of the lowest voice
+QUALITY_FRAME_SAMPLES = 1024  # 64 ms: two periods of the lowest voice
 HEART_HZ, BREATH_HZ, AIR_HZ = (20, 100), (100, 1000), (1000, 4000)  # hardly anything of a chest reaches the last one
 PITCH_HZ = (80, 400)
 VOICE_HZ = (80, 4000)
@@ -27,11 +27,11 @@ MAINS_HZ = (50, 60)
 MAINS_HARMONICS = 5
 MAINS_FUNDAMENTAL = 0.1  # of a hum's power, at least: a steady wheeze at 200 Hz is no hum
 MAINS_SAMPLES = exact_div(SAMPLE_RATE, 1000)  # averaged: 1 kHz is enough for hum
-TINY = 1e-12
+TINY_POWER = 1e-12
 
 
 @dataclass(frozen=True)
-class Measured:
+class QualityMeasures:
     """What is measured on the samples of one cycle."""
 
     level_dbfs: float
@@ -49,7 +49,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Quality(Measured):
+class Quality(QualityMeasures):
     """With why it is not gradable, in words a nurse can act on ('' if it is)."""
 
     reason: str = ""
@@ -67,27 +67,27 @@ def level_dbfs(samples: FloatArray) -> float:
 
 
 def _decibels(power: npt.ArrayLike) -> Float64Array:
-    return 10.0 * np.log10(np.asarray(power, np.float64) + TINY)
+    return 10.0 * np.log10(np.asarray(power, np.float64) + TINY_POWER)
 
 
 def _bins(band_hz: tuple[int, int]) -> slice:
-    return slice(*(round(hertz * FRAME_SAMPLES / SAMPLE_RATE) for hertz in band_hz))
+    return slice(*(round(hertz * QUALITY_FRAME_SAMPLES / SAMPLE_RATE) for hertz in band_hz))
 
 
-def measure(samples: FloatArray) -> Measured:
+def measure(samples: FloatArray) -> QualityMeasures:
     """Of one cycle (n,); all that needs a spectrum is 0 where there is not one frame of it."""
     loudness = level_dbfs(samples)
     clipped = float(np.mean(np.abs(samples) >= FULL_SCALE)) if samples.size else 0.0
-    if samples.size < FRAME_SAMPLES or loudness <= SILENCE_DBFS:
-        return Measured(loudness, clipped, 0.0, 0.0, 0.0, 0.0)
+    if samples.size < QUALITY_FRAME_SAMPLES or loudness <= SILENCE_DBFS:
+        return QualityMeasures(loudness, clipped, 0.0, 0.0, 0.0, 0.0)
     # at RMS 1 the limits below do not depend on the gain
     levelled = (samples - samples.mean(dtype=np.float64)) / 10 ** (loudness / 20)
-    frames = np.lib.stride_tricks.sliding_window_view(levelled, FRAME_SAMPLES)[:: FRAME_SAMPLES // 2]
-    spectrum = np.fft.rfft(frames * np.hanning(FRAME_SAMPLES), axis=1)
+    frames = np.lib.stride_tricks.sliding_window_view(levelled, QUALITY_FRAME_SAMPLES)[:: QUALITY_FRAME_SAMPLES // 2]
+    spectrum = np.fft.rfft(frames * np.hanning(QUALITY_FRAME_SAMPLES), axis=1)
     power = np.square(spectrum.real) + np.square(spectrum.imag)
     heart, breath, air = (power[:, _bins(band)].sum(axis=1) for band in (HEART_HZ, BREATH_HZ, AIR_HZ))
     in_air = _decibels(air)
-    return Measured(
+    return QualityMeasures(
         loudness,
         clipped,
         float(_decibels(heart.sum()) - _decibels(breath.sum())),
@@ -106,7 +106,7 @@ def periodicity(power: Float64Array) -> Float64Array:
     spoken = np.zeros_like(power)
     spoken[:, _bins(VOICE_HZ)] = power[:, _bins(VOICE_HZ)]  # the heart's rumble would look like a pitch
     correlation = np.fft.irfft(spoken, axis=1)
-    peaks: Float64Array = correlation[:, low : high + 1].max(axis=1) / (correlation[:, 0] + TINY)
+    peaks: Float64Array = correlation[:, low : high + 1].max(axis=1) / (correlation[:, 0] + TINY_POWER)
     return peaks
 
 
@@ -133,7 +133,7 @@ def judge(
     return Quality(**vars(measured), reason=reason(measured, clarity, snr_db, settings))
 
 
-def reason(measured: Measured, clarity: float | None, snr_db: float | None, settings: QualitySettings) -> str:
+def reason(measured: QualityMeasures, clarity: float | None, snr_db: float | None, settings: QualitySettings) -> str:
     """The first that holds, overload before what it causes; '' when none does."""
     # a constant cannot be levelled, whatever the settings allow
     if measured.level_dbfs < settings.minimum_level_dbfs or measured.level_dbfs <= SILENCE_DBFS:

@@ -33,7 +33,7 @@ FLOOR = 1e-12  # of a band's power: far below a 24-bit step's noise
 MEMORY_STEPS = 6 * STEPS_PER_SECOND  # each band is heard relative to its mean over so long: gain and microphone cancel
 DILATIONS: Final = (1, 2, 4, 8, 16, 32)  # three taps each: 6.4 s are heard
 DELAY_STEPS = 6  # the network speaks of what was 0.3 s ago
-WEIGHTS_FILE = Path(__file__).with_name("breath_detector.npz")
+DETECTOR_FILE = Path(__file__).with_name("breath_detector.npz")
 
 SOUNDING = 0.45  # a breath begins above, and ends below
 ONSET = 0.45  # within a breath another one begins at a peak above this
@@ -105,8 +105,8 @@ class Segment:
 @lru_cache(maxsize=1)
 def shipped_weights() -> Weights:
     """What `trainer segmentation --out` wrote: `in`, `out`, per layer `taps` and `mix`, and their biases."""
-    with np.load(WEIGHTS_FILE) as held:
-        return {name: held[name].astype(np.float64) for name in held.files}
+    with np.load(DETECTOR_FILE) as archive:
+        return {name: archive[name].astype(np.float64) for name in archive.files}
 
 
 @lru_cache(maxsize=1)
@@ -136,17 +136,17 @@ class Detector:
     def step(self, samples: FloatArray) -> tuple[float, float, float]:
         """Activity 0-1 and onset 0-1 of `DELAY_STEPS` ago, and the log power now, from the next STEP_SAMPLES."""
         self._latest = np.concatenate([self._latest[STEP_SAMPLES:], samples])
-        heard = bands(self._latest)
-        self._memory = np.vstack([self._memory[-MEMORY_STEPS + 1 :], heard])
+        powers = bands(self._latest)
+        self._memory = np.vstack([self._memory[-MEMORY_STEPS + 1 :], powers])
         weights = self._weights
-        state = (heard - self._memory.mean(axis=0)) @ weights["in"] + weights["in_bias"]
+        state = (powers - self._memory.mean(axis=0)) @ weights["in"] + weights["in_bias"]
         for layer, (dilation, past) in enumerate(zip(DILATIONS, self._past, strict=True)):
             past[:-1] = past[1:]
             past[-1] = state
             inner = past[::dilation].ravel() @ weights[f"taps{layer}"] + weights[f"taps{layer}_bias"]
             state = state + np.maximum(inner, 0.0) @ weights[f"mix{layer}"] + weights[f"mix{layer}_bias"]
         activity, onset = expit(np.maximum(state, 0.0) @ weights["out"] + weights["out_bias"])
-        return float(activity), float(onset), float(np.log(np.exp(heard[BREATH_BANDS]).sum()))
+        return float(activity), float(onset), float(np.log(np.exp(powers[BREATH_BANDS]).sum()))
 
 
 def rhythm(activity: Float64Array) -> tuple[float, float]:
@@ -188,7 +188,7 @@ class Segmenter:
         """Forget everything; the next sample has the number `position`."""
         self._audio = np.empty(0, np.float32)  # from the cursor on
         self._past = np.empty(0, np.float32)  # up to the cursor, as much as a context may need
-        self._heard_end = position  # sample number up to which a context may reach
+        self._received_end = position  # sample number up to which a context may reach
         self._cursor = position  # sample number from which the next segment may begin
         self._pending = np.empty(0, np.float32)  # not yet a whole step
         self._origin = position  # sample number of the first sample
@@ -214,19 +214,19 @@ class Segmenter:
 
     def flush(self) -> list[Segment]:
         """The stream breaks off here: what was not yet judged, in windows up to the end; `reset` comes next."""
-        self._heard_end = end = self._cursor + self._audio.size
+        self._received_end = end = self._cursor + self._audio.size
         latest = end if self._ended is None else min(end, self._sample(self._ended) + self._pause_samples)
         return [*self._close(latest), *self._between(end, self.settings.shortest_seconds)]
 
     def _advance(self, samples: FloatArray) -> list[Segment]:
         self._step += 1
-        self._heard_end += STEP_SAMPLES  # not the end of the block: cycles must not depend on how the stream was cut
+        self._received_end += STEP_SAMPLES  # not the end of the block: cycles must not depend on how the stream was cut
         activity, onset, power = self._detector.step(samples)
         self._activity.append(activity)
         self._onset.append(onset)
         self._power.append(power)
         if self.settings.method == "windows":
-            return self._windows(self._heard_end)
+            return self._windows(self._received_end)
         if self._step < 0:
             return []
         segments = self._decide(self._activity[-2])
@@ -352,9 +352,9 @@ class Segmenter:
         if length <= end - start:
             return None, start
         oldest = self._cursor - self._past.size
-        first = min((start + end - length) // 2, self._heard_end - length)
+        first = min((start + end - length) // 2, self._received_end - length)
         first = max(first, oldest)
-        last = min(first + length, self._heard_end)
+        last = min(first + length, self._received_end)
         return np.concatenate([self._past, self._audio])[first - oldest : last - oldest].copy(), first
 
     def _standing_out(self, start: int, end: int) -> tuple[float | None, float | None]:

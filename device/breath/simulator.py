@@ -50,7 +50,7 @@ class Breath:
 
 
 @dataclass(frozen=True)
-class Auscultation:
+class Simulated:
     """What the stethoscope recorded, and the truth about it."""
 
     samples: FloatArray
@@ -63,7 +63,7 @@ class Auscultation:
     """Spans of contact noise in seconds, in order, apart from each other."""
 
 
-def auscultate(
+def simulate(
     seed: int,
     seconds: float,
     *,
@@ -73,7 +73,7 @@ def auscultate(
     heart_rate: float | None = 90.0,
     contacts_per_minute: float = 0.0,
     level_dbfs: float = LEVEL_DBFS,
-) -> Auscultation:
+) -> Simulated:
     """An auscultation with its truth; the same arguments give the same samples, bit for bit.
 
     Whole breaths fill the time (their number is rounded, at least one), and `abnormal_share` of them, rounded, are
@@ -92,22 +92,22 @@ def auscultate(
     chest = _chest(chest_rng, breaths, round(seconds * sample_rate), sample_rate)
     if heart_rate is not None:
         _add_heart(heart_rng, chest, heart_rate, sample_rate)
-    recorded = _record(chest_rng, chest, level_dbfs, sample_rate)
+    recorded = _recorded(chest_rng, chest, level_dbfs, sample_rate)
     contacts = _contact_spans(contact_rng, seconds, contacts_per_minute)
     for start, end in contacts:
         first, stop = round(start * sample_rate), round(end * sample_rate)
         recorded[first:stop] += 10 ** (level_dbfs / 20) * _rub(contact_rng, stop - first, sample_rate)
-    return Auscultation(_float32(recorded), sample_rate, breaths, contacts)
+    return Simulated(_float32(recorded), sample_rate, breaths, contacts)
 
 
 def breath(seed: int, label: Label, seconds: float = 3.0, *, sample_rate: int = 16_000) -> FloatArray:
-    """One breath cycle without heart or contact noise: float32 (n,), RMS -40 dBFS; SimulatorError as `auscultate`."""
+    """One breath cycle without heart or contact noise: float32 (n,), RMS -40 dBFS; SimulatorError as `simulate`."""
     if label not in LABELS:
         raise SimulatorError(f"label is {label!r} in a simulated breath: take one of {', '.join(LABELS)}")
     plan_rng, chest_rng, _, _ = _generators(seed, seconds, sample_rate)
     cycle = Breath(0.0, seconds * plan_rng.uniform(0.33, 0.4), seconds, label)
     chest = _chest(chest_rng, (cycle,), round(seconds * sample_rate), sample_rate)
-    return _float32(_record(chest_rng, chest, LEVEL_DBFS, sample_rate))
+    return _float32(_recorded(chest_rng, chest, LEVEL_DBFS, sample_rate))
 
 
 def crackle(two_cycle_seconds: float, sample_rate: int) -> FloatArray64:
@@ -183,8 +183,8 @@ def _chest(rng: np.random.Generator, breaths: tuple[Breath, ...], count: int, sa
         amplitude = np.exp(rng.normal(0, 0.12))
         phases[0, onset:turn] = amplitude * np.sin(np.pi * np.linspace(0, 1, turn - onset))
         # Expiration peaks early, fades, and is over before the cycle is: the pause.
-        heard = round(rng.uniform(0.7, 0.85) * (end - turn))
-        phases[1, turn : turn + heard] = 0.45 * amplitude * np.sin(np.pi * np.linspace(0, 1, heard) ** 0.6)
+        filtered = round(rng.uniform(0.7, 0.85) * (end - turn))
+        phases[1, turn : turn + filtered] = 0.45 * amplitude * np.sin(np.pi * np.linspace(0, 1, filtered) ** 0.6)
         if cycle.label in ("crackle", "both"):
             for at, wave in _crackles(rng, cycle, sample_rate):
                 _add(added, at, amplitude * wave, sample_rate)
@@ -202,16 +202,16 @@ def _crackles(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iter
     expiration = cycle.end_seconds - cycle.expiration_seconds
     if rng.random() < 0.5:
         number, durations = int(rng.integers(8, 21)), FINE_SECONDS
-        starts = cycle.onset_seconds + inspiration * (0.5 + 0.48 * _spread(rng, number))
+        starts = cycle.onset_seconds + inspiration * (0.5 + 0.48 * _evenly(rng, number))
     else:
         number, durations = int(rng.integers(4, 9)), COARSE_SECONDS
-        early = cycle.onset_seconds + inspiration * (0.08 + 0.4 * _spread(rng, number - number // 2))
-        starts = np.append(early, cycle.expiration_seconds + expiration * (0.05 + 0.45 * _spread(rng, number // 2)))
+        early = cycle.onset_seconds + inspiration * (0.08 + 0.4 * _evenly(rng, number - number // 2))
+        starts = np.append(early, cycle.expiration_seconds + expiration * (0.05 + 0.45 * _evenly(rng, number // 2)))
     for at in starts:
         yield float(at), rng.uniform(6, 12) * crackle(rng.uniform(*durations), sample_rate)
 
 
-def _spread(rng: np.random.Generator, number: int) -> FloatArray64:
+def _evenly(rng: np.random.Generator, number: int) -> FloatArray64:
     """Numbers in 0..1, one in each of as many equal parts, so that crackles rarely fall on each other."""
     return np.asarray((np.arange(number) + rng.random(number)) / number, np.float64)
 
@@ -246,13 +246,13 @@ def _add_heart(rng: np.random.Generator, chest: FloatArray64, per_minute: float,
         at += beat * float(np.exp(rng.normal(0, 0.03)))
 
 
-def _record(rng: np.random.Generator, chest: FloatArray64, level_dbfs: float, sample_rate: int) -> FloatArray64:
+def _recorded(rng: np.random.Generator, chest: FloatArray64, level_dbfs: float, sample_rate: int) -> FloatArray64:
     """Chest wall, stethoscope and microphone: roll-off, level, and the microphone's own noise."""
     sections = scipy.signal.butter(4, STETHOSCOPE_HZ, fs=sample_rate, output="sos")
-    heard = scipy.signal.sosfilt(sections, chest)
-    heard /= np.sqrt(np.mean(heard**2))
+    filtered = scipy.signal.sosfilt(sections, chest)
+    filtered /= np.sqrt(np.mean(filtered**2))
     noise = 10 ** (MICROPHONE_DB / 20) * rng.standard_normal(len(chest))
-    return np.asarray(10 ** (level_dbfs / 20) * (heard + noise), np.float64)
+    return np.asarray(10 ** (level_dbfs / 20) * (filtered + noise), np.float64)
 
 
 def _contact_spans(rng: np.random.Generator, seconds: float, per_minute: float) -> tuple[tuple[float, float], ...]:

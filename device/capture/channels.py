@@ -19,14 +19,14 @@ def breathing(blocks: Iterable[FloatArray], sample_rate: int) -> Breathing:
     """How much breathing the first minutes of one channel hold; blocks (n,) at `sample_rate` Hz."""
     segmenter, resampler = Segmenter(Segmentation()), StreamResampler(sample_rate)
     limits = load_settings(environment={}).quality
-    gradable, breaths, sounding, heard = 0.0, 0.0, False, 0
+    gradable, breaths, sounding, received = 0.0, 0.0, False, 0
     for block in recut((resampler.push(block) for block in blocks), BLOCK_SAMPLES):
         sounding = sounding or bool(block.min() != block.max())
         for segment in segmenter.feed(quantise(block)):
             seconds = segment.samples.size / SAMPLE_RATE
             good = judge(segment.samples, limits, segment.clarity, segment.snr_db).gradable
             gradable, breaths = gradable + seconds * good, breaths + seconds * (segment.kind == "breath")
-        heard += block.size
-        if heard >= LONGEST_SECONDS * SAMPLE_RATE:
+        received += block.size
+        if received >= LONGEST_SECONDS * SAMPLE_RATE:
             break
     return gradable, breaths, sounding

@@ -10,7 +10,7 @@ import numpy as np
 
 from device.breath.quality import FULL_SCALE
 from device.capture.blocks import SILENCE, Block, StreamResampler
-from device.capture.process import NO_ANSWER, Captured, CaptureError, CaptureProcess, Opened, Request, clock
+from device.capture.process import NO_ANSWER, Captured, CaptureError, CaptureProcess, InputRequest, OpenedInput, clock
 from device.capture.timeline import Kind
 from device.signal import SAMPLE_RATE, FloatArray
 from firmware_config.settings import AudioSettings
@@ -28,7 +28,7 @@ STEADY_SECONDS = 1.0  # late for so long is late for good
 SETTLING_SECONDS = 1.0
 GAP_SECONDS = 0.25
 MOST_DRIFT = 0.005  # share; no sound card's clock is as wrong
-DRIFT_TOLD = 0.001
+REPORTED_DRIFT = 0.001
 MOST_AHEAD_SECONDS = 2.0  # of the clock: no microphone hears what has not been said yet
 # What is wrong with sound that does come
 MUTE_SECONDS = 1.6  # and what the sound takes to come here: shown within two
@@ -106,12 +106,12 @@ class Watch:
             self._clipped_at = end_seconds
 
 
-class Stretch:
+class CaptureStream:
     """The sound of one capture process on its way to 16 kHz, with what happens to it."""
 
-    def __init__(self, opened: Opened, began: float, gain_db: float, told: set[str]) -> None:
+    def __init__(self, opened: OpenedInput, began: float, gain_db: float, reported: set[str]) -> None:
         """`told` holds what is said once a session."""
-        self.opened, self._told = opened, told
+        self.opened, self._reported = opened, reported
         self._gain = np.float32(10.0 ** (gain_db / 20.0))
         self._resampler, self._pace, self._watch = StreamResampler(opened.sample_rate), Pace(began), Watch()
         self._before = Captured(SILENCE, began, 0, 0)
@@ -123,22 +123,22 @@ class Stretch:
         """When the next sample is said, by the clock."""
         return self._pace.began + self._given / SAMPLE_RATE + self._pace.drift_seconds
 
-    def hear(self, heard: Captured, waiting_seconds: float) -> Iterator[Block]:
+    def add(self, block: Captured, waiting_seconds: float) -> Iterator[Block]:
         """One more block."""
-        rate, before, self._before = self.opened.sample_rate, self._before, heard
+        rate, before, self._before = self.opened.sample_rate, self._before, block
         begin = self._frames / rate
-        lost = heard.lost_frames - before.lost_frames
-        self._frames += lost + heard.samples.size
-        if self._frames / rate - (heard.clock - self._pace.began) > MOST_AHEAD_SECONDS:
+        lost = block.lost_frames - before.lost_frames
+        self._frames += lost + block.samples.size
+        if self._frames / rate - (block.clock - self._pace.began) > MOST_AHEAD_SECONDS:
             raise CaptureError(
                 f"{self.opened.device} is no microphone: it gives sound faster than time goes by, as ALSA's null "
                 "device does; set audio.device to another input",
                 hopeless=True,
             )
-        vanished = round(self._pace.vanished(heard.clock, self._frames / rate) * rate)
+        vanished = round(self._pace.vanished(block.clock, self._frames / rate) * rate)
         self._frames += vanished
         broken = ["our queue was full"] * bool(lost)
-        broken += ["the driver overflowed"] * (heard.overflows > before.overflows)
+        broken += ["the driver overflowed"] * (block.overflows > before.overflows)
         broken += ["sound was lost on its way here"] * bool(vanished)
         if broken:
             yield self.end()
@@ -148,7 +148,7 @@ class Stretch:
             self._given += missing
             yield Block(SILENCE, missing, "gap" if vanished else "overflow", ", ".join(broken))
         # a driver once gave NaN, which the resampler would never forget
-        samples = np.where(np.isfinite(heard.samples), heard.samples, np.float32(0.0)) * self._gain
+        samples = np.where(np.isfinite(block.samples), block.samples, np.float32(0.0)) * self._gain
         for kind, note in [*self._watch.look(samples, begin, self._frames / rate), *self._rate_notes()]:
             yield Block(SILENCE, 0, kind, note)
         yield self._block(self._resampler.push(samples), waiting_seconds)
@@ -162,12 +162,12 @@ class Stretch:
         return Block(samples, waiting_seconds=waiting_seconds)
 
     def _rate_notes(self) -> Iterator[tuple[Kind, str]]:
-        if self.opened.note and self.opened.note not in self._told:
-            self._told.add(self.opened.note)
+        if self.opened.note and self.opened.note not in self._reported:
+            self._reported.add(self.opened.note)
             yield "rate", self.opened.note
         drift = self._pace.drift_share(self._before.clock)
-        if abs(drift) > DRIFT_TOLD and "drift" not in self._told:
-            self._told.add("drift")
+        if abs(drift) > REPORTED_DRIFT and "drift" not in self._reported:
+            self._reported.add("drift")
             yield "rate", f"{self.opened.device}: its clock is {abs(drift):.2%} {'slow' if drift > 0 else 'fast'}"
 
 
@@ -182,13 +182,13 @@ class MicrophoneSource:
 
     def __init__(self, settings: AudioSettings) -> None:
         self._settings = settings
-        self._request = Request(
+        self._request = InputRequest(
             settings.device, settings.sample_rate, settings.channel, settings.block_seconds, settings.queue_seconds
         )
         self.name = settings.device
         self.highest_hz: float | None = None
         self._doubt = ""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._pause = SHORTEST_PAUSE_SECONDS
         self._lost_at: float | None = None
         self._remedy = ""  # what was told last about a microphone that is gone
@@ -249,27 +249,27 @@ class MicrophoneSource:
     def _while_sound(self) -> Iterator[Block]:
         """The sound of one capture process until no more comes."""
         process, opened = self._process, self._remember()
-        heard = process.take()
-        assert heard is not None
-        began = heard.clock - opened.block_seconds
+        captured = process.take()
+        assert captured is not None
+        began = captured.clock - opened.block_seconds
         if self._lost_at is None:
             self._position_clock = began
         else:
             yield Block(SILENCE, self._missed(began), "back", f"sound again after {began - self._lost_at:.1f} s")
             self._lost_at = None
-        stretch = Stretch(opened, self._position_clock, self._settings.gain_db, self._told)
+        stream = CaptureStream(opened, self._position_clock, self._settings.gain_db, self._reported)
         last = yielded = clock()
-        while heard is not None or (not process.ended and clock() - last < SILENT_SECONDS):
-            if heard is not None:
+        while captured is not None or (not process.ended and clock() - last < SILENT_SECONDS):
+            if captured is not None:
                 last = yielded = clock()
-                yield from stretch.hear(heard, process.waiting * opened.block_seconds)
+                yield from stream.add(captured, process.waiting * opened.block_seconds)
             elif clock() - yielded > YIELD_SECONDS:
                 yielded = clock()
                 yield Block(SILENCE)
             process.pump(0.0 if process.waiting else POLL_SECONDS)
-            heard = process.take()
-        yield stretch.end()
-        self._position_clock = stretch.position_clock
+            captured = process.take()
+        yield stream.end()
+        self._position_clock = stream.position_clock
         if self._position_clock - began > STABLE_SECONDS:
             self._pause = SHORTEST_PAUSE_SECONDS
         self._remember()
@@ -277,16 +277,16 @@ class MicrophoneSource:
 
     def _needs_something_else(self, reason: str, now: float) -> bool:
         """Whether another remedy than the one told has been asked for, and for a while."""
-        if not reason or _remedy(reason) == self._remedy:
+        if not reason or _remedy_in(reason) == self._remedy:
             self._other = ("", now)
-        elif _remedy(reason) != self._other[0]:
-            self._other = (_remedy(reason), now)
+        elif _remedy_in(reason) != self._other[0]:
+            self._other = (_remedy_in(reason), now)
         return bool(self._other[0]) and now - self._other[1] > EXPLAINING_SECONDS
 
     def _lost(self, reason: str = "") -> Block:
         self._lost_at = self._position_clock if self._lost_at is None else self._lost_at
         reason = reason or f"{self.name} gives no sound: plug it in again"
-        self._remedy = _remedy(reason)
+        self._remedy = _remedy_in(reason)
         return Block(SILENCE, 0, "lost", f"{reason}; listening goes on by itself when it is back")
 
     def _missed(self, until: float) -> int:
@@ -294,7 +294,7 @@ class MicrophoneSource:
         self._position_clock += samples / SAMPLE_RATE
         return samples
 
-    def _remember(self) -> Opened:
+    def _remember(self) -> OpenedInput:
         """From now on only this very input is opened."""
         _ = self.unverified  # a doubt stays when the process that had it is gone
         opened = self._process.opened
@@ -310,6 +310,6 @@ class MicrophoneSource:
         return opened
 
 
-def _remedy(reason: str) -> str:
+def _remedy_in(reason: str) -> str:
     """What ends it: whatever says that a microphone is not there asks for the same plug."""
     return "plug it in" if "plug it in" in reason else reason

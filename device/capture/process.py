@@ -61,7 +61,7 @@ def clock() -> float:
 
 
 @dataclass(frozen=True)
-class Request:
+class InputRequest:
     """What to record; `remembered` is the identity of the device that was opened before, else the settings' words."""
 
     device: str
@@ -76,7 +76,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedInput:
     """What was opened."""
 
     device: str
@@ -146,9 +146,9 @@ class Ring:
 class CaptureProcess:
     """The parent's end: start it, `pump` what it says, `take` its blocks, `kill` it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: InputRequest) -> None:
         self.started = clock()
-        self.opened: Opened | None = None
+        self.opened: OpenedInput | None = None
         self.source = ""
         """The sound server's name of what is recorded, where one can tell."""
         self.unverified = ""
@@ -212,7 +212,7 @@ class CaptureProcess:
 
     def _learn(self, message: dict[str, Any]) -> None:
         if "opened" in message:
-            self.opened = Opened(**message["opened"])
+            self.opened = OpenedInput(**message["opened"])
             self._ring = Ring(self._memory, self.opened.block_frames)
         elif "source" in message:
             self.source = message["source"]
@@ -245,17 +245,17 @@ def find_device(devices: Sequence[Device], wanted: str, host_api: str = "", *, r
     stable name of what was opened before, in its host API.
     """
     if not wanted:
-        found = [one for one in devices if one["default"]]
+        found = [device for device in devices if device["default"]]
     elif wanted.isdigit() and not remembered:
-        found = [one for one in devices if one["index"] == int(wanted)]
+        found = [device for device in devices if device["index"] == int(wanted)]
     else:
-        known = [one for one in devices if host_api in ("", one["host_api"])]
-        found = [one for one in known if one["name"] == wanted]
-        found = found or [one for one in known if stable_name(one["name"]) == wanted]
+        known = [device for device in devices if host_api in ("", device["host_api"])]
+        found = [device for device in known if device["name"] == wanted]
+        found = found or [device for device in known if stable_name(device["name"]) == wanted]
         if not found and not remembered:
-            found = [one for one in known if wanted.casefold() in one["name"].casefold()]
+            found = [device for device in known if wanted.casefold() in device["name"].casefold()]
     if len(found) > 1:
-        listed = ", ".join(one["name"] for one in found)
+        listed = ", ".join(device["name"] for device in found)
         raise CaptureError(
             f"several microphones are called {wanted!r} ({listed}); set audio.device to one of them", True
         )
@@ -323,7 +323,7 @@ def main() -> None:
         else:
             threading.Thread(target=_end_with_parent, daemon=True).start()
             os.set_blocking(output, False)
-            _record(Request(**json.loads(sys.argv[2])), int(sys.argv[1]), output)
+            _record(InputRequest(**json.loads(sys.argv[2])), int(sys.argv[1]), output)
     except CaptureError as error:
         os.set_blocking(output, True)
         _tell(output, {"error": str(error), "hopeless": error.hopeless})
@@ -357,15 +357,15 @@ def _query(sounddevice: Any) -> list[dict[str, Any]]:
     hosts, default = sounddevice.query_hostapis(), sounddevice.default.device[0]
     return [
         {
-            "index": one["index"],
-            "name": one["name"],
-            "host_api": hosts[one["hostapi"]]["name"],
-            "channels": one["max_input_channels"],
-            "sample_rate": round(one["default_samplerate"]),
-            "default": one["index"] == default,
+            "index": device["index"],
+            "name": device["name"],
+            "host_api": hosts[device["hostapi"]]["name"],
+            "channels": device["max_input_channels"],
+            "sample_rate": round(device["default_samplerate"]),
+            "default": device["index"] == default,
         }
-        for one in sounddevice.query_devices()
-        if one["max_input_channels"]
+        for device in sounddevice.query_devices()
+        if device["max_input_channels"]
     ]
 
 
@@ -378,26 +378,26 @@ class Listener:
 
     def __init__(self, ring: Ring, channel: int, output: int) -> None:
         self.ring, self.channel, self.output = ring, channel, output
-        self.may_hear = False
+        self.may_capture = False
         self._unsaid = 0
 
     def listen(self, stream: Any, block_frames: int, finished: threading.Event) -> None:
         """Until the stream fails, as it does when its device has gone."""
         try:
             while True:
-                self.hear(*stream.read(block_frames))
+                self.put(*stream.read(block_frames))
         finally:
             finished.set()
 
-    def hear(self, data: FloatArray, overflowed: bool) -> None:
+    def put(self, data: FloatArray, overflowed: bool) -> None:
         """Samples (frames, channels), and whether PortAudio lost some before them."""
-        if self.may_hear and self.ring.put(data[:, self.channel], clock(), overflowed):
+        if self.may_capture and self.ring.put(data[:, self.channel], clock(), overflowed):
             self._unsaid += 1
             with suppress(BlockingIOError):  # the pipe is full of them: said with the next one
                 self._unsaid -= os.write(self.output, b"\n" * self._unsaid)
 
 
-def _record(request: Request, memory: int, output: int) -> None:
+def _record(request: InputRequest, memory: int, output: int) -> None:
     sounddevice = _portaudio()
     devices = _query(sounddevice)
     device = find_device(devices, request.device, request.host_api, remembered=request.remembered)
@@ -407,13 +407,13 @@ def _record(request: Request, memory: int, output: int) -> None:
             "set a lower one",
             hopeless=not request.remembered,
         )
-    twins = [one for one in devices if stable_name(one["name"]) == stable_name(device["name"])]
+    twins = [device for device in devices if stable_name(device["name"]) == stable_name(device["name"])]
     name = device["name"] if len(twins) > 1 else stable_name(device["name"])
     finished = threading.Event()
     stream, listener, opened = _open(sounddevice, request, device, memory, output)
     _tell(output, {"opened": {"device": name, "host_api": device["host_api"], **opened}})
     expected = request.source
-    listener.may_hear = not expected
+    listener.may_capture = not expected
     try:
         stream.start()
     except sounddevice.PortAudioError as error:
@@ -429,15 +429,15 @@ def _record(request: Request, memory: int, output: int) -> None:
         if source and not expected:
             expected = source
             _tell(output, {"source": source})
-        listener.may_hear = listener.may_hear if not source else source == expected
+        listener.may_capture = listener.may_capture if not source else source == expected
         if source and source != expected:
             raise CaptureError(f"{expected} has gone and the sound server took {source} instead; plug it in again")
-        pause = IDENTITY_SECONDS if listener.may_hear else UNVERIFIED_SECONDS
+        pause = IDENTITY_SECONDS if listener.may_capture else UNVERIFIED_SECONDS
     raise CaptureError(f"{name} has gone; plug it in again")
 
 
 def _open(
-    sounddevice: Any, request: Request, device: Device, memory: int, output: int
+    sounddevice: Any, request: InputRequest, device: Device, memory: int, output: int
 ) -> tuple[Any, Listener, dict[str, Any]]:
     asked = request.sample_rate or device["sample_rate"]
     refused: list[str] = []

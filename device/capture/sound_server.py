@@ -87,8 +87,8 @@ def _ask(pulse: Any, loop: c_void_p, context: c_void_p, process: int, until: flo
     _finish(pulse, loop, until, pulse.pa_context_get_source_output_info_list(context, outputs, None))
     if not sources:
         return ""
-    one = ctypes.CFUNCTYPE(None, c_void_p, POINTER(SourceInfo), c_int, c_void_p)(source)
-    _finish(pulse, loop, until, pulse.pa_context_get_source_info_by_index(context, c_uint32(sources[-1]), one, None))
+    found = ctypes.CFUNCTYPE(None, c_void_p, POINTER(SourceInfo), c_int, c_void_p)(source)
+    _finish(pulse, loop, until, pulse.pa_context_get_source_info_by_index(context, c_uint32(sources[-1]), found, None))
     return names[0].decode(errors="replace") if names else ""
 
 

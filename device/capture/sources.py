@@ -63,11 +63,11 @@ class DemoSource:
         return paced(self._pieces(), not self.live)
 
     def _pieces(self) -> Iterator[FloatArray]:
-        from device.breath.simulator import auscultate
+        from device.breath.simulator import simulate
 
         pieces = math.ceil(self._seconds / PIECE_SECONDS)
         seconds = self._seconds / pieces
         for number in range(pieces):
-            one = auscultate(self._seed + number * SEEDS, seconds)
-            self.breaths += [breath.later(number * seconds) for breath in one.breaths]
-            yield one.samples
+            piece = simulate(self._seed + number * SEEDS, seconds)
+            self.breaths += [breath.later(number * seconds) for breath in piece.breaths]
+            yield piece.samples

@@ -47,7 +47,7 @@ class Timeline:
         """Number of the next sample."""
         return self.heard + self.missing + self.dropped
 
-    def hear(self, samples: int) -> None:
+    def receive(self, samples: int) -> None:
         """So many samples arrived."""
         self.heard += samples
 
@@ -62,6 +62,6 @@ class Timeline:
         self._losing += samples
 
     def entry(self, kind: Kind, note: str) -> Entry:
-        """Something happened here."""
+        """An entry at the present position."""
         lost, self._losing = (self._losing, 0) if kind in BREAKS else (0, self._losing)
         return Entry(self.position, kind, lost, note)

@@ -15,7 +15,7 @@ from device.capture.blocks import Block, Source
 from device.capture.process import CaptureError
 from device.capture.timeline import BREAKS, Entry, Timeline
 from device.listening.cycle import CycleResult
-from device.listening.rate import respiratory_rate
+from device.listening.respiratory_rate import respiratory_rate
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span, quantise
 from device.verdict.site import SiteDecision
@@ -46,7 +46,7 @@ class Judge(Protocol):
     def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement: ...
 
 
-class Auscultation:
+class Session:
     """One session at one site: iterate `run` for what happens, read `summary` at any time.
 
     It ends with its source, after `seconds` of sound, or soon after `stop`. Memory stays bounded however long it runs.
@@ -90,7 +90,7 @@ class Auscultation:
         try:
             try:
                 for block in self.source.blocks():
-                    yield from self._hear(block)
+                    yield from self._receive(block)
                     if self._ending:
                         break
                     yield from self._judge_waiting(block.waiting_seconds)
@@ -110,7 +110,7 @@ class Auscultation:
         """End at the next block; safe in a signal handler, as it only sets a word."""
         self._ending = note
 
-    def _hear(self, block: Block) -> Iterator[CycleResult | Entry]:
+    def _receive(self, block: Block) -> Iterator[CycleResult | Entry]:
         broken = bool(block.missing) or (bool(block.note) and block.kind in BREAKS)
         if broken:
             self._waiting.extend(self.segmenter.flush())
@@ -124,7 +124,7 @@ class Auscultation:
         samples = quantise(block.samples)
         if self._limit is not None:
             samples = samples[: max(0, self._limit - self.timeline.position)]
-        self.timeline.hear(samples.size)
+        self.timeline.receive(samples.size)
         if samples.size:
             self.level_dbfs, self.lost_seconds = level_dbfs(samples), None
         self._waiting.extend(self.segmenter.feed(samples))
@@ -158,7 +158,7 @@ class Auscultation:
         until = time.monotonic() + FINISH_SECONDS
         while self._waiting:
             if self.source.live and time.monotonic() > until:
-                yield self._drop("the session was stopped before the model came to it")
+                yield self._drop("the session was stopped before the model received to it")
             else:
                 yield self._judge(self._waiting.popleft())
         self.decision.end()
@@ -232,21 +232,21 @@ class Auscultation:
 
 
 @contextmanager
-def stopped_by_signals(session: Auscultation) -> Iterator[list[signal.Signals]]:
-    """SIGINT, SIGTERM and SIGHUP end the session properly, with its account; yields those that came.
+def stopped_by_signals(session: Session) -> Iterator[list[signal.Signals]]:
+    """SIGINT, SIGTERM and SIGHUP end the session properly, with its account; yields those that received.
 
     A signal that is ignored, as SIGHUP is below nohup, stays so.
     """
-    came: list[signal.Signals] = []
+    received: list[signal.Signals] = []
 
     def stop(number: int, _frame: Any) -> None:
-        came.append(signal.Signals(number))
-        session.stop(f"stopped by {came[-1].name}")
+        received.append(signal.Signals(number))
+        session.stop(f"stopped by {received[-1].name}")
 
-    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heeded}
+    handled = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

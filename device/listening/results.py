@@ -91,9 +91,9 @@ class Results:
         if self._is_csv and empty:
             self._write(_csv_line(self.COLUMNS))
 
-    def _resume(self, held: bytes) -> None:
-        whole = held[: held.rfind(b"\n") + 1]
-        begun = held[len(whole) :]
+    def _resume(self, content: bytes) -> None:
+        whole = content[: content.rfind(b"\n") + 1]
+        begun = content[len(whole) :]
         opening = (",".join(self.COLUMNS) if self._is_csv else '{"recording": ').encode()
         lines = whole.decode("utf-8", "replace").split("\n")[:-1]  # a reason may hold what else ends a line
         try:
@@ -127,10 +127,10 @@ class Results:
         known = self._done.get(printable(recording), set())
         return bool(known) and sha256_of(recording) in known
 
-    def add(self, one: "Screened") -> None:
+    def add(self, screened: Screened) -> None:
         """One more verdict, handed to the system when this returns; ResultsError when the disk is full."""
-        row = {**one.as_json(), "error": one_line(one.error), "sha256": one.sha256, **self.judged_by}
-        if one.summary is None:
+        row = {**screened.as_json(), "error": one_line(screened.error), "sha256": screened.sha256, **self.judged_by}
+        if screened.summary is None:
             refusal = (row["recording"], row["sha256"], row["error"])
             if refusal in self._refused:
                 return

@@ -15,7 +15,7 @@ from threading import Thread
 
 from device.capture.recording import AudioError, Channel, looks_like_sound
 from device.capture.sources import FileSource
-from device.listening.live import Auscultation
+from device.listening.live import Session
 from device.listening.results import Screened, sha256_of
 from device.model.classifier import Classifier
 from device.model.opening import open_classifier
@@ -27,7 +27,7 @@ FILES_PER_PROCESS = 8  # fewer than this are judged sooner than another process 
 
 
 @dataclass(frozen=True)
-class Heard:
+class ScreenOptions:
     """How recordings are heard, and of whom they are as far as that was said of all of them."""
 
     channel: Channel = 0
@@ -35,7 +35,7 @@ class Heard:
     site: str | None = None
 
 
-ANYBODY = Heard()
+NO_OPTIONS = ScreenOptions()
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Job:
     recording: Path
     bundle: BundleSettings
     quality: QualitySettings
-    heard: Heard
+    options: ScreenOptions
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,23 @@ def _is_there(path: Path) -> bool:
     return False
 
 
-def screen_recording(path: Path, model: Classifier, quality: QualitySettings, heard: Heard = ANYBODY) -> Screened:
+def screen_recording(
+    path: Path, model: Classifier, quality: QualitySettings, options: ScreenOptions = NO_OPTIONS
+) -> Screened:
     """One recording, as fast as possible, exactly as `listen --fast` hears it; AudioError when it cannot be read."""
-    source = FileSource(path, fast=True, channel=heard.channel)
-    subject = Subject(heard.age_years, heard.site, source.highest_hz, fallback=model.fallback)
+    source = FileSource(path, fast=True, channel=options.channel)
+    subject = Subject(options.age_years, options.site, source.highest_hz, fallback=model.fallback)
     outside = not_validated(model.bundle.manifest, subject)
-    session = Auscultation(source, model, quality, not_validated=lambda: outside)
+    session = Session(source, model, quality, not_validated=lambda: outside)
     for _ in session.run():
         pass
     remarks = tuple(map(str, source.recorded.remarks))
     return Screened(path, session.summary, warnings=remarks, channel=source.recorded.channel)
 
 
-def screen(paths: Sequence[str | Path], settings: Settings | None = None, heard: Heard = ANYBODY) -> Iterator[Screened]:
+def screen(
+    paths: Sequence[str | Path], settings: Settings | None = None, options: ScreenOptions = NO_OPTIONS
+) -> Iterator[Screened]:
     """Every recording, and all in folders, in as many processes as cores when there are many.
 
     The verdicts do not depend on how many. One that cannot be read has an `error` and no summary. Raises BundleError
@@ -127,7 +131,7 @@ def screen(paths: Sequence[str | Path], settings: Settings | None = None, heard:
     """
     settings = settings or load_settings()
     recordings = find_recordings([Path(path) for path in paths]).recordings
-    jobs = [_Job(path, settings.bundle, settings.quality, heard) for path in recordings]
+    jobs = [_Job(path, settings.bundle, settings.quality, options) for path in recordings]
     _ = model(settings.bundle)
     processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
     if processes < 2:
@@ -136,7 +140,7 @@ def screen(paths: Sequence[str | Path], settings: Settings | None = None, heard:
     done = 0
     try:
         # spawn: ONNX Runtime's threads do not survive a fork
-        with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
+        with ProcessPoolExecutor(processes, get_context("spawn"), _exit_with_parent) as pool:
             with _interrupts_held_back():
                 screened = pool.map(_screen_one, jobs, chunksize=4)
             for one in screened:
@@ -152,15 +156,15 @@ def _screen_one(job: _Job) -> Screened:
     try:
         if _is_folder(job.recording):
             _refuse_folder(job.recording)
-        one = screen_recording(job.recording, model(job.bundle), job.quality, job.heard)
+        screened = screen_recording(job.recording, model(job.bundle), job.quality, job.options)
         if sha256_of(job.recording) != content:
             raise AudioError(f"{job.recording}: changed while it was judged; screen it again")
     except AudioError as refused:
-        one = Screened(job.recording, None, str(refused))
+        screened = Screened(job.recording, None, str(refused))
     except MemoryError:
         error = f"{job.recording}: takes more memory than there is here; close other programs"
-        one = Screened(job.recording, None, error)
-    return replace(one, sha256=content)
+        screened = Screened(job.recording, None, error)
+    return replace(screened, sha256=content)
 
 
 def _refuse_folder(folder: Path) -> None:
@@ -177,7 +181,7 @@ def model(bundle: BundleSettings) -> Classifier:
     return open_classifier(bundle)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """A killed parent cannot stop its pool, whose processes would wait for work forever."""
     parent = parent_process()
     assert parent is not None

@@ -15,16 +15,24 @@ from typing import Any, Final, Literal
 from device.bundle import Bundle, BundleError, ModelFile
 from device.labels import LABELS
 from device.model.classifier import ORT_FOLDER, Classifier, Engine, self_test
-from device.model.tensorrt import Cuda, Progress, TensorRTEngine, TensorRTError, build, load_tensorrt, weakly_typed
+from device.model.tensorrt import (
+    BuildProgress,
+    Cuda,
+    TensorRTEngine,
+    TensorRTError,
+    build_serialized,
+    load_tensorrt,
+    weakly_typed,
+)
 
-SUFFIX = ".engine"
-Precision = Literal["fp32", "fp16", "int8"]
-COLUMNS: Final = "bundle model precision tensorrt gpu megabytes built_at"
+ENGINE_SUFFIX = ".engine"
+EnginePrecision = Literal["fp32", "fp16", "int8"]
+ENGINE_COLUMNS: Final = "bundle model precision tensorrt gpu megabytes built_at"
 NEXT: Final = "run 'respsam-device engine build'"
 
 
 @dataclass(frozen=True)
-class Kept:
+class EngineInfo:
     """What is known of an engine on disk; the first line of its file."""
 
     bundle: str
@@ -33,7 +41,7 @@ class Kept:
     """The model's file name inside of it."""
     model_sha256: str
     """Of the model."""
-    precision: Precision
+    precision: EnginePrecision
     """As asked for."""
     tensorrt: str
     """Version that built it, and alone can run it."""
@@ -48,15 +56,15 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Gpu:
     """This machine's TensorRT and GPU."""
 
     tensorrt: Any
     cuda: Cuda
 
     @property
-    def gpu(self) -> str:
-        """Its name."""
+    def name(self) -> str:
+        """Of the GPU."""
         return self.cuda.name
 
     @property
@@ -66,15 +74,15 @@ class Machine:
 
     def key(self, model_sha256: str, precision: str) -> str:
         """Names an engine by everything that it depends on."""
-        return _key(model_sha256, precision, self.version, self.gpu)
+        return _key(model_sha256, precision, self.version, self.name)
 
 
-def open_machine() -> Machine:
+def open_gpu() -> Gpu:
     """TensorRTError when TensorRT or a GPU is missing."""
-    return Machine(load_tensorrt(), Cuda())
+    return Gpu(load_tensorrt(), Cuda())
 
 
-def model_for(bundle: Bundle, precision: Precision, *, weak: bool) -> ModelFile:
+def model_for(bundle: Bundle, precision: EnginePrecision, *, weak: bool) -> ModelFile:
     """The file that an engine of this precision is built from; BundleError where the bundle has none.
 
     `weak`: TensorRT itself makes fp16 of fp32; otherwise only a model already in fp16 runs in it.
@@ -90,66 +98,66 @@ def model_for(bundle: Bundle, precision: Precision, *, weak: bool) -> ModelFile:
 
 
 def build_engine(
-    bundle: Bundle, precision: Precision, folder: Path, machine: Machine, progress: Progress | None = None
-) -> Kept:
+    bundle: Bundle, precision: EnginePrecision, folder: Path, gpu: Gpu, progress: BuildProgress | None = None
+) -> EngineInfo:
     """Build the bundle's engine, have it answer the self-test, and keep it; one that is kept and loads is not built.
 
     TensorRTError when TensorRT refuses the model or the disk the engine, BundleError when its answers are wrong.
     """
-    file = model_for(bundle, precision, weak=weakly_typed(machine.tensorrt))
-    place = folder / f"{machine.key(file.sha256, precision)}{SUFFIX}"
+    file = model_for(bundle, precision, weak=weakly_typed(gpu.tensorrt))
+    path = folder / f"{gpu.key(file.sha256, precision)}{ENGINE_SUFFIX}"
     with suppress(TensorRTError):
-        kept, data = _read(place)
-        _loaded(machine, bundle, data)
+        kept, data = _read_engine(path)
+        _loaded(gpu, bundle, data)
         return kept
-    measured = folder / f"{_key(machine.version, machine.gpu)}.timing"
+    measured = folder / f"{_key(gpu.version, gpu.name)}.timing"
     timing = measured.read_bytes() if measured.is_file() else b""
-    machine.cuda.use()
-    plan = build(machine.tensorrt, bundle.read(file.path), precision, timing_cache=timing, progress=progress)
-    engine = _loaded(machine, bundle, plan.data)
+    gpu.cuda.use()
+    plan = build_serialized(gpu.tensorrt, bundle.read(file.path), precision, timing_cache=timing, progress=progress)
+    engine = _loaded(gpu, bundle, plan.data)
     self_test(Classifier(bundle, file=file, engine=engine))
     sha256, megabytes = hashlib.sha256(plan.data).hexdigest(), len(plan.data) / 1e6
-    names = (bundle.manifest.name, file.path, file.sha256, precision, machine.version, machine.gpu)
-    kept = Kept(*names, sha256, megabytes, time.time())
+    names = (bundle.manifest.name, file.path, file.sha256, precision, gpu.version, gpu.name)
+    kept = EngineInfo(*names, sha256, megabytes, time.time())
     _write(measured, plan.timing_cache)
-    _write(place, json.dumps(asdict(kept)).encode() + b"\n" + plan.data)
+    _write(path, json.dumps(asdict(kept)).encode() + b"\n" + plan.data)
     return kept
 
 
-def open_engine(bundle: Bundle, precision: Precision, folder: Path) -> tuple[ModelFile, Engine]:
-    """The bundle's engine as it was built on this machine, and the file it was built from.
+def open_engine(bundle: Bundle, precision: EnginePrecision, folder: Path) -> tuple[ModelFile, Engine]:
+    """The bundle's engine as it was built on this gpu, and the file it was built from.
 
     TensorRTError or BundleError say why there is none.
     """
-    machine = open_machine()
-    file = model_for(bundle, precision, weak=weakly_typed(machine.tensorrt))
-    _, data = _read(folder / f"{machine.key(file.sha256, precision)}{SUFFIX}")
-    return file, _loaded(machine, bundle, data)
+    gpu = open_gpu()
+    file = model_for(bundle, precision, weak=weakly_typed(gpu.tensorrt))
+    _, data = _read_engine(folder / f"{gpu.key(file.sha256, precision)}{ENGINE_SUFFIX}")
+    return file, _loaded(gpu, bundle, data)
 
 
-def _loaded(machine: Machine, bundle: Bundle, data: bytes) -> Engine:
+def _loaded(gpu: Gpu, bundle: Bundle, data: bytes) -> Engine:
     window = (bundle.manifest.front_end.frames, bundle.manifest.front_end.mels)
-    return TensorRTEngine(machine.tensorrt, machine.cuda, data, window, len(LABELS))
+    return TensorRTEngine(gpu.tensorrt, gpu.cuda, data, window, len(LABELS))
 
 
-def kept_engines(folder: Path) -> list[dict[str, Any]]:
+def stored_engines(folder: Path) -> list[dict[str, Any]]:
     """What is known of every engine on disk, as rows; of a damaged one only its name."""
     rows: list[dict[str, Any]] = []
-    for place in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(folder.glob(f"*{ENGINE_SUFFIX}")):
         try:
-            rows.append(asdict(_read(place)[0]))
+            rows.append(asdict(_read_engine(path)[0]))
         except TensorRTError:
-            rows.append({**dict.fromkeys(COLUMNS.split()), "bundle": f"damaged: {place.name}"})
+            rows.append({**dict.fromkeys(ENGINE_COLUMNS.split()), "bundle": f"damaged: {path.name}"})
     return rows
 
 
 def clear(folder: Path) -> tuple[int, float]:
     """Remove every engine and all timings; how many engines that were, and the megabytes of all."""
-    ours = (f"*{SUFFIX}", "*.timing", "*.part", f"{ORT_FOLDER}/*")
-    places = [place for pattern in ours for place in folder.glob(pattern)]
-    engines, size = len(list(folder.glob(f"*{SUFFIX}"))), sum(place.stat().st_size for place in places)
-    for place in places:
-        place.unlink(missing_ok=True)
+    ours = (f"*{ENGINE_SUFFIX}", "*.timing", "*.part", f"{ORT_FOLDER}/*")
+    paths = [path for pattern in ours for path in folder.glob(pattern)]
+    engines, size = len(list(folder.glob(f"*{ENGINE_SUFFIX}"))), sum(path.stat().st_size for path in paths)
+    for path in paths:
+        path.unlink(missing_ok=True)
     return engines, size / 1e6
 
 
@@ -157,31 +165,31 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _read(place: Path) -> tuple[Kept, bytes]:
+def _read_engine(path: Path) -> tuple[EngineInfo, bytes]:
     """TensorRTError when it is not there, or not what was written."""
     try:
-        head, _, data = place.read_bytes().partition(b"\n")
-        kept = Kept(**json.loads(head))
+        head, _, data = path.read_bytes().partition(b"\n")
+        kept = EngineInfo(**json.loads(head))
     except FileNotFoundError:
         raise TensorRTError(f"no engine is built; {NEXT}") from None
     except (OSError, ValueError, TypeError) as error:
-        raise TensorRTError(f"{place} is damaged ({type(error).__name__}); {NEXT}") from error
+        raise TensorRTError(f"{path} is damaged ({type(error).__name__}); {NEXT}") from error
     if hashlib.sha256(data).hexdigest() != kept.sha256:
-        raise TensorRTError(f"{place} is damaged (its hash does not hold); {NEXT}")
+        raise TensorRTError(f"{path} is damaged (its hash does not hold); {NEXT}")
     return kept, data
 
 
-def _write(place: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes) -> None:
     """All of it or nothing, also when the power goes."""
-    beside = place.with_name(f"{place.name}.{os.getpid()}.part")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.rename(place)
+        beside.rename(path)
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
-        raise TensorRTError(f"{place}: cannot be written ({error.strerror}); free the disk") from error
+        raise TensorRTError(f"{path}: cannot be written ({error.strerror}); free the disk") from error

@@ -86,9 +86,9 @@ def judge(
             "the model answers NaN: this machine computes something else than its maker did; do not use it, run "
             "'respsam-device doctor'"
         )
-    heard = pool(logits if span is None else logits[:, moments_of(span, logits.shape[1])])
-    probability = abnormal_probability(heard, temperature)
+    pooled = pool(logits if span is None else logits[:, moments_of(span, logits.shape[1])])
+    probability = abnormal_probability(pooled, temperature)
     worst = int(probability.argmax())
     return Judgement(
-        float(probability[worst]), bool(probability[worst] >= threshold), LABELS[int(leading_class(heard)[worst])]
+        float(probability[worst]), bool(probability[worst] >= threshold), LABELS[int(leading_class(pooled)[worst])]
     )

@@ -28,7 +28,7 @@ MEANINGS = {
     "false": "TensorRT has no such operator; quantize statically",
 }
 
-Progress = Callable[[str, int, int], None]
+BuildProgress = Callable[[str, int, int], None]
 """Called with a phase, its steps done, and all of its steps."""
 
 
@@ -52,7 +52,7 @@ def weakly_typed(tensorrt: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuiltEngine:
     """A built engine, as it is kept on disk."""
 
     data: bytes
@@ -62,23 +62,23 @@ class Plan:
     """What TensorRT said, where that was asked for."""
 
 
-def build(
+def build_serialized(
     tensorrt: Any,
     model: bytes,
     precision: Literal["fp32", "fp16", "int8"],
     *,
     timing_cache: bytes = b"",
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
     capability: str | None = None,
     verbose: bool = False,
-) -> Plan:
+) -> BuiltEngine:
     """An engine for batches of 1 to LARGEST_BATCH, best at 1; TensorRTError says which node is refused and why.
 
     `capability` (`SM86`) builds for another GPU than this machine's, which TensorRT-RTX alone can; `verbose` logs every
     layer of the engine with its types.
     """
     log = _log(tensorrt, verbose)
-    builder = _start(tensorrt.Builder, log)
+    builder = _create(tensorrt.Builder, log)
     kinds = tensorrt.NetworkDefinitionCreationFlag
     kind = kinds.EXPLICIT_BATCH if weakly_typed(tensorrt) else kinds.STRONGLY_TYPED
     network = builder.create_network(1 << int(kind))
@@ -116,7 +116,7 @@ def build(
         raise KeyboardInterrupt
     if data is None:
         raise TensorRTError(f"TensorRT cannot build this model: {log.reason}")
-    return Plan(bytes(data), bytes(config.get_timing_cache().serialize()), tuple(log.lines))
+    return BuiltEngine(bytes(data), bytes(config.get_timing_cache().serialize()), tuple(log.lines))
 
 
 def _refusal(error: Any) -> str:
@@ -150,7 +150,7 @@ def _log(tensorrt: Any, verbose: bool = False) -> Any:
     return Log()
 
 
-def _monitor(tensorrt: Any, progress: Progress) -> Any:
+def _monitor(tensorrt: Any, progress: BuildProgress) -> Any:
     """Passes on the outermost phases; the ones inside of them come and go too fast to read."""
 
     class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc]
@@ -182,7 +182,7 @@ def _monitor(tensorrt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _start(kind: Any, log: Any) -> Any:
+def _create(kind: Any, log: Any) -> Any:
     """A builder or a runtime; without a usable GPU TensorRT gives a TypeError, its reason is in the log."""
     try:
         return kind(log)
@@ -258,7 +258,7 @@ class TensorRTEngine:
         cuda.use()
         self.log = _log(tensorrt)
         # the engine does not keep its runtime alive
-        self.runtime = _start(tensorrt.Runtime, self.log)
+        self.runtime = _create(tensorrt.Runtime, self.log)
         self.engine = self.runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise TensorRTError(f"TensorRT cannot load the engine: {self.log.reason}")

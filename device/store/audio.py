@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from device.signal import INT24, SAMPLE_RATE, FloatArray
-from device.store.file import close_to_others
+from device.store.database_file import close_to_others
 from firmware_config.errors import RespSAMError
 
-SUFFIX = ".flac"
+AUDIO_SUFFIX = ".flac"
 UNFINISHED = ".part"  # what kill -9 may leave
 OWNER = "owner"  # the file in a session's folder that says whose sound it is
 DAY_SECONDS = 86_400.0
@@ -30,7 +30,7 @@ class ForeignSoundError(RespSAMError):
 
 
 @dataclass(frozen=True, order=True)
-class Kept:
+class AudioFile:
     """One file; in order, the oldest comes first whatever the clock said."""
 
     session: int
@@ -53,7 +53,7 @@ class AudioStore:
 
     def path(self, session: int, number: int) -> Path:
         """Where a cycle's sound is, or would be."""
-        return self.folder / str(session) / f"{number:06d}{SUFFIX}"
+        return self.folder / str(session) / f"{number:06d}{AUDIO_SUFFIX}"
 
     def owner(self, session: int) -> str:
         """The mark of a session's sound; empty where there is none."""
@@ -70,7 +70,7 @@ class AudioStore:
         """The highest number that a session's folder has; 0 without any."""
         if not self.folder.is_dir():
             return 0
-        return max((int(one.name) for one in self.folder.iterdir() if one.name.isdecimal()), default=0)
+        return max((int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()), default=0)
 
     def keep(self, session: int, number: int, samples: FloatArray) -> None:
         """Samples (n,) on the 24-bit grid; on the disk when it returns, whole or not at all.
@@ -131,36 +131,36 @@ class AudioStore:
 
         return read_audio(self.path(session, number))[0]
 
-    def surplus(self, now: float, days: float, megabytes: float) -> list[Kept]:
+    def surplus(self, now: float, days: float, megabytes: float) -> list[AudioFile]:
         """What is too old, and the oldest of what is too much."""
         kept = sorted(self.kept())
-        too_many = sum(one.bytes for one in kept) - megabytes * 1e6
+        too_many = sum(file.bytes for file in kept) - megabytes * 1e6
         surplus = []
-        for one in kept:
-            known_age = one.modified_at >= CLOCK_IS_SET
-            if too_many > 0 or (known_age and now - one.modified_at > days * DAY_SECONDS):
-                surplus.append(one)
-                too_many -= one.bytes
+        for file in kept:
+            known_age = file.modified_at >= CLOCK_IS_SET
+            if too_many > 0 or (known_age and now - file.modified_at > days * DAY_SECONDS):
+                surplus.append(file)
+                too_many -= file.bytes
         return surplus
 
-    def remove(self, kept: Iterable[Kept]) -> None:
+    def remove(self, kept: Iterable[AudioFile]) -> None:
         """These files, and folders that become empty; what cannot be removed is tried again the next time."""
         files = list(kept)
-        for one in files:
+        for file in files:
             with suppress(OSError):
-                one.path.unlink()
-        for folder in {one.path.parent for one in files}:
+                file.path.unlink()
+        for folder in {file.path.parent for file in files}:
             with suppress(OSError):
-                if [one.name for one in folder.iterdir()] == [OWNER]:
+                if [path.name for path in folder.iterdir()] == [OWNER]:
                     (folder / OWNER).unlink()
                 folder.rmdir()
 
-    def kept(self, session: int | None = None) -> list[Kept]:
+    def kept(self, session: int | None = None) -> list[AudioFile]:
         """The files of one session, or of all; only what this class has named itself."""
         found = []
         for path in self.folder.glob(f"{'*' if session is None else session}/*"):
-            if path.suffix in (SUFFIX, UNFINISHED) and path.stem.isdecimal() and path.parent.name.isdecimal():
+            if path.suffix in (AUDIO_SUFFIX, UNFINISHED) and path.stem.isdecimal() and path.parent.name.isdecimal():
                 with suppress(FileNotFoundError):  # another device on the same store was faster
                     known = path.stat()
-                    found.append(Kept(int(path.parent.name), int(path.stem), path, known.st_size, known.st_mtime))
+                    found.append(AudioFile(int(path.parent.name), int(path.stem), path, known.st_size, known.st_mtime))
         return found

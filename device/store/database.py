@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from device.signal import SAMPLE_RATE
-from device.store.file import SIDE_FILES, close_to_others, side_file
+from device.store.database_file import SIDE_FILES, close_to_others, side_file
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
 

@@ -31,7 +31,7 @@ from device.store.database import (
     set_aside,
     transaction,
 )
-from device.store.file import OpenFile, alone, make_private
+from device.store.database_file import OpenFile, alone, make_private
 from device.verdict.summary import Summary
 from firmware_config.settings import Settings, SettingsError
 
@@ -100,7 +100,7 @@ class Store:
         except SettingsError as error:
             raise StoreError(f"sessions cannot be stored: {error}") from error
         self.warning = ""
-        """What happened at the opening that somebody should know."""
+        """What went wrong at the opening."""
         self._owner = secrets.token_hex(16)
         with as_store_error(self.file, "sessions cannot be stored"):
             make_private(self.file, own_folder=not settings.store.path)
@@ -142,19 +142,19 @@ class Store:
             self.warning = f"{self.file} was damaged ({cause}); it is kept as {aside}, and a new one is begun"
             return open_database(self.file)
 
-    def add(self, happened: CycleResult | Entry, outage: Outage | None = None) -> None:
+    def add(self, item: CycleResult | Entry, outage: Outage | None = None) -> None:
         """One judged cycle with its sound, or one timeline entry; and what was not kept before it."""
         with as_store_error(self.file, "not stored"):
-            if isinstance(happened, Entry):
+            if isinstance(item, Entry):
                 with self._ours(), transaction(self._database):
                     self._add_outage(outage)
-                    self._add_entry(happened.sample, happened.kind, happened.missing_samples, happened.note)
+                    self._add_entry(item.sample, item.kind, item.missing_samples, item.note)
             else:
                 self._check()
                 self._retain()
-                with self._sound(happened), self._ours(), transaction(self._database):
+                with self._sound(item), self._ours(), transaction(self._database):
                     self._add_outage(outage)
-                    self._add_cycle(happened)
+                    self._add_cycle(item)
 
     def end(self, summary: Summary, outage: Outage | None = None) -> None:
         """The session's verdict and account."""
@@ -248,7 +248,7 @@ class Store:
         with transaction(self._database):
             self._database.executemany(
                 f"UPDATE cycles SET audio='{DELETED}' WHERE session=? AND number=?",
-                [(one.session, one.number) for one in surplus],
+                [(file.session, file.number) for file in surplus],
             )
         self.audio.remove(surplus)
 
@@ -271,18 +271,18 @@ class Recorder:
         if opening is not None:
             self._try(lambda store, outage: None, Outage(0, ""))
 
-    def add(self, happened: CycleResult | Entry) -> None:
+    def add(self, item: CycleResult | Entry) -> None:
         """As Store.add; never fails."""
-        if isinstance(happened, Entry):
-            this = Outage(happened.sample, "", entries=1)
+        if isinstance(item, Entry):
+            lost = Outage(item.sample, "", entries=1)
         else:
-            this = Outage(happened.start_sample, "", cycles=1)
+            lost = Outage(item.start_sample, "", cycles=1)
         if self._opening is None:
             return
         if self._outage is None or time.monotonic() >= self._next_try:
-            self._try(lambda store, outage: store.add(happened, outage), this)
+            self._try(lambda store, outage: store.add(item, outage), lost)
         else:
-            self._miss(this)
+            self._miss(lost)
 
     def end(self, summary: Summary) -> None:
         """As Store.end, and gives the file back; never fails."""
@@ -292,7 +292,7 @@ class Recorder:
             self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
         self._leave()
 
-    def _try(self, write: Callable[[Store, Outage | None], None], this: Outage) -> None:
+    def _try(self, write: Callable[[Store, Outage | None], None], lost: Outage) -> None:
         if self._opening is None:
             return
         try:
@@ -310,9 +310,9 @@ class Recorder:
             if isinstance(error, GoneError | DamagedError):
                 self._leave(damaged=isinstance(error, DamagedError))
             if self._outage is None:
-                self._outage = Outage(this.sample, str(error))
+                self._outage = Outage(lost.sample, str(error))
                 self._warn(f"{error}; listening goes on, but nothing is kept until this works again")
-            self._miss(this)
+            self._miss(lost)
             self._next_try = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, RETRY_SECONDS[1])
             return
@@ -328,7 +328,7 @@ class Recorder:
             with suppress(StoreError):  # whatever was committed is there
                 store.close(damaged)
 
-    def _miss(self, this: Outage) -> None:
+    def _miss(self, lost: Outage) -> None:
         before = self._outage
         assert before is not None
-        self._outage = Outage(before.sample, before.reason, before.cycles + this.cycles, before.entries + this.entries)
+        self._outage = Outage(before.sample, before.reason, before.cycles + lost.cycles, before.entries + lost.entries)

@@ -9,7 +9,7 @@ from device.model.opening import open_classifier
 from device.signal import Span
 from device.store.audio import AudioStore
 from device.store.database import KEPT, UNSTORED, StoreError
-from device.store.sessions import Row, Warn, read_session, silent, sound_is_its_own
+from device.store.sessions import Row, Warn, no_warning, read_session, sound_is_its_own
 from device.verdict.site import SiteDecision
 from firmware_config.settings import Layer, load_settings
 
@@ -17,7 +17,7 @@ NOT_GRADED, DAMAGED = "not graded", "whose audio is damaged"
 
 
 @dataclass(frozen=True)
-class Difference:
+class ReplayDifference:
     """One answer that came out otherwise: a cycle's, or with number None the site's."""
 
     number: int | None
@@ -43,7 +43,7 @@ class Replay:
     replayed: int
     identical: int
     """Cycles of which probability, class and flag came out the same, bit for bit."""
-    differing: tuple[Difference, ...]
+    differing: tuple[ReplayDifference, ...]
     left_out: dict[str, tuple[int, ...]]
     """Why cycles could not be compared, with their numbers."""
     verdict: str | None
@@ -62,13 +62,15 @@ class Replay:
         """In words."""
         other = f"; COMPARED WITH ANOTHER BUNDLE ({self.bundle[:12]})" if self.other_bundle else ""
         lines = [f"session {self.session}: {self.identical} of {self.replayed} replayed cycles identical{other}"]
-        lines += [f"  {one}" for one in self.differing]
+        lines += [f"  {difference}" for difference in self.differing]
         lines += [f"  {len(which)} cycles {why}: {', '.join(map(str, which))}" for why, which in self.left_out.items()]
         lines.append(f"verdict: {self.verdict or 'not decided again, as cycles or the end are missing'}")
         return [f"DEMO {line}" if self.demo else line for line in lines]
 
 
-def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = silent) -> Replay:
+def replay(
+    file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = no_warning
+) -> Replay:
     """Judge a session's stored audio again, one cycle at a time, on its own settings; nothing is written.
 
     Probabilities, classes and the site's verdict are compared for equality: on the CPU engine the tolerance is 0.
@@ -91,7 +93,7 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
             f"{session['bundle']} ({session['bundle_name']}); give that one with --bundle, or compare with --anyway"
         )
     audio, decision, replayed = AudioStore(file), SiteDecision(classifier.site_rule), 0
-    differing: list[Difference] = []
+    differing: list[ReplayDifference] = []
     left_out: dict[str, tuple[int, ...]] = {}
     for cycle in session["cycles"]:
         why, at = _unreplayable(cycle, audio), cycle["number"]
@@ -99,14 +101,14 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
             decision.refuse(cycle["reason"])
         elif not why:
             try:
-                judgement = classifier.judge(audio.read(number, at), _span(cycle))
+                judgement = classifier.judge(audio.read(number, at), _cycle_span(cycle))
             except AudioError:
                 why = DAMAGED
             else:
                 replayed += 1
                 decision.add(judgement)
                 stored, answer = (cycle["probability"], cycle["class"]), (judgement.probability, judgement.label)
-                differing += [Difference(at, stored, answer)] * (stored != answer)
+                differing += [ReplayDifference(at, stored, answer)] * (stored != answer)
         if why:
             left_out[why] = (*left_out.get(why, ()), at)
     identical, verdict = replayed - len(differing), None
@@ -117,7 +119,7 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
         decision.end()
         verdict = decision.verdict
         before, now = (session["probability"], session["verdict"]), (decision.probability, verdict)
-        differing += [Difference(None, before, now)] * (before != now)
+        differing += [ReplayDifference(None, before, now)] * (before != now)
     return Replay(
         number,
         session["demo"],
@@ -131,7 +133,7 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
     )
 
 
-def _span(cycle: Row) -> Span | None:
+def _cycle_span(cycle: Row) -> Span | None:
     """Where a cycle lies in its stored sound; None where it is all of it, as before schema 3."""
     before = cycle["context_start_sample"]
     return None if before is None else (cycle["start_sample"] - before, cycle["end_sample"] - before)

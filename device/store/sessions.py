@@ -40,12 +40,12 @@ ENTRY_COLUMNS = "demo sample kind missing_samples note"
 Warn = Callable[[str], None]
 
 
-def silent(_warning: str) -> None:
+def no_warning(_warning: str) -> None:
     pass
 
 
 @contextmanager
-def _opened(file: Path, warn: Warn = silent) -> Iterator[sqlite3.Connection]:
+def _reading(file: Path, warn: Warn = no_warning) -> Iterator[sqlite3.Connection]:
     _look_for(file)
     database, missing = open_to_read(file)
     if missing:
@@ -60,7 +60,7 @@ def _look_for(file: Path) -> None:
         raise StoreError(f"{file}: no sessions are stored here; set store.path, or listen first")
 
 
-def _rows(database: sqlite3.Connection, query: str, *values: int, without: str = "") -> list[Row]:
+def _query(database: sqlite3.Connection, query: str, *values: int, without: str = "") -> list[Row]:
     rows = [{name: row[name] for name in row.keys() if name != without} for row in database.execute(query, values)]  # noqa: SIM118
     for row in rows:
         row |= {name: bool(row[name]) for name in ("demo", "flag") if name in row}
@@ -68,29 +68,29 @@ def _rows(database: sqlite3.Connection, query: str, *values: int, without: str =
     return rows
 
 
-def list_sessions(file: Path, warn: Warn = silent) -> list[Row]:
+def list_sessions(file: Path, warn: Warn = no_warning) -> list[Row]:
     """One row a session, in the order they began, without its settings; none where nothing was ever stored."""
     if not file.exists():
         return []
-    with _opened(file, warn) as database:
-        return _rows(database, f"{SESSIONS} ORDER BY id", without="settings")
+    with _reading(file, warn) as database:
+        return _query(database, f"{SESSIONS} ORDER BY id", without="settings")
 
 
-def read_session(file: Path, number: int, warn: Warn = silent) -> Row:
+def read_session(file: Path, number: int, warn: Warn = no_warning) -> Row:
     """A session's row, and in it `cycles` and `timeline`, lists of rows. Raises StoreError where there is none."""
-    with _opened(file, warn) as database:
+    with _reading(file, warn) as database:
         database.execute("BEGIN")  # all of one moment
-        found = _rows(database, f"{SESSIONS} WHERE id=?", number)
+        found = _query(database, f"{SESSIONS} WHERE id=?", number)
         if not found:
             raise StoreError(f"{file}: there is no session {number}; see 'respsam-device sessions list'")
         return found[0] | {
-            "cycles": _rows(database, "SELECT * FROM cycles WHERE session=? ORDER BY number", number),
-            "timeline": _rows(database, "SELECT * FROM timeline WHERE session=? ORDER BY sample, rowid", number),
+            "cycles": _query(database, "SELECT * FROM cycles WHERE session=? ORDER BY number", number),
+            "timeline": _query(database, "SELECT * FROM timeline WHERE session=? ORDER BY sample, rowid", number),
         }
 
 
 def sound_is_its_own(file: Path, number: int) -> bool:
-    with _opened(file) as database:
+    with _reading(file) as database:
         return AudioStore(file).belongs_to(number, session_owner(database, number))
 
 
@@ -120,7 +120,7 @@ def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> N
     if form == "json":
         out.write(json.dumps(session, indent=1) + "\n")
         return
-    rows = [_flat(cycle) | {name: session[name] for name in ADDED_COLUMNS} for cycle in session["cycles"]]
+    rows = [_csv_row(cycle) | {name: session[name] for name in ADDED_COLUMNS} for cycle in session["cycles"]]
     writer = csv.DictWriter(out, list(rows[0]) if rows else _csv_columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -132,17 +132,17 @@ def _csv_columns() -> list[str]:
         for statement in TABLES:
             database.execute(statement)
         names = [column[0] for column in database.execute("SELECT * FROM cycles").description]
-    measures = [f"quality_{one.name}" for one in fields(Quality) if one.name not in names]
+    measures = [f"quality_{measure.name}" for measure in fields(Quality) if measure.name not in names]
     return [*(name for name in names if name != "quality"), *measures, *ADDED_COLUMNS]
 
 
-def _flat(cycle: Row) -> Row:
+def _csv_row(cycle: Row) -> Row:
     measures = {f"quality_{name}": value for name, value in cycle["quality"].items() if name not in cycle}
     known = {name: value for name, value in cycle.items() if name != "quality"}
-    return known | measures | {"demo": _text("demo", cycle["demo"]), "flag": int(cycle["flag"])}
+    return known | measures | {"demo": _cell_text("demo", cycle["demo"]), "flag": int(cycle["flag"])}
 
 
-def _text(name: str, value: Any) -> str:
+def _cell_text(name: str, value: Any) -> str:
     """A value of a row for people; the name's unit says which kind it is."""
     if isinstance(value, bool):
         return name.upper() if value else ""
@@ -157,7 +157,7 @@ def _text(name: str, value: Any) -> str:
 
 def cells(rows: list[Row], columns: str) -> list[Cells]:
     """These columns of rows as text under their headings, without those in which no row has anything."""
-    texts = [{name: _text(name, row[name]) for name in columns.split()} for row in rows]
+    texts = [{name: _cell_text(name, row[name]) for name in columns.split()} for row in rows]
     used = [name for name in columns.split() if any(row[name] for row in texts)]
     return [{_heading(name): row[name] for name in used} for row in texts]
 
@@ -168,7 +168,7 @@ def _heading(name: str) -> str:
 
 def about_lines(session: Row) -> list[str]:
     """What `show` says above its tables."""
-    text = {name: _text(name, value) for name, value in session.items() if name not in ("cycles", "timeline")}
+    text = {name: _cell_text(name, value) for name, value in session.items() if name not in ("cycles", "timeline")}
     account = ", ".join(f"{text[f'{name}_samples']} s {name}" for name in ACCOUNT)
     lines = [
         f"session {text['id']}, from {text['started_at']} to {text['ended_at']}",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import expit, logit
 
-from device.bundle import Calibration, SiteRule
+from device.bundle import CalibrationBounds, SiteRule
 from firmware_config.errors import RespSAMError
 
 LEAST_PEOPLE = 2
@@ -15,7 +15,7 @@ class CalibrationError(RespSAMError):
     """Healthy recordings that no threshold can be set on."""
 
 
-def calibrated(rule: SiteRule, healthy: Mapping[str, Sequence[float]], calibration: Calibration) -> SiteRule:
+def calibrated(rule: SiteRule, healthy: Mapping[str, Sequence[float]], calibration: CalibrationBounds) -> SiteRule:
     """The rule with the smallest rise of its threshold at which few enough healthy people are flagged.
 
     `healthy` holds the probabilities of each person's sites; a person is flagged when a site is. The threshold never

@@ -13,13 +13,13 @@ class Exam:
     """The sites that were asked for, and what was heard at each so far."""
 
     required: tuple[str, ...]
-    heard: Mapping[str, Summary]
+    summaries: Mapping[str, Summary]
 
     @property
     def verdict(self) -> Verdict:
         """`flagged` as soon as one site is; `nothing flagged` only when every required site is complete and says so."""
-        verdicts = [answer(self.heard[site]) if site in self.heard else "not enough" for site in self.required]
-        if "flagged" in [*verdicts, *(summary.verdict for summary in self.heard.values())]:
+        verdicts = [answer(self.summaries[site]) if site in self.summaries else "not enough" for site in self.required]
+        if "flagged" in [*verdicts, *(summary.verdict for summary in self.summaries.values())]:
             return "flagged"
         if all(verdict == "nothing flagged" for verdict in verdicts):
             return "nothing flagged"
@@ -30,7 +30,7 @@ class Exam:
         """Site by site, in words; the sites that hold the verdict back are named."""
         lines = []
         for site in self.required:
-            summary = self.heard.get(site)
+            summary = self.summaries.get(site)
             why = ["not heard yet"] if summary is None else [summary.verdict, *summary.reasons, progress(summary)]
             lines.append(f"{site}: {'; '.join(why)}")
         return lines
@@ -38,14 +38,14 @@ class Exam:
     @property
     def not_validated(self) -> tuple[str, ...]:
         """Every site's reasons, each once."""
-        return tuple(dict.fromkeys(why for summary in self.heard.values() for why in summary.not_validated))
+        return tuple(dict.fromkeys(why for summary in self.summaries.values() for why in summary.not_validated))
 
     def as_json(self) -> dict[str, Any]:
         """The `exam` object of `exam --json`."""
         return {
             "type": "exam",
             "verdict": self.verdict,
-            "sites": {site: summary.as_json() for site, summary in self.heard.items()},
+            "sites": {site: summary.as_json() for site, summary in self.summaries.items()},
             "required": list(self.required),
             "reasons": self.reasons,
             "not_validated": list(self.not_validated),
@@ -67,6 +67,8 @@ def progress(summary: Summary) -> str:
     )
 
 
-def left(required: Sequence[str], heard: Mapping[str, Summary]) -> list[str]:
+def remaining(required: Sequence[str], summaries: Mapping[str, Summary]) -> list[str]:
     """Sites still to be heard, those that gave no answer among them."""
-    return [site for site in required if site not in heard or answer(heard[site]) in ("not enough", "poor quality")]
+    return [
+        site for site in required if site not in summaries or answer(summaries[site]) in ("not enough", "poor quality")
+    ]

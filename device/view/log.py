@@ -7,7 +7,7 @@ from typing import Any
 from device.capture.timeline import Entry
 from device.listening.agreement import Agreement
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation
+from device.listening.live import Session
 from device.verdict.summary import Summary
 
 LOG = logging.getLogger("device")
@@ -17,7 +17,7 @@ TROUBLE = frozenset({"lost", "gap", "overflow", "restart", "clip", "mute", "rate
 class LogView:
     """Writes what an engineer wants to know afterwards; of a patient nothing but verdicts."""
 
-    def __init__(self, session: Auscultation) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self._stretches = self._flagged = 0
 
@@ -29,32 +29,32 @@ class LogView:
     ) -> None:
         pass
 
-    def show(self, happened: CycleResult | Entry) -> None:
+    def show(self, item: CycleResult | Entry) -> None:
         """A line for trouble with the sound and for a complete stretch, one at level debug for every cycle."""
-        if isinstance(happened, Entry):
-            level = logging.WARNING if happened.kind in TROUBLE else logging.INFO
+        if isinstance(item, Entry):
+            level = logging.WARNING if item.kind in TROUBLE else logging.INFO
             # the name of a recording may be a patient's
-            note = happened.note if self.session.source.live or happened.kind not in ("start", "end") else ""
-            _log(level, f"sound: {happened.kind}", seconds=round(happened.seconds, 2), note=note)
+            note = item.note if self.session.source.live or item.kind not in ("start", "end") else ""
+            _write(level, f"sound: {item.kind}", seconds=round(item.seconds, 2), note=note)
             return
-        _log(
+        _write(
             logging.DEBUG,
             "cycle",
-            number=happened.number,
-            kind=happened.kind,
-            flag=happened.flagged,
-            reason=happened.quality.reason,
-            inference_seconds=round(happened.inference_seconds, 4),
+            number=item.number,
+            kind=item.kind,
+            flag=item.flagged,
+            reason=item.quality.reason,
+            inference_seconds=round(item.inference_seconds, 4),
         )
         decision = self.session.decision
         if decision.stretches > self._stretches:
             verdict = "flagged" if decision.stretches_flagged > self._flagged else "nothing flagged"
             self._stretches, self._flagged = decision.stretches, decision.stretches_flagged
-            _log(logging.INFO, "stretch complete", number=self._stretches, verdict=verdict)
+            _write(logging.INFO, "stretch complete", number=self._stretches, verdict=verdict)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """The verdict and the account."""
-        _log(
+        _write(
             logging.INFO,
             "session ends",
             verdict=summary.verdict,
@@ -67,5 +67,5 @@ class LogView:
         )
 
 
-def _log(level: int, message: str, **fields: Any) -> None:
+def _write(level: int, message: str, **fields: Any) -> None:
     LOG.log(level, message, extra={"fields": {name: value for name, value in fields.items() if value != ""}})

@@ -13,7 +13,7 @@ from typing import Final, TextIO
 MOST_WAITING = 256  # pieces of text: lines, or pages of a terminal
 PARTING_SECONDS = 0.3  # for a reader to take the rest, once somebody wants to stop
 STALLED_SECONDS = 5.0  # without anything taken, where nobody is waited for
-RETRY_SECONDS = 0.05
+WAKE_SECONDS = 0.05
 GONE: Final = (errno.EIO, errno.ENXIO)  # the terminal was closed
 
 Notice = Callable[[int], str]
@@ -98,7 +98,7 @@ class Outlet(io.TextIOBase):
             return 0
         with self._changed:
             while self._waiting and not self._error and self._is_waited_for():
-                self._changed.wait(RETRY_SECONDS)
+                self._changed.wait(WAKE_SECONDS)
             self._ended = True
             self._changed.notify_all()
             self._raise()

@@ -16,7 +16,7 @@ from device.bundle import Segmentation, SiteRule
 from device.capture.sources import DemoSource
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation, Judge
+from device.listening.live import Judge, Session
 from device.model.judgement import Judgement
 from device.signal import FloatArray, Span
 from device.store.recorder import Beginning, Recorder, Store
@@ -52,7 +52,7 @@ class Certain:
 
 def judged(classifier: Judge, seconds: float = 12.0) -> Judged:
     """The cycles, timeline entries and summary of a demo."""
-    session = Auscultation(DemoSource(7, seconds, fast=True), classifier, settings_for(Path("unused")).quality)
+    session = Session(DemoSource(7, seconds, fast=True), classifier, settings_for(Path("unused")).quality)
     events = list(session.run())
     cycles = [event for event in events if isinstance(event, CycleResult)]
     return cycles, [event for event in events if isinstance(event, Entry)], session.summary

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.capture.blocks import Block
 from device.capture.process import CaptureError
 from device.capture.sources import DemoSource
@@ -48,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recordings") / "child.wav"
-    soundfile.write(path, auscultate(4, 12.3).samples, SAMPLE_RATE, subtype="PCM_24")
+    soundfile.write(path, simulate(4, 12.3).samples, SAMPLE_RATE, subtype="PCM_24")
     return path
 
 
@@ -353,7 +353,7 @@ def ward(tmp_path: Path, recording: Path) -> Path:
     content = recording.read_bytes()
     (folder / "a.wav").write_bytes(content)
     (folder / "b.wav").write_bytes(content[: len(content) // 2])
-    soundfile.write(folder / "second" / "c.FLAC", auscultate(5, 6.0).samples, SAMPLE_RATE, format="FLAC")
+    soundfile.write(folder / "second" / "c.FLAC", simulate(5, 6.0).samples, SAMPLE_RATE, format="FLAC")
     (folder / "second" / "d.flac").write_bytes(b"fLaC and then nothing")
     (folder / "notes.txt").write_text("not a recording")
     return folder
@@ -406,21 +406,21 @@ def test_lines_for_people(respsam_device: Device, tmp_path: Path, recording: Pat
 
 
 def test_a_line_for_people_says_who_is_not_validated(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "dull.wav", auscultate(4, 12.3).samples[::4], SAMPLE_RATE // 4)
+    soundfile.write(tmp_path / "dull.wav", simulate(4, 12.3).samples[::4], SAMPLE_RATE // 4)
     answer = respsam_device("screen", tmp_path / "dull.wav", "--bundle", bundle)
     assert "  NOT VALIDATED for this subject: sound up to 2000 Hz only" in answer.out
     assert len(answer.out.splitlines()) == 1
 
 
 def test_a_short_recording_has_no_probability(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "short.wav", auscultate(1, 1.0).samples[:6400], SAMPLE_RATE)
+    soundfile.write(tmp_path / "short.wav", simulate(1, 1.0).samples[:6400], SAMPLE_RATE)
     (screened,) = respsam_device("screen", tmp_path / "short.wav", "--json", "--bundle", bundle).objects
     assert (screened["verdict"], screened["probability"], screened["cycles"]) == ("not enough", None, 0)
     assert screened["seconds"] == {"heard": 0.4, "missing": 0.0, "dropped": 0.0, "gradable": 0.0}
 
 
 def test_a_second_channel_is_a_warning_in_one_line(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
-    samples = auscultate(1, 5.0).samples
+    samples = simulate(1, 5.0).samples
     soundfile.write(tmp_path / "stereo.wav", np.stack([samples, 0 * samples], axis=1), SAMPLE_RATE)
     for command in (("screen",), ("listen", "--fast", "--no-store", "--source")):
         answer = respsam_device(*command, tmp_path / "stereo.wav", "--json", "--bundle", bundle)
@@ -433,7 +433,7 @@ def test_many_recordings_in_several_processes_give_the_same(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(9):
-        soundfile.write(tmp_path / f"{number}.wav", auscultate(number, 3.0 + number / 7).samples, SAMPLE_RATE)
+        soundfile.write(tmp_path / f"{number}.wav", simulate(number, 3.0 + number / 7).samples, SAMPLE_RATE)
     (tmp_path / "5.wav").write_bytes(b"RIFF")
     settings = load_settings(flags={"bundle.path": str(bundle)}, environment={})
     paths = screening.find_recordings([tmp_path]).recordings
@@ -521,7 +521,7 @@ def runs(process: int) -> bool:
 
 def test_the_processes_of_a_killed_screening_do_not_stay(bundle: Path, tmp_path: Path) -> None:
     for number in range(2 * screening.FILES_PER_PROCESS):
-        soundfile.write(tmp_path / f"{number}.wav", auscultate(number, 20.0).samples, SAMPLE_RATE)
+        soundfile.write(tmp_path / f"{number}.wav", simulate(number, 20.0).samples, SAMPLE_RATE)
     # a machine with one core would need no other processes
     start = "import os, device.cli; os.cpu_count = lambda: 2; device.cli.main()"
     running = subprocess.Popen(

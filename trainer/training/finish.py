@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from device.bundle import Calibration, Population, SiteRule, ThresholdChoice
+from device.bundle import CalibrationBounds, Population, SiteRule, ThresholdChoice
 from firmware_config.settings import QualitySettings
 from trainer.corpora import Corpus, parts_of
 from trainer.corpora.audio_cache import AudioCache
@@ -131,7 +131,7 @@ class Thresholds:
     site_rule: SiteRule
     site_curve: Float64Array | None
     """None without normal or abnormal recordings to fit on."""
-    calibration: Calibration | None
+    calibration: CalibrationBounds | None
     outcomes: dict[Protocol, Outcome]
     """Through the live path."""
 

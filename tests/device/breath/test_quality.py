@@ -9,7 +9,7 @@ from scipy.signal import butter, sosfilt
 
 from device.breath.quality import SILENCE_DBFS, Quality, hum_share, judge, level_dbfs, measure
 from device.breath.segmenter import Segmenter
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import Segmentation
 from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, window
 from firmware_config.settings import load_settings
@@ -96,12 +96,12 @@ def test_what_cannot_become_a_window_is_never_gradable_whatever_the_settings_say
 def test_clean_chests_sick_or_not_are_gradable(
     abnormal_share: float, per_minute: float, heart_rate: float | None
 ) -> None:
-    heard = auscultate(5, 60, breaths_per_minute=per_minute, abnormal_share=abnormal_share, heart_rate=heart_rate)
+    heard = simulate(5, 60, breaths_per_minute=per_minute, abnormal_share=abnormal_share, heart_rate=heart_rate)
     assert {one.reason for one in judged(heard.samples)} == {""}
 
 
 def test_rubbing_is_refused_where_it_is_and_nowhere_else() -> None:
-    heard = auscultate(3, 60, contacts_per_minute=6)
+    heard = simulate(3, 60, contacts_per_minute=6)
     segmenter = Segmenter(Segmentation())
     for segment in segmenter.feed(heard.samples) + segmenter.flush():
         reason = judge(segment.samples, SETTINGS, segment.clarity, segment.snr_db).reason
@@ -117,7 +117,7 @@ def test_rubbing_is_refused_where_it_is_and_nowhere_else() -> None:
 
 
 def test_talking_is_refused_alone_and_over_a_breath() -> None:
-    breathing = auscultate(4, 30).samples
+    breathing = simulate(4, 30).samples
     assert most_common_reason(voice(30, 0.05)).startswith("too much talking: ask")
     assert most_common_reason(breathing + voice(30, 0.05)).startswith("too much talking: ask")
 
@@ -125,7 +125,7 @@ def test_talking_is_refused_alone_and_over_a_breath() -> None:
 @pytest.mark.parametrize("hertz", [50.0, 60.04])
 def test_mains_hum(hertz: float) -> None:
     hum = tone(0.05, 30, hertz) + tone(0.02, 30, 3 * hertz)
-    assert most_common_reason(auscultate(4, 30).samples + hum).startswith("mains hum: move")
+    assert most_common_reason(simulate(4, 30).samples + hum).startswith("mains hum: move")
 
 
 def test_the_heart_alone_and_noise_alone_have_no_breath() -> None:

@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.capture.blocks import StreamResampler, paced
 from device.signal import SAMPLE_RATE, resample
 
 
 def test_blocks_are_the_whole_sound_in_order() -> None:
-    samples = auscultate(1, 2.05).samples
+    samples = simulate(1, 2.05).samples
     blocks = list(paced(samples, fast=True))
     np.testing.assert_array_equal(np.concatenate([block.samples for block in blocks]), samples)
     assert {block.samples.size for block in blocks[:-1]} == {1600}

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from scipy.signal import correlate
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.capture.blocks import Block
 from device.capture.microphone import MicrophoneSource
 from device.capture.process import CaptureError, clock
@@ -156,7 +156,7 @@ def device(index: int, name: str, host_api: str = "ALSA", default: bool = False)
 
 @pytest.mark.sound
 def test_what_is_played_is_what_is_heard(tmp_path: Path, plugged: VirtualMicrophone) -> None:
-    said = 8 * auscultate(3, 6.0).samples
+    said = 8 * simulate(3, 6.0).samples
     soundfile.write(tmp_path / "breath.wav", said, SAMPLE_RATE, subtype="PCM_24")
     with listening(audio(sample_rate=48_000, gain_db=6.0)) as one:
         one.wait_for_sound(BACK_SECONDS)

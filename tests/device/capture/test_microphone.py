@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.capture.blocks import Block
-from device.capture.microphone import MicrophoneSource, Pace, Stretch
-from device.capture.process import Captured, CaptureError, Opened
+from device.capture.microphone import CaptureStream, MicrophoneSource, Pace
+from device.capture.process import Captured, CaptureError, OpenedInput
 from device.signal import SAMPLE_RATE, FloatArray, resample
 from firmware_config.settings import load_settings
 from tests.conftest import RunCli
@@ -129,12 +129,12 @@ def test_a_clock_that_drifts_is_no_gap_and_is_told(share: float) -> None:
 # one capture process' sound
 
 
-OPENED = Opened("mic", "ALSA", 48_000, 4_800, "")
+OPENED = OpenedInput("mic", "ALSA", 48_000, 4_800, "")
 
 
-def stretch_of(blocks: Sequence[Captured], gain_db: float = 0.0, opened: Opened = OPENED) -> list[Block]:
-    stretch = Stretch(opened, 0.0, gain_db, set())
-    given = [block for one in blocks for block in stretch.hear(one, 0.0)]
+def stretch_of(blocks: Sequence[Captured], gain_db: float = 0.0, opened: OpenedInput = OPENED) -> list[Block]:
+    stretch = CaptureStream(opened, 0.0, gain_db, set())
+    given = [block for one in blocks for block in stretch.add(one, 0.0)]
     return [*given, stretch.end()]
 
 
@@ -203,21 +203,21 @@ def test_a_damaged_sample_damages_no_other() -> None:
 
 
 def test_what_is_not_as_asked_for_is_told_once_a_session() -> None:
-    opened = Opened("mic", "ALSA", 48_000, 4_800, "mic refuses 8000 Hz; recording at 48000 Hz")
+    opened = OpenedInput("mic", "ALSA", 48_000, 4_800, "mic refuses 8000 Hz; recording at 48000 Hz")
     told: set[str] = set()
     samples = np.random.default_rng(8).normal(0, 0.1, 5 * 4_800).astype(np.float32)
     for expected in (["rate"], []):
-        stretch = Stretch(opened, 0.0, 0.0, told)
-        assert notes([block for one in captured(samples) for block in stretch.hear(one, 0.0)]) == expected
+        stretch = CaptureStream(opened, 0.0, 0.0, told)
+        assert notes([block for one in captured(samples) for block in stretch.add(one, 0.0)]) == expected
 
 
 def test_what_gives_sound_faster_than_time_goes_by_is_no_microphone() -> None:
     samples = np.zeros(60 * 4_800, np.float32)
     for pace in (2.0, 10.0, 1000.0):
-        stretch = Stretch(OPENED, 0.0, 0.0, set())
+        stretch = CaptureStream(OPENED, 0.0, 0.0, set())
         with pytest.raises(CaptureError, match="faster than time goes by") as caught:
             for one in captured(samples):
-                list(stretch.hear(replace(one, clock=one.clock / pace), 0.0))
+                list(stretch.add(replace(one, clock=one.clock / pace), 0.0))
         assert caught.value.hopeless
     stretch_of(captured(samples))
 
@@ -268,7 +268,7 @@ def test_why_a_microphone_does_not_open_is_said_with_what_helps(
 
 @pytest.mark.sound
 def test_a_microphone_is_heard_at_its_pace(tmp_path: Path, run_cli: RunCli, plugged: VirtualMicrophone) -> None:
-    soundfile.write(tmp_path / "breath.wav", 8 * auscultate(3, 60.0).samples, SAMPLE_RATE)
+    soundfile.write(tmp_path / "breath.wav", 8 * simulate(3, 60.0).samples, SAMPLE_RATE)
     bundle = make_bundle(tmp_path / "bundle")
     player = plugged.play(tmp_path / "breath.wav")
     began = time.monotonic()

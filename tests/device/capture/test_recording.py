@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.capture.recording import AudioError, AudioWarning, ChannelWarning, looks_like_sound, read_audio, read_header
 from device.signal import FloatArray
 from firmware_config.errors import RespSAMError
@@ -221,7 +221,7 @@ def test_the_asked_channel_is_heard(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_auto_hears_the_channel_with_breathing_in_it(tmp_path: Path, place: int) -> None:
     """Beside a louder heart, hiss and nothing at all."""
-    lung = auscultate(3, 20.0).samples
+    lung = simulate(3, 20.0).samples
     time = np.arange(lung.size) / 16_000
     heart = (0.5 * np.sin(2 * np.pi * 50 * time) * (np.sin(2 * np.pi * 1.2 * time) > 0.9)).astype(np.float32)
     hiss = (0.1 * np.random.default_rng(0).standard_normal(lung.size)).astype(np.float32)

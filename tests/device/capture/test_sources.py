@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.capture.recording import AudioError
 from device.capture.sources import DemoSource, FileSource
 from device.cli import MOST_SECONDS
@@ -34,7 +34,7 @@ def test_a_recording_that_cannot_be_read_is_refused_before_it_is_heard(tmp_path:
 
 def test_the_demo_is_the_simulator() -> None:
     source = DemoSource(7, 5.0, fast=True)
-    np.testing.assert_array_equal(all_of(source), auscultate(7, 5.0).samples)
+    np.testing.assert_array_equal(all_of(source), simulate(7, 5.0).samples)
     assert source.demo
     assert "seed 7" in source.name
 
@@ -44,7 +44,7 @@ def test_a_long_demo_goes_on_with_another_auscultation(monkeypatch: pytest.Monke
     source = DemoSource(7, 15.0, fast=True)
     sound = all_of(source)
     first, second, _third = np.split(sound, 3)
-    np.testing.assert_array_equal(first, auscultate(7, 5.0).samples)
+    np.testing.assert_array_equal(first, simulate(7, 5.0).samples)
     assert sound.size == 15 * SAMPLE_RATE and not np.array_equal(first, second)
     ends = [0.0, *(breath.end_seconds for breath in source.breaths)]
     assert [breath.onset_seconds for breath in source.breaths] == pytest.approx(ends[:-1]) and ends[-1] == 15.0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.listening import screening
 from device.signal import SAMPLE_RATE
 from tests.conftest import REPOSITORY
@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recordings") / "child.wav"
-    soundfile.write(path, auscultate(4, 12.3).samples, SAMPLE_RATE, subtype="PCM_24")
+    soundfile.write(path, simulate(4, 12.3).samples, SAMPLE_RATE, subtype="PCM_24")
     return path
 
 
@@ -52,7 +52,7 @@ def ward(tmp_path: Path, recording: Path) -> Path:
     content = recording.read_bytes()
     (folder / "a.wav").write_bytes(content)
     (folder / "b.wav").write_bytes(content[: len(content) // 2])
-    soundfile.write(folder / "second" / "c.FLAC", auscultate(5, 6.0).samples, SAMPLE_RATE, format="FLAC")
+    soundfile.write(folder / "second" / "c.FLAC", simulate(5, 6.0).samples, SAMPLE_RATE, format="FLAC")
     (folder / "second" / "d.flac").write_bytes(b"fLaC and then nothing")
     (folder / "notes.txt").write_text("not a recording")
     return folder
@@ -87,7 +87,7 @@ def test_another_sound_of_the_same_name_is_screened_and_the_same_one_is_not(
     for number in range(2):
         folder = tmp_path / f"patient-{number}"
         folder.mkdir()
-        soundfile.write(folder / "chest.wav", auscultate(number, 9.0).samples, SAMPLE_RATE)
+        soundfile.write(folder / "chest.wav", simulate(number, 9.0).samples, SAMPLE_RATE)
         monkeypatch.chdir(folder)
         assert respsam_device(*screening) == (0, "", "")
         before = (tmp_path / name).read_bytes()
@@ -103,7 +103,7 @@ def test_a_recording_that_changes_while_it_is_judged_gets_no_verdict(
 
     def replaced(path: Path, *others: Any) -> Any:
         summary = whole(path, *others)
-        soundfile.write(path, auscultate(9, 9.0).samples, SAMPLE_RATE)
+        soundfile.write(path, simulate(9, 9.0).samples, SAMPLE_RATE)
         return summary
 
     whole = screening.screen_recording

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import device.cli
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import Segmentation, read_bundle
 from device.signal import SAMPLE_RATE
 from device.store.audio import AudioStore
@@ -98,7 +98,7 @@ def test_with_the_shipped_bundle_from_a_recording_at_another_rate(
     respsam_device: Device, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = tmp_path / "child.wav"
-    soundfile.write(recording, auscultate(4, 12.3).samples, 14_700, subtype="PCM_24")
+    soundfile.write(recording, simulate(4, 12.3).samples, 14_700, subtype="PCM_24")
     with monkeypatch.context() as patch:
         patch.setenv("RESPSAM_STORE__AUDIO", "true")
         assert respsam_device("listen", "--source", recording, "--fast")[0] == 0

@@ -23,7 +23,7 @@ from device.store.recorder import Store
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
 from tests.device.conftest import Answer, Device
-from tests.device.storing import beginning
+from tests.device.storing import beginning, judged
 from tests.full_disk import mounted
 
 SITE = "left-armpit"

@@ -10,12 +10,12 @@ from typing import Final
 
 SIDE_FILES: Final = ("-wal", "-shm")
 OTHERS: Final = 0o077  # what a group and everybody else may do
-POLL_SECONDS = 0.02
+LOCK_POLL_SECONDS = 0.02
 Identity = tuple[int, int]
 """Device and inode."""
 
 
-def identity(path: Path) -> Identity | None:
+def file_identity(path: Path) -> Identity | None:
     """Which file this is, whatever it is called; None where there is none."""
     try:
         known = path.stat()
@@ -34,12 +34,12 @@ class OpenFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._database = identity(file)
-        self._side = {suffix: identity(side_file(file, suffix)) for suffix in SIDE_FILES}
+        self._database = file_identity(file)
+        self._side = {suffix: file_identity(side_file(file, suffix)) for suffix in SIDE_FILES}
 
     def is_there(self) -> bool:
         """Whether its path still leads to it."""
-        return identity(self.file) == self._database
+        return file_identity(self.file) == self._database
 
     def close(self, close: Callable[[], None]) -> None:
         """Close the database. SQLite deletes its log by name, and by now that may be another database's log."""
@@ -62,7 +62,7 @@ class OpenFile:
         return [
             side_file(self.file, suffix)
             for suffix, before in self._side.items()
-            if (before is not None and identity(side_file(self.file, suffix)) == before) == ours
+            if (before is not None and file_identity(side_file(self.file, suffix)) == before) == ours
         ]
 
 
@@ -88,7 +88,7 @@ def _lock(descriptor: int, until: float) -> None:
         except BlockingIOError:
             if time.monotonic() > until:
                 raise TimeoutError("another process holds a lock on its folder") from None
-        time.sleep(POLL_SECONDS)
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def make_private(file: Path, *, own_folder: bool) -> None:
@@ -97,7 +97,7 @@ def make_private(file: Path, *, own_folder: bool) -> None:
     A folder that others use too keeps its mode, unless it is `own_folder`; so does what belongs to another user.
     """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if own_folder or (file.is_file() and all(one.name.startswith(file.name) for one in file.parent.iterdir())):
+    if own_folder or (file.is_file() and all(path.name.startswith(file.name) for path in file.parent.iterdir())):
         close_to_others(file.parent)
     # SQLite gives the log the mode of the database
     with suppress(FileExistsError):

@@ -13,7 +13,7 @@ from rich.text import Text
 from device.capture.timeline import Entry
 from device.listening.agreement import Agreement
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation
+from device.listening.live import Session
 from device.signal import SAMPLE_RATE
 from device.verdict.exam import Exam
 from device.verdict.summary import Summary
@@ -39,7 +39,7 @@ class View(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, happened: CycleResult | Entry) -> None:
+    def show(self, item: CycleResult | Entry) -> None:
         """One cycle or timeline entry, when it comes."""
         ...
 
@@ -48,7 +48,7 @@ class View(Protocol):
         ...
 
 
-def clock(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """`01:23.4`."""
     tenths = round(10 * seconds)
     return f"{tenths // 600:02d}:{tenths % 600 / 10:04.1f}"
@@ -56,7 +56,7 @@ def clock(seconds: float) -> str:
 
 def cycle_line(result: CycleResult) -> str:
     """One cycle in one aligned line; DEMO leads every line of simulated sound."""
-    span = f"{clock(result.start_seconds)}-{clock(result.end_seconds)}"
+    span = f"{time_text(result.start_seconds)}-{time_text(result.end_seconds)}"
     head = f"{_mark(result.demo)}{result.number:4d}  {span}  {result.kind:<6}"
     if result.judgement is None:
         return f"{head}  not graded: {result.quality.reason}"
@@ -69,7 +69,7 @@ def entry_line(entry: Entry, demo: bool) -> str:
     what = {"start": "listening to", "end": "end:"}.get(entry.kind, entry.kind.upper())
     lost = f" {entry.missing_samples / SAMPLE_RATE:.2f} s missing" if entry.missing_samples else ""
     note = f"{',' if lost else ''} {entry.note}" if entry.note else ""
-    return f"{_mark(demo)}      {clock(entry.seconds)}  {what}{lost}{note}"
+    return f"{_mark(demo)}      {time_text(entry.seconds)}  {what}{lost}{note}"
 
 
 def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
@@ -123,7 +123,7 @@ def exam_lines(exam: Exam, demo: bool) -> list[str]:
 class PlainView:
     """One line a cycle, to a pipe, a log or a dumb terminal."""
 
-    def __init__(self, session: Auscultation, out: TextIO) -> None:
+    def __init__(self, session: Session, out: TextIO) -> None:
         self.session, self.out, self.demo = session, out, session.source.demo
         self._complete = 0
 
@@ -135,15 +135,15 @@ class PlainView:
     ) -> None:
         pass
 
-    def show(self, happened: CycleResult | Entry) -> None:
+    def show(self, item: CycleResult | Entry) -> None:
         """One line, at once, and one more for the cycle that completes a stretch."""
-        if isinstance(happened, Entry):
-            self._line(entry_line(happened, self.demo))
+        if isinstance(item, Entry):
+            self._line(entry_line(item, self.demo))
             return
-        self._line(cycle_line(happened))
+        self._line(cycle_line(item))
         if self.session.decision.stretches > self._complete:
             self._complete = self.session.decision.stretches
-            self._line(f"{_mark(self.demo)}      {clock(happened.end_seconds)}  {complete(self.session.summary)}")
+            self._line(f"{_mark(self.demo)}      {time_text(item.end_seconds)}  {complete(self.session.summary)}")
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """Some lines."""
@@ -159,9 +159,9 @@ class PlainView:
 class JsonView(PlainView):
     """One JSON object a line."""
 
-    def show(self, happened: CycleResult | Entry) -> None:
+    def show(self, item: CycleResult | Entry) -> None:
         """A `cycle` or a `timeline` object."""
-        self._print(happened.as_json(self.demo) if isinstance(happened, Entry) else happened.as_json())
+        self._print(item.as_json(self.demo) if isinstance(item, Entry) else item.as_json())
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """The `summary` object."""
@@ -174,7 +174,7 @@ class JsonView(PlainView):
 class LiveView:
     """The page of `listen` on a terminal; redraws itself from the session until the end."""
 
-    def __init__(self, session: Auscultation, bundle_name: str, console: Console) -> None:
+    def __init__(self, session: Session, bundle_name: str, console: Console) -> None:
         self.session, self.bundle_name, self.console = session, bundle_name, console
         self.block, self.dot = ("█", "·") if console.encoding.startswith("utf") else ("#", ".")
         self._live = Live(console=console, get_renderable=self.page, refresh_per_second=REFRESHES_PER_SECOND)
@@ -188,10 +188,10 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def show(self, happened: CycleResult | Entry) -> None:
+    def show(self, item: CycleResult | Entry) -> None:
         """What happened to the sound stays above the page; the rest the page shows by itself."""
-        if isinstance(happened, Entry) and happened.kind not in ("start", "end"):
-            self.console.print(entry_line(happened, self.session.source.demo), highlight=False, markup=False)
+        if isinstance(item, Entry) and item.kind not in ("start", "end"):
+            self.console.print(entry_line(item, self.session.source.demo), highlight=False, markup=False)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """The last page stays, the summary stands below it."""
@@ -222,7 +222,7 @@ class LiveView:
         heard = Text(f"{meter} {level:6.1f} dBFS    {breathing}")
         if lost is not None:
             # level and rhythm are those of before
-            heard = Text(f"NO SOUND since {clock(lost)}, see above", style="bold")
+            heard = Text(f"NO SOUND since {time_text(lost)}, see above", style="bold")
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim")
         grid.add_column(no_wrap=True, overflow="ellipsis")
@@ -245,7 +245,7 @@ class LiveView:
 
     def _row(self, result: CycleResult) -> list[Text]:
         mark = [Text("DEMO", style="dim")] * result.demo
-        span = f"{clock(result.start_seconds)} - {clock(result.end_seconds)}"
+        span = f"{time_text(result.start_seconds)} - {time_text(result.end_seconds)}"
         head = [*mark, Text(str(result.number)), Text(span), Text(result.kind, style="dim")]
         if result.judgement is None:
             return [*head, Text("not graded"), Text(result.quality.reason.split(":")[0]), Text("")]
@@ -261,7 +261,7 @@ class LiveView:
         why = Text("; ".join([*summary.reasons, *later_stretches(summary)]), no_wrap=True, overflow="ellipsis")
         seconds = summary.seconds
         account = Text(
-            f"{clock(seconds['heard'])} heard, {seconds['missing']:.1f} s missing, "
+            f"{time_text(seconds['heard'])} heard, {seconds['missing']:.1f} s missing, "
             f"{seconds['gradable']:.1f} s gradable; {summary.flagged} of {summary.gradable} cycles flagged",
             style="dim",
         )
