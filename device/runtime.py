@@ -1,10 +1,12 @@
-"""What we ask of the libraries below: none reports to its maker, and no idle BLAS thread takes a core."""
+"""How the libraries below us behave: none reports to its maker, none keeps files of its own, no BLAS thread idles."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
+
+from firmware_config.settings import cache_folder
 
 NO_TELEMETRY: Final = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -15,6 +17,11 @@ def disable_telemetry() -> None:
     ONNX Runtime (1.29 and later), the Hugging Face hub and Ray read these variables when they are imported.
     """
     os.environ.update(NO_TELEMETRY)
+
+
+def own_font_list() -> None:
+    """matplotlib keeps its list of fonts in our cache, not in a folder of its own; call it before the import."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))
 
 
 def load_onnxruntime() -> Any:

@@ -5,7 +5,6 @@ One file an engine, named by what it depends on: the model's hash, the precision
 
 import hashlib
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from device.model.tensorrt import (
     load_tensorrt,
     weakly_typed,
 )
+from firmware_config.files import FileError, write_atomically
 
 ENGINE_SUFFIX = ".engine"
 EnginePrecision = Literal["fp32", "fp16", "int8"]
@@ -180,16 +180,7 @@ def _read_engine(path: Path) -> tuple[EngineInfo, bytes]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """All of it or nothing, also when the power goes."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise TensorRTError(f"{path}: cannot be written ({error.strerror}); free the disk") from error
+        write_atomically(path, data)
+    except FileError as error:
+        raise TensorRTError(str(error)) from error

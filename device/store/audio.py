@@ -1,6 +1,5 @@
 """The sound of stored cycles: one FLAC a cycle beside the database, removed again by age and size."""
 
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,17 +11,15 @@ import numpy as np
 from device.signal import INT24, SAMPLE_RATE, FloatArray
 from device.store.database_file import close_to_others
 from firmware_config.errors import RespSAMError
+from firmware_config.files import whole_file
 
 AUDIO_SUFFIX = ".flac"
 UNFINISHED = ".part"  # what kill -9 may leave
 OWNER = "owner"  # the file in a session's folder that says whose sound it is
+PRIVATE = 0o600  # a file of its user alone
 DAY_SECONDS = 86_400.0
 # A board without a battery begins in the past until the network sets its clock; the age of such a file is unknown.
 CLOCK_IS_SET = 1_735_689_600.0  # 2025
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 class ForeignSoundError(RespSAMError):
@@ -87,23 +84,8 @@ class AudioStore:
         # as integers: how floats are scaled is the library's affair
         whole = np.round(samples.astype(np.float64) * INT24).astype(np.int32) << 8
         soundfile.write(encoded, whole, SAMPLE_RATE, subtype="PCM_24", format="FLAC")
-        unfinished = path.with_suffix(UNFINISHED)
-        try:
-            with open(unfinished, "wb", opener=_private) as file:
-                file.write(encoded.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-            # the rename itself: a row must not outlive its file
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise
+        with whole_file(path, path.with_suffix(UNFINISHED), PRIVATE) as unfinished:
+            unfinished.write_bytes(encoded.getbuffer())
 
     def _claim(self, folder: Path) -> None:
         """The session's folder, with this writer's mark in it."""
@@ -116,8 +98,8 @@ class AudioStore:
                 raise ForeignSoundError(f"{folder}: the sound of another session lies here") from None
             return
         if self._owner:
-            with open(folder / OWNER, "w", opener=_private) as file:
-                file.write(self._owner)
+            (folder / OWNER).touch(PRIVATE)
+            (folder / OWNER).write_text(self._owner)
 
     def discard(self, session: int, number: int) -> None:
         """A cycle's sound, when this writer has kept it."""
