@@ -1,4 +1,4 @@
-"""`respsam-device`: listen and screen. Parses and prints; the work is in functions that a notebook could call."""
+"""`respsam-device`: parses arguments and prints; the work is in functions that a notebook can call."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ app.add_typer(engine, name="engine")
 
 
 def _not_nan(value: float | None) -> float | None:
-    """The value of an option; a NaN is within every range."""
+    """The value of an option; typer's ranges let NaN through."""
     if value is not None and math.isnan(value):
         raise typer.BadParameter("nan is not a number")
     return value
@@ -111,8 +111,7 @@ def listen(
 ) -> int:
     """Listen, show every breath cycle, and give a verdict at the end.
 
-    Ctrl-C, SIGTERM and SIGHUP end the session with its summary; a service that is stopped has done its work (exit 0),
-    an interrupted user's command says so (130).
+    Ctrl-C, SIGTERM and SIGHUP end the session with its summary. The exit code is 130 after Ctrl-C, else 0.
     """
     from device.model.opening import open_classifier
     from device.service import Service
@@ -142,10 +141,10 @@ def exam(
     no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this exam.")] = False,
     config: ConfigOption = None,
 ) -> int:
-    """Listen at several sites, one after another, and say what they come to together.
+    """Listen at several sites, one after another, and give one verdict for all of them.
 
-    One flagged site flags the exam; nothing is flagged only when the stretch of every site is complete. On a terminal
-    it waits for Enter before each site, and sites without an answer are offered again.
+    One flagged site flags the exam; the verdict is 'nothing flagged' only when the stretch of every site is complete.
+    On a terminal it waits for Enter before each site, and offers sites without an answer again.
     """
     from signal import Signals
 
@@ -185,7 +184,7 @@ def exam(
             if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
                 break
     finally:
-        # also when a question is answered by Ctrl-C or the microphone is gone: the sites that were heard count
+        # also after Ctrl-C at a question or a lost microphone: the finished sites count
         whole = Exam(required, summaries)
         lines = [json.dumps(whole.as_json())] if json_output else exam_lines(whole, source == "demo")
         with _outlets(json_output, source == "mic", stopped) as out:
@@ -194,12 +193,12 @@ def exam(
 
 
 def _code(received: "list[Signals]") -> int:
-    """A service that is stopped has done its work; a user's command that is interrupted says so."""
+    """130 after Ctrl-C; 0 when a service was stopped, because it has done its work."""
     return INTERRUPTED if signal.SIGINT in received else 0
 
 
 def _run_service(service: "Service", json_output: bool) -> "list[Signals]":
-    """One session, shown; the signals that stopped it."""
+    """Run and show one session; returns the signals that stopped it."""
     from device.listening.live import stopped_by_signals
 
     session = service.session
@@ -210,7 +209,7 @@ def _run_service(service: "Service", json_output: bool) -> "list[Signals]":
 
 @contextmanager
 def _outlets(json_output: bool, live: bool, received: "list[Signals]") -> "Iterator[TextIO]":
-    """Stdout and stderr for a session, neither of which can hold it up; yields stdout's."""
+    """Stdout and stderr in a form that never blocks the session; yields stdout's."""
     from contextlib import redirect_stderr
 
     from device.view.outlet import Outlet
@@ -243,7 +242,7 @@ def screen_recordings(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object a recording on stdout.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File for the verdicts, .csv or JSON lines; one that was stopped goes on."),
+        typer.Option("--out", help="File for the verdicts, .csv or JSON lines; a stopped screening resumes."),
     ] = None,
     channel: ChannelOption = None,
     age: AgeOption = None,
@@ -253,8 +252,8 @@ def screen_recordings(
 ) -> int:
     """Give each recording a verdict, as fast as possible.
 
-    All that looks like sound is screened. A recording that cannot be read is named, the others go on, and the exit
-    code is 2. `--age` and `--site` hold for all of them.
+    Folders are searched for everything that looks like sound. A recording that cannot be read is an error with exit
+    code 2; the others are still screened. `--age` and `--site` apply to all of them.
     """
     from collections import Counter
     from contextlib import ExitStack, closing
@@ -298,7 +297,7 @@ def screen_recordings(
 
 @sessions.command("list")
 def sessions_list(json_output: JsonOption = False, config: ConfigOption = None) -> None:
-    """List what is stored: verdict, account and how many cycles have their audio."""
+    """List the stored sessions: verdict, seconds of sound, and cycles with audio."""
     from device.store.sessions import SESSION_COLUMNS, cells, list_sessions
 
     rows = list_sessions(_store_file(config), _warn)
@@ -376,7 +375,7 @@ def replay_session(
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare also with another bundle.")] = False,
     config: ConfigOption = None,
 ) -> int:
-    """Judge a session's stored audio again: exit code 0 when every answer is the same bit for bit, else 3."""
+    """Judge a session's stored audio again; exit code 0 when every result is identical bit for bit, else 3."""
     from device.store.replay import replay
 
     done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
@@ -392,7 +391,7 @@ def engine_build(
     ] = "fp16",
     config: ConfigOption = None,
 ) -> None:
-    """Build the bundle's engine with this machine's TensorRT and test it; minutes at first, nothing when it is kept."""
+    """Build the bundle's engine with this machine's TensorRT and test it; takes minutes, nothing when it is there."""
     from device.bundle import DEFAULT_BUNDLE, read_bundle
     from device.model.engines import build_engine, open_gpu
 
@@ -408,7 +407,7 @@ def engine_build(
 
 @engine.command("list")
 def engine_list(config: ConfigOption = None) -> None:
-    """List the engines that are kept."""
+    """List the engines that were built."""
     from device.model.engines import ENGINE_COLUMNS, stored_engines
     from device.store.sessions import cells
 
@@ -439,10 +438,7 @@ def devices(json_output: JsonOption = False) -> None:
 
 @app.command()
 def doctor(json_output: JsonOption = False, bundle: BundleOption = None, config: ConfigOption = None) -> int:
-    """Check microphone, bundle, store and machine, and say what is wrong.
-
-    The exit code is 3 when something fails.
-    """
+    """Check microphone, bundle, store and machine; exit code 3 when a check fails."""
     from device.doctor import examine
 
     failed = False
@@ -487,7 +483,7 @@ def _settings(
     no_store: bool = False,
     channel: str | None = None,
 ) -> "Settings":
-    """The settings with a command's flags over them."""
+    """The settings with a command's flags applied."""
     from firmware_config.settings import load_settings
 
     if channel not in (None, AUTO) and not channel.isdecimal():
@@ -505,7 +501,7 @@ def _settings(
 def _source(
     name: str, fast: bool, seconds: float | None, settings: "Settings", channel: "Channel | None" = None, site: int = 0
 ) -> "Source":
-    """`device.service.open_source`, with what a recording has to be remarked of."""
+    """`device.service.open_source`, with a warning for each remark about a recording."""
     from device.capture.sources import FileSource
     from device.service import open_source
 
@@ -516,7 +512,7 @@ def _source(
 
 
 def _views(session: "Session", bundle_name: str, json_output: bool, out: TextIO) -> "list[View]":
-    """JSON or lines on stdout; the live page on stdout's terminal, or beside JSON that goes elsewhere on stderr's."""
+    """JSON or plain lines on stdout; the live page on a terminal: on stdout, or on stderr while JSON goes to a file."""
     from rich.console import Console
 
     from device.view.terminal import JsonView, LiveView, PlainView
@@ -532,7 +528,7 @@ def _views(session: "Session", bundle_name: str, json_output: bool, out: TextIO)
 
 
 def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Screened]":
-    """A bar on stderr's terminal, unless the verdicts scroll by on one."""
+    """A progress bar on stderr, when that is a terminal and stdout is not."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
@@ -545,7 +541,7 @@ def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Scre
 
 @contextmanager
 def _engine_progress(title: str) -> "Iterator[BuildProgress]":
-    """A bar for the phases that TensorRT tells of, from version 10 on; before that only that it moves."""
+    """A progress bar: by the phases that TensorRT reports (version 10 on), else without a length."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

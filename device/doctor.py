@@ -1,4 +1,4 @@
-"""What is wrong with this device, in words: the sound's way from the socket to the store, one check after another."""
+"""Checks of this device, in the order of the sound: microphone, bundle, store, clock, heat and power."""
 
 import os
 import shutil
@@ -18,21 +18,21 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import BundleSettings, Settings, SettingsError, StoreSettings
 
 LISTENING_SECONDS = 1.0
-TIMEOUT_SECONDS = 6.0  # for that second of sound
-FREE_BYTES = (50e6, 1e9)  # less than the first fails, less than the second is worth a warning
+TIMEOUT_SECONDS = 6.0  # to receive that second of sound
+FREE_BYTES = (50e6, 1e9)  # less than the first fails, less than the second is a warning
 HOT_CELSIUS = 85.0  # a Jetson slows down at about 97
-BUILT_IN_YEAR = 2025  # a clock before it was never set
+BUILT_IN_YEAR = 2025  # an earlier clock was never set
 LOW_BATTERY_PERCENT = 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """The result of one check."""
 
     check: str
     state: Literal["ok", "warning", "FAIL"]
     found: str
-    """What was found, and what to do where it is not ok."""
+    """What was found, and what to do if it is not ok."""
 
     def as_json(self) -> dict[str, str]:
         """One object of `doctor --json`."""
@@ -43,14 +43,14 @@ class Finding:
 
 
 def device_line(device: Device) -> str:
-    """One input in one line."""
+    """An input in one line."""
     channels = f"{device['channels']} channel{'s' if device['channels'] != 1 else ''}"
     default = "  (default)" if device["default"] else ""
     return f"{device['name']}  {channels}, {device['sample_rate']} Hz, {device['host_api']}{default}"
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check in the sound's order; none of them raises."""
+    """All checks; none of them raises."""
     yield from _microphone(settings)
     yield _access_to_sound()
     yield from _bundle(settings.bundle)
@@ -74,7 +74,7 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
 
 
 def _sound(settings: Settings) -> Finding:
-    """One second of it."""
+    """Listen for one second."""
     from device.capture.blocks import SILENCE
     from device.capture.microphone import MicrophoneSource
     from device.signal import SAMPLE_RATE
@@ -166,7 +166,7 @@ def _clock() -> Finding:
 
 
 def board(root: Path = Path("/")) -> Iterator[Finding]:
-    """Heat and power, as far as the kernel below `root` shows them."""
+    """Temperature and power, as far as the kernel shows them in the files below `root`."""
     zones = [_read_number(file) for file in sorted(root.glob("sys/class/thermal/thermal_zone*/temp"))]
     celsius = [value / 1000 for value in zones if value is not None]
     if not celsius:
@@ -181,8 +181,8 @@ def board(root: Path = Path("/")) -> Iterator[Finding]:
     mode = _read_text(root / "var/lib/nvpmodel/status")
     shown = [f"battery {value:.0f} %" for value in percent] + [f"Jetson power mode {mode.split(':')[-1]}"] * bool(mode)
     low = bool(percent) and min(percent) < LOW_BATTERY_PERCENT
-    said = ", ".join(shown) or "mains, or not shown here"
-    yield Finding("power", "warning" if low else "ok", f"{said}; plug it in" if low else said)
+    shown_power = ", ".join(shown) or "mains, or not shown here"
+    yield Finding("power", "warning" if low else "ok", f"{shown_power}; plug it in" if low else shown_power)
 
 
 def _read_number(file: Path) -> float | None:

@@ -12,7 +12,7 @@ NO_TELEMETRY: Final = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY":
 
 
 def disable_telemetry() -> None:
-    """Nothing in this process or its children reports usage; call it before the library is imported.
+    """Switch off usage reports in this process and its children; call it before a library is imported.
 
     ONNX Runtime (1.29 and later), the Hugging Face hub and Ray read these variables when they are imported.
     """
@@ -25,7 +25,7 @@ def own_font_list() -> None:
 
 
 def load_onnxruntime() -> Any:
-    """The module `onnxruntime` with its telemetry off, also where a caller has imported it before."""
+    """Import onnxruntime with its telemetry off, also if it was imported before."""
     disable_telemetry()
     import onnxruntime
 
@@ -43,10 +43,10 @@ def _blas() -> Any:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Matrix products inside run on the calling thread.
+    """Run the matrix products inside on the calling thread.
 
-    OpenBLAS would divide a product of 100 frames among all cores, and its threads spin while they wait for more: an 8 s
-    log-mel took three times as long, seven times beside torch's threads. The results are the same bits.
+    OpenBLAS would divide a product of 100 frames among all cores, and its threads spin while they wait: an 8 s log-mel
+    took three times as long, seven times beside torch's threads. The results are identical bit for bit.
     """
     with _blas().limit(limits=1):
         yield

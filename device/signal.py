@@ -48,7 +48,7 @@ class SignalError(RespSAMError):
 
 
 class FrontEnd(BaseModel):
-    """What happens to a cycle before the model; travels inside the bundle, and the device applies whatever it says."""
+    """How a cycle is prepared for the model; the bundle contains it, and the device applies it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -112,7 +112,7 @@ def level(samples: FloatArray, rms: float) -> FloatArray:
     if samples.size == 0:
         raise SignalError("the cycle is empty (0 samples); check its start and end")
     # float64 accumulators: a minute of quiet float32 samples loses the mean otherwise
-    with np.errstate(invalid="ignore"):  # infinity minus infinity is said below, in words
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is reported below
         centred = samples - samples.mean(dtype=np.float64).astype(np.float32)
         measured = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64))))
     if not np.isfinite(measured):
@@ -147,7 +147,7 @@ def cyclic_pad(samples: FloatArray, length: int, seam_samples: int = SEAM_SAMPLE
 
 
 def pad(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """Fill the window (WINDOW_SAMPLES,) from samples (n <= WINDOW_SAMPLES,) the way the front end says."""
+    """Fill the window (WINDOW_SAMPLES,) from samples (n <= WINDOW_SAMPLES,) by the front end's padding."""
     missing = WINDOW_SAMPLES - samples.size
     if front_end.padding == "cyclic":
         return cyclic_pad(samples, WINDOW_SAMPLES, SEAM_SAMPLES if front_end.seam == "crossfade" else 0)
@@ -255,5 +255,5 @@ def split(samples: FloatArray) -> list[FloatArray]:
 
 
 def windows(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """One cycle of any length to its windows (count, frames, mels); the worst of them speaks for the cycle."""
+    """One cycle of any length to its windows (count, frames, mels); the most abnormal of them decides."""
     return np.stack([window(part, front_end) for part in split(samples)])

@@ -1,7 +1,7 @@
-"""Is a cycle gradable? Judged on the samples as recorded, before levelling hides how quiet they were.
+"""Is a cycle gradable? Measured on the samples as recorded, before levelling hides how quiet they are.
 
-Wheezes resemble speech and crackles resemble knocks, so each limit was set where it refuses few *abnormal* good
-recordings: docs/accuracy.md. What a limit cannot be read for (no detector ran) is not judged.
+Wheezes resemble speech and crackles resemble knocks; each limit refuses few *abnormal* good recordings
+(docs/accuracy.md). Without a segmenter's clarity and SNR those two limits do not apply.
 """
 
 from dataclasses import dataclass
@@ -32,25 +32,25 @@ TINY_POWER = 1e-12
 
 @dataclass(frozen=True)
 class QualityMeasures:
-    """What is measured on the samples of one cycle."""
+    """Measures of the samples of one cycle."""
 
     level_dbfs: float
     """RMS about the mean, dB of full scale."""
     clipped_share: float
-    """Of the samples, at full scale."""
+    """Share of samples at full scale."""
     heart_db: float
     """Power of 20-100 Hz over that of 100-1000 Hz."""
     knock_db: float
-    """Loudest frame over the median frame, 1-4 kHz: bursts there come from the membrane or the room."""
+    """Loudest frame over the median frame at 1-4 kHz: bursts there come from the membrane or the room."""
     voice_share: float
-    """Of the frames: periodic like a voice, and as bright."""
+    """Share of frames that are periodic and bright like a voice."""
     hum_share: float
-    """Of the power: at the mains' frequency and its harmonics."""
+    """Share of power at the mains' frequency and its harmonics."""
 
 
 @dataclass(frozen=True)
 class Quality(QualityMeasures):
-    """With why it is not gradable, in words a nurse can act on ('' if it is)."""
+    """The measures, and the reason why the cycle is not gradable, with what to do about it; '' if it is gradable."""
 
     reason: str = ""
 
@@ -75,7 +75,7 @@ def _bins(band_hz: tuple[int, int]) -> slice:
 
 
 def measure(samples: FloatArray) -> QualityMeasures:
-    """Of one cycle (n,); all that needs a spectrum is 0 where there is not one frame of it."""
+    """Measure one cycle (n,); measures that need a spectrum are 0 for less than a frame."""
     loudness = level_dbfs(samples)
     clipped = float(np.mean(np.abs(samples) >= FULL_SCALE)) if samples.size else 0.0
     if samples.size < QUALITY_FRAME_SAMPLES or loudness <= SILENCE_DBFS:
@@ -92,7 +92,7 @@ def measure(samples: FloatArray) -> QualityMeasures:
         clipped,
         float(_decibels(heart.sum()) - _decibels(breath.sum())),
         float(in_air.max() - np.median(in_air)),
-        # most cycles have no bright frame, and the autocorrelation is what costs
+        # only bright frames: the autocorrelation is expensive, and most cycles have none
         float(np.sum(periodicity(power[in_air - _decibels(breath) > VOICE_DB]) > PERIODIC)) / len(power),
         hum_share(levelled),
     )
@@ -116,7 +116,7 @@ def _mains() -> Float64Array:
 
 
 def hum_share(levelled: Float64Array) -> float:
-    """Share of the power of samples (n,) of RMS 1 in steady tones at 50 or 60 Hz and their harmonics, if it is hum."""
+    """Share of power of samples (n,) of RMS 1 in tones at 50 or 60 Hz and harmonics; 0 without the fundamental."""
     slow = levelled[: levelled.size // MAINS_SAMPLES * MAINS_SAMPLES].reshape(-1, MAINS_SAMPLES).mean(axis=1)
     seconds = np.arange(slow.size) * MAINS_SAMPLES / SAMPLE_RATE
     tones = np.exp(2j * np.pi * _mains()[..., None] * seconds)
@@ -128,14 +128,14 @@ def hum_share(levelled: Float64Array) -> float:
 def judge(
     samples: FloatArray, settings: QualitySettings, clarity: float | None = None, snr_db: float | None = None
 ) -> Quality:
-    """Quality of one cycle (n,); `clarity` and `snr_db` come with a `Segment`, and are not judged where it has none."""
+    """Quality of one cycle (n,); `clarity` and `snr_db` come from its `Segment`, None means that they do not count."""
     measured = measure(samples)
     return Quality(**vars(measured), reason=reason(measured, clarity, snr_db, settings))
 
 
 def reason(measured: QualityMeasures, clarity: float | None, snr_db: float | None, settings: QualitySettings) -> str:
-    """The first that holds, overload before what it causes; '' when none does."""
-    # a constant cannot be levelled, whatever the settings allow
+    """The first reason that applies, overload before its consequences; '' if none does."""
+    # silence cannot be levelled, whatever the settings allow
     if measured.level_dbfs < settings.minimum_level_dbfs or measured.level_dbfs <= SILENCE_DBFS:
         return "too quiet: press the diaphragm flat on the skin and check the cable"
     if measured.clipped_share > settings.maximum_clipped_share:
@@ -147,7 +147,7 @@ def reason(measured: QualityMeasures, clarity: float | None, snr_db: float | Non
     if measured.knock_db > settings.maximum_knock_db:
         return "rubbing or knocking: hold the diaphragm still, off clothes and hair"
     if clarity is not None and clarity < settings.minimum_clarity:
-        # alone it is no reason: good recordings of other stethoscopes rumble as much
+        # not a reason by itself: good recordings of other stethoscopes rumble as much
         if measured.heart_db > settings.maximum_heart_db:
             return "the heart drowns the breath: move away from it"
         return "no breathing heard clearly: press the diaphragm flat and ask for deep breaths"

@@ -19,10 +19,10 @@ from device.labels import LABELS, Label
 from device.signal import FloatArray
 from firmware_config.errors import RespSAMError
 
-FloatArray64 = npt.NDArray[np.float64]  # while it is being put together; what leaves is float32
+FloatArray64 = npt.NDArray[np.float64]  # for intermediate results; the output is float32
 
 LEVEL_DBFS = -40.0
-MICROPHONE_DB = -45.0  # its white noise, relative to the chest; in SPRSound this is the 16-bit quantisation
+MICROPHONE_DB = -45.0  # white noise relative to the chest; in SPRSound this is the 16-bit quantisation
 STETHOSCOPE_HZ = 500.0  # fourth-order roll-off of chest wall and pick-up; without it 600 Hz is 12 dB above SPRSound
 FINE_SECONDS = (0.0045, 0.0055)  # two-cycle durations
 COARSE_SECONDS = (0.010, 0.015)
@@ -44,14 +44,14 @@ class Breath:
     label: Label
 
     def later(self, seconds: float) -> "Breath":
-        """The same breath of an auscultation that began so much later."""
+        """The same breath, later by `seconds`."""
         onset, expiration, end = self.onset_seconds, self.expiration_seconds, self.end_seconds
         return Breath(onset + seconds, expiration + seconds, end + seconds, self.label)
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """What the stethoscope recorded, and the truth about it."""
+    """The simulated recording, and the truth about it."""
 
     samples: FloatArray
     """float32 (n,), full scale 1.0."""
@@ -74,7 +74,7 @@ def simulate(
     contacts_per_minute: float = 0.0,
     level_dbfs: float = LEVEL_DBFS,
 ) -> Simulated:
-    """An auscultation with its truth; the same arguments give the same samples, bit for bit.
+    """Simulate an auscultation; the same arguments give the same samples, bit for bit.
 
     Whole breaths fill the time (their number is rounded, at least one), and `abnormal_share` of them, rounded, are
     abnormal, with crackle, wheeze and both in turn. Heart (None for none) and contact noise leave the breaths as they

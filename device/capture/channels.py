@@ -1,4 +1,4 @@
-"""Which channel of a recording has breathing in it, by the same measures that judge a cycle gradable."""
+"""How much breathing a channel of a recording has, by the measures that make a cycle gradable."""
 
 from collections.abc import Iterable
 
@@ -9,14 +9,14 @@ from device.capture.blocks import BLOCK_SAMPLES, StreamResampler, recut
 from device.signal import SAMPLE_RATE, FloatArray, quantise
 from firmware_config.settings import load_settings
 
-LONGEST_SECONDS = 600.0  # of sound that is looked at
+LONGEST_SECONDS = 600.0  # of sound that is examined
 
 Breathing = tuple[float, float, bool]
 """Seconds of gradable cycles, seconds of breaths found, and whether there is any sound: more is better."""
 
 
 def breathing(blocks: Iterable[FloatArray], sample_rate: int) -> Breathing:
-    """How much breathing the first minutes of one channel hold; blocks (n,) at `sample_rate` Hz."""
+    """How much breathing is in the first ten minutes of a channel; blocks (n,) at `sample_rate` Hz."""
     segmenter, resampler = Segmenter(Segmentation()), StreamResampler(sample_rate)
     limits = load_settings(environment={}).quality
     gradable, breaths, sounding, received = 0.0, 0.0, False, 0

@@ -1,4 +1,4 @@
-"""What a process records from a PulseAudio or PipeWire server, asked through libpulse: no program has to be there."""
+"""Which source a process records from a PulseAudio or PipeWire server; asks libpulse, needs no program."""
 
 import ctypes
 import time
@@ -14,7 +14,7 @@ ITERATION_MICROSECONDS = 20_000
 
 
 class ServerError(Exception):
-    """The sound server cannot be asked."""
+    """The sound server cannot be reached, or does not answer."""
 
 
 class SourceOutput(Structure):
@@ -44,7 +44,7 @@ class SourceInfo(Structure):
 
 
 def recorded_source(process: int, timeout_seconds: float) -> str:
-    """Name of the source that a process records; empty when it records none (yet). Raises ServerError."""
+    """Name of the source that a process records; empty if it records none (yet). Raises ServerError."""
     try:
         pulse = ctypes.CDLL(LIBRARY)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The live path, source to decision; `listen`, `screen` and the trainer's `recordings` protocol all run it."""
+"""The live path, from source to decision; `listen`, `screen` and the trainer's `recordings` protocol run it."""
 
 import math
 import signal
@@ -24,15 +24,15 @@ from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
 LATEST_CYCLES = 16  # kept for the view
-PAUSED_SECONDS = 1.5  # from one block to the next, beside the processor's time: this program did not run
-PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
-WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
-FINISH_SECONDS = 0.5  # for the cycles that still wait when a session is stopped
+PAUSED_SECONDS = 1.5  # between two blocks, without processor time: this program was stopped
+PATIENCE_SECONDS = 0.3  # sound that waits longer is read before another cycle is judged
+WAITING_CYCLES = 4  # when more wait, the oldest is dropped
+FINISH_SECONDS = 0.5  # to judge the cycles that wait when a session is stopped
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Judge(Protocol):
-    """What the live path needs of a model: a bundle's Classifier on the device, a run's own model in the trainer."""
+    """What the live path needs of a model: the device has a bundle's Classifier, the trainer a run's model."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -47,9 +47,9 @@ class Judge(Protocol):
 
 
 class Session:
-    """One session at one site: iterate `run` for what happens, read `summary` at any time.
+    """One session at one site: iterate `run` for cycles and timeline entries, read `summary` at any time.
 
-    It ends with its source, after `seconds` of sound, or soon after `stop`. Memory stays bounded however long it runs.
+    It ends with its source, after `seconds` of sound, or soon after `stop`. Memory is bounded.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Session:
         seconds: float | None = None,
         not_validated: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        """`not_validated` says why nobody knows how good this session's verdict is; it stands in every summary.
+        """`not_validated` gives the reasons why the model is not validated here; they are part of every summary.
 
-        It is asked anew each time: what a microphone hears is known only when it has been opened.
+        It is called each time: the bandwidth of a microphone is known only after it was opened.
         """
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
@@ -75,7 +75,7 @@ class Session:
         self.dropped_cycles = 0
         self.level_dbfs = SILENCE_DBFS
         self.lost_seconds: float | None = None
-        """Since when no sound comes, for a microphone is gone; None while it comes."""
+        """Since when the microphone is lost; None while sound comes."""
         self._waiting: deque[Segment] = deque()
         self._idle, self._paused = math.inf, False
         self._gradable_samples = 0
@@ -83,8 +83,8 @@ class Session:
     def run(self) -> Iterator[CycleResult | Entry]:
         """Cycles and timeline entries as they come.
 
-        CaptureError, after all that was heard, when a microphone goes; the model's error when it fails, and then nobody
-        is cleared by what it had judged before.
+        Raises CaptureError when the microphone is lost for good, after the last cycle; and the model's error when it
+        fails: the verdict is then never 'nothing flagged'.
         """
         yield self.timeline.entry("start", self.source.name)
         try:
@@ -107,7 +107,7 @@ class Session:
             raise
 
     def stop(self, note: str) -> None:
-        """End at the next block; safe in a signal handler, as it only sets a word."""
+        """End at the next block; safe in a signal handler."""
         self._ending = note
 
     def _receive(self, block: Block) -> Iterator[CycleResult | Entry]:
@@ -132,8 +132,8 @@ class Session:
             self.stop(f"{self._limit / SAMPLE_RATE:g} s are over")
 
     def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
-        """All of them, unless sound comes in meanwhile: that is taken first, and the oldest cycles may be dropped."""
-        # sources give a block at least twice a second, also without sound; a slow model takes the processor's time
+        """Judge the waiting cycles; new sound comes first, and the oldest cycles may be dropped."""
+        # sources give a block at least twice a second, also without sound; a slow model uses processor time
         idle = time.monotonic() - time.process_time()
         paused = idle - self._idle > PAUSED_SECONDS
         self._idle = idle
@@ -233,9 +233,9 @@ class Session:
 
 @contextmanager
 def stopped_by_signals(session: Session) -> Iterator[list[signal.Signals]]:
-    """SIGINT, SIGTERM and SIGHUP end the session properly, with its account; yields those that received.
+    """SIGINT, SIGTERM and SIGHUP stop the session, so that it ends with a summary; yields the signals received.
 
-    A signal that is ignored, as SIGHUP is below nohup, stays so.
+    A signal that is ignored, as SIGHUP under nohup, stays ignored.
     """
     received: list[signal.Signals] = []
 

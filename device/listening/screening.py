@@ -23,12 +23,12 @@ from device.verdict.population import Subject, not_validated
 from firmware_config.files import is_clutter
 from firmware_config.settings import BundleSettings, QualitySettings, Settings, load_settings
 
-FILES_PER_PROCESS = 8  # fewer than this are judged sooner than another process starts
+FILES_PER_PROCESS = 8  # fewer are judged sooner than another process starts
 
 
 @dataclass(frozen=True)
 class ScreenOptions:
-    """How recordings are heard, and of whom they are as far as that was said of all of them."""
+    """The channel, age and site that apply to all recordings of a screening."""
 
     channel: Channel = 0
     age_years: float | None = None
@@ -48,18 +48,18 @@ class _Job:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below the paths that were given."""
+    """What was found below the given paths."""
 
     recordings: list[Path]
-    """To be screened: sound, and what may be sound but cannot be looked at, which is then refused by name."""
+    """To be screened: sound, and files that cannot be opened, which are then refused by name."""
     ignored: int
-    """Files that are no sound."""
+    """Number of other files."""
 
 
 def find_recordings(paths: Sequence[Path]) -> Found:
-    """The files given, and all that looks like sound below the folders given, sorted, each once.
+    """The given files, and everything that looks like sound below the given folders, sorted, each once.
 
-    A folder without any stays in the list: screening it then fails by name, and the others go on.
+    A folder without sound stays in the list: screening it is then an error that names it.
     """
     recordings: list[Path] = []
     ignored = 0
@@ -101,7 +101,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_there(path: Path) -> bool:
-    """Not so a link that leads nowhere, nor what may not be looked at: either may be a recording."""
+    """False for a broken link and where permission is missing: either may be a recording."""
     with suppress(OSError):
         return path.exists()
     return False
@@ -110,7 +110,7 @@ def _is_there(path: Path) -> bool:
 def screen_recording(
     path: Path, model: Classifier, quality: QualitySettings, options: ScreenOptions = NO_OPTIONS
 ) -> Screened:
-    """One recording, as fast as possible, exactly as `listen --fast` hears it; AudioError when it cannot be read."""
+    """Screen one recording, exactly as `listen --fast` does; AudioError when it cannot be read."""
     source = FileSource(path, fast=True, channel=options.channel)
     subject = Subject(options.age_years, options.site, source.highest_hz, fallback=model.fallback)
     outside = not_validated(model.bundle.manifest, subject)
@@ -124,10 +124,10 @@ def screen_recording(
 def screen(
     paths: Sequence[str | Path], settings: Settings | None = None, options: ScreenOptions = NO_OPTIONS
 ) -> Iterator[Screened]:
-    """Every recording, and all in folders, in as many processes as cores when there are many.
+    """Screen recordings, and all in folders; many of them in as many processes as cores.
 
-    The verdicts do not depend on how many. One that cannot be read has an `error` and no summary. Raises BundleError
-    before the first one when the bundle does not hold.
+    The verdicts do not depend on the number of processes. A recording that cannot be read has an `error` and no
+    summary. Raises BundleError before the first one.
     """
     settings = settings or load_settings()
     recordings = find_recordings([Path(path) for path in paths]).recordings
@@ -147,7 +147,7 @@ def screen(
                 done += 1
                 yield one
     except BrokenProcessPool:
-        # the kernel ends a process that takes too much memory; one alone takes least
+        # the kernel kills a process that uses too much memory; a single process uses least
         yield from map(_screen_one, jobs[done:])
 
 
@@ -177,12 +177,12 @@ def _refuse_folder(folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def model(bundle: BundleSettings) -> Classifier:
-    """The classifier that the settings choose, loaded once a process; BundleError when it does not hold."""
+    """The classifier that the settings choose, loaded once a process; BundleError as `open_classifier`."""
     return open_classifier(bundle)
 
 
 def _exit_with_parent() -> None:
-    """A killed parent cannot stop its pool, whose processes would wait for work forever."""
+    """Exit when the parent is killed; the processes of its pool would wait for work forever."""
     parent = parent_process()
     assert parent is not None
 
@@ -195,7 +195,7 @@ def _exit_with_parent() -> None:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Processes started here never see a Ctrl-C, which goes to all of a terminal's; this one gets it afterwards."""
+    """Processes started inside never receive Ctrl-C; this one receives it afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

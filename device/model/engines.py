@@ -1,6 +1,6 @@
-"""Engines: built once on this machine with its own TensorRT, kept, and found again; else ONNX Runtime, said in a line.
+"""TensorRT engines: built once on this machine, stored, and opened for every session.
 
-One file an engine, named by what it depends on: the model's hash, the precision, TensorRT's version and the GPU's name.
+Each is one file, named by all that it depends on: model hash, precision, TensorRT version and GPU.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ NEXT: Final = "run 'respsam-device engine build'"
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What is known of an engine on disk; the first line of its file."""
+    """The description of an engine: the first line of its file."""
 
     bundle: str
     """The bundle's name."""
@@ -42,9 +42,9 @@ class EngineInfo:
     model_sha256: str
     """Of the model."""
     precision: EnginePrecision
-    """As asked for."""
+    """As requested."""
     tensorrt: str
-    """Version that built it, and alone can run it."""
+    """Version that built it; no other version can run it."""
     gpu: str
     """Name of the GPU it was built for."""
     sha256: str
@@ -73,19 +73,19 @@ class Gpu:
         return str(self.tensorrt.__version__)
 
     def key(self, model_sha256: str, precision: str) -> str:
-        """Names an engine by everything that it depends on."""
+        """File name (without suffix) of an engine: a hash of all that it depends on."""
         return _key(model_sha256, precision, self.version, self.name)
 
 
 def open_gpu() -> Gpu:
-    """TensorRTError when TensorRT or a GPU is missing."""
+    """This machine's TensorRT and GPU; TensorRTError when one is missing."""
     return Gpu(load_tensorrt(), Cuda())
 
 
 def model_for(bundle: Bundle, precision: EnginePrecision, *, weak: bool) -> ModelFile:
-    """The file that an engine of this precision is built from; BundleError where the bundle has none.
+    """The file that an engine of this precision is built from; BundleError when the bundle has none.
 
-    `weak`: TensorRT itself makes fp16 of fp32; otherwise only a model already in fp16 runs in it.
+    `weak`: this TensorRT converts fp32 to fp16 itself; otherwise the file must be in fp16.
     """
     wanted = "fp32" if precision == "fp16" and weak else precision
     for file in bundle.manifest.files:
@@ -100,9 +100,9 @@ def model_for(bundle: Bundle, precision: EnginePrecision, *, weak: bool) -> Mode
 def build_engine(
     bundle: Bundle, precision: EnginePrecision, folder: Path, gpu: Gpu, progress: BuildProgress | None = None
 ) -> EngineInfo:
-    """Build the bundle's engine, have it answer the self-test, and keep it; one that is kept and loads is not built.
+    """Build, test and store the bundle's engine; an engine that is there and loads is not rebuilt.
 
-    TensorRTError when TensorRT refuses the model or the disk the engine, BundleError when its answers are wrong.
+    Raises TensorRTError when TensorRT refuses the model or the disk is full, BundleError when the self-test fails.
     """
     file = model_for(bundle, precision, weak=weakly_typed(gpu.tensorrt))
     path = folder / f"{gpu.key(file.sha256, precision)}{ENGINE_SUFFIX}"
@@ -141,7 +141,7 @@ def _loaded(gpu: Gpu, bundle: Bundle, data: bytes) -> Engine:
 
 
 def stored_engines(folder: Path) -> list[dict[str, Any]]:
-    """What is known of every engine on disk, as rows; of a damaged one only its name."""
+    """One row an engine on disk; of a damaged one only the name."""
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob(f"*{ENGINE_SUFFIX}")):
         try:
@@ -152,7 +152,7 @@ def stored_engines(folder: Path) -> list[dict[str, Any]]:
 
 
 def clear(folder: Path) -> tuple[int, float]:
-    """Remove every engine and all timings; how many engines that were, and the megabytes of all."""
+    """Remove every engine and all timings; returns the number of engines, and the megabytes of all files."""
     ours = (f"*{ENGINE_SUFFIX}", "*.timing", "*.part", f"{ORT_FOLDER}/*")
     paths = [path for pattern in ours for path in folder.glob(pattern)]
     engines, size = len(list(folder.glob(f"*{ENGINE_SUFFIX}"))), sum(path.stat().st_size for path in paths)
@@ -166,7 +166,7 @@ def _key(*parts: str) -> str:
 
 
 def _read_engine(path: Path) -> tuple[EngineInfo, bytes]:
-    """TensorRTError when it is not there, or not what was written."""
+    """An engine's description and bytes; TensorRTError when it is missing or damaged."""
     try:
         head, _, data = path.read_bytes().partition(b"\n")
         kept = EngineInfo(**json.loads(head))

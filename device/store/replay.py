@@ -1,4 +1,4 @@
-"""A stored session through the model again: every answer must come out the same, bit for bit."""
+"""Judge a stored session again: every result must be identical, bit for bit."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ NOT_GRADED, DAMAGED = "not graded", "whose audio is damaged"
 
 @dataclass(frozen=True)
 class ReplayDifference:
-    """One answer that came out otherwise: a cycle's, or with number None the site's."""
+    """A result that differs: that of a cycle, or with number None that of the site."""
 
     number: int | None
     stored: tuple[float | None, str | None]
@@ -33,25 +33,25 @@ class ReplayDifference:
 
 @dataclass(frozen=True)
 class Replay:
-    """What replaying a session came to."""
+    """The result of a replay."""
 
     session: int
     demo: bool
     bundle: str
     other_bundle: bool
-    """Compared with another bundle than the session's, because somebody asked for it."""
+    """Whether another bundle than the session's was used, by `anyway`."""
     replayed: int
     identical: int
-    """Cycles of which probability, class and flag came out the same, bit for bit."""
+    """Cycles with identical probability and class."""
     differing: tuple[ReplayDifference, ...]
     left_out: dict[str, tuple[int, ...]]
-    """Why cycles could not be compared, with their numbers."""
+    """Reasons why cycles could not be compared, with the cycles' numbers."""
     verdict: str | None
-    """The site's, decided again; None where cycles are missing, or the session never came to one."""
+    """The site's verdict, decided again; None if cycles are missing or the session had no verdict."""
 
     @property
     def exact(self) -> bool:
-        """Whether all that was kept came out the same."""
+        """Whether all stored results are identical."""
         return not self.differing and DAMAGED not in self.left_out
 
     def as_json(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Replay:
         return {"type": "replay", **asdict(self), "exact": self.exact}
 
     def lines(self) -> list[str]:
-        """In words."""
+        """The lines of `replay`."""
         other = f"; COMPARED WITH ANOTHER BUNDLE ({self.bundle[:12]})" if self.other_bundle else ""
         lines = [f"session {self.session}: {self.identical} of {self.replayed} replayed cycles identical{other}"]
         lines += [f"  {difference}" for difference in self.differing]
@@ -71,10 +71,10 @@ class Replay:
 def replay(
     file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = no_warning
 ) -> Replay:
-    """Judge a session's stored audio again, one cycle at a time, on its own settings; nothing is written.
+    """Judge a session's stored audio again, one cycle at a time, with its own settings; nothing is written.
 
-    Probabilities, classes and the site's verdict are compared for equality: on the CPU engine the tolerance is 0.
-    Raises StoreError where there is no audio, and where another bundle than the session's is given, unless `anyway`.
+    Probabilities, classes and the site's verdict must be equal, without a tolerance. Raises StoreError when no audio
+    is stored, and when the bundle is not the session's, unless `anyway`.
     """
     session = read_session(file, number, warn)
     if not session["cycles"]:
@@ -83,7 +83,7 @@ def replay(
         raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
         raise StoreError(f"{file}: no audio of session {number} is kept; set store.audio before listening")
-    # what is a new setting since then has its default
+    # settings that are newer than the session have their defaults
     own = load_settings(environment={}, layers=[Layer(f"session {number}", session["settings"])]).bundle
     classifier = open_classifier(own if bundle is None else own.model_copy(update={"path": str(bundle)}))
     other = classifier.fingerprint != session["bundle"]
@@ -113,7 +113,7 @@ def replay(
             left_out[why] = (*left_out.get(why, ()), at)
     identical, verdict = replayed - len(differing), None
     unstored = any(entry["kind"] == UNSTORED for entry in session["timeline"])
-    # before schema 3 sites were decided by another rule
+    # before schema 3 another rule decided about sites
     decided = session["verdict"] and session["stretches"] is not None
     if decided and not unstored and not left_out.keys() - {NOT_GRADED}:
         decision.end()
@@ -134,13 +134,13 @@ def replay(
 
 
 def _cycle_span(cycle: Row) -> Span | None:
-    """Where a cycle lies in its stored sound; None where it is all of it, as before schema 3."""
+    """Where a cycle lies in its stored sound; None if it is all of it, as before schema 3."""
     before = cycle["context_start_sample"]
     return None if before is None else (cycle["start_sample"] - before, cycle["end_sample"] - before)
 
 
 def _unreplayable(cycle: Row, audio: AudioStore) -> str:
-    """Why there is nothing to compare; '' if there is."""
+    """Why a cycle cannot be compared; '' if it can."""
     if cycle["probability"] is None:
         return NOT_GRADED
     if not cycle["audio"]:

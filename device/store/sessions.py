@@ -33,7 +33,7 @@ SESSIONS = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {na
     FROM sessions LEFT JOIN totals ON session = id"""
 SESSION_COLUMNS = "demo id started_at site verdict heard_samples flagged with_audio source"
 CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
-ADDED_COLUMNS = ("source", "site", "bundle")  # of the session, on every row of a CSV
+ADDED_COLUMNS = ("source", "site", "bundle")  # of the session, added to every row of a CSV
 ENTRY_COLUMNS = "demo sample kind missing_samples note"
 
 
@@ -69,7 +69,7 @@ def _query(database: sqlite3.Connection, query: str, *values: int, without: str 
 
 
 def list_sessions(file: Path, warn: Warn = no_warning) -> list[Row]:
-    """One row a session, in the order they began, without its settings; none where nothing was ever stored."""
+    """One row a session in the order of their start, without settings; [] without a store. Raises StoreError."""
     if not file.exists():
         return []
     with _reading(file, warn) as database:
@@ -77,9 +77,9 @@ def list_sessions(file: Path, warn: Warn = no_warning) -> list[Row]:
 
 
 def read_session(file: Path, number: int, warn: Warn = no_warning) -> Row:
-    """A session's row, and in it `cycles` and `timeline`, lists of rows. Raises StoreError where there is none."""
+    """A session's row with `cycles` and `timeline`, lists of rows. Raises StoreError if there is no such session."""
     with _reading(file, warn) as database:
-        database.execute("BEGIN")  # all of one moment
+        database.execute("BEGIN")  # one consistent state
         found = _query(database, f"{SESSIONS} WHERE id=?", number)
         if not found:
             raise StoreError(f"{file}: there is no session {number}; see 'respsam-device sessions list'")
@@ -95,7 +95,7 @@ def sound_is_its_own(file: Path, number: int) -> bool:
 
 
 def delete_session(file: Path, number: int) -> None:
-    """Remove a session's rows, then its audio, and nothing else."""
+    """Remove a session's rows, then its audio. Raises StoreError."""
     _look_for(file)
     with closing(open_database(file)) as database, as_store_error(file, "cannot be changed"):
         with transaction(database):
@@ -108,7 +108,7 @@ def delete_session(file: Path, number: int) -> None:
             ):
                 database.execute(f"DELETE FROM {table} WHERE {key}=?", (number,))
             mark_removed(database, number)
-        # what was deleted must not live on in the write-ahead log
+        # deleted data must not stay in the write-ahead log
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     audio = AudioStore(file)
     if audio.belongs_to(number, owner):
@@ -116,7 +116,7 @@ def delete_session(file: Path, number: int) -> None:
 
 
 def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> None:
-    """A session as one JSON object with everything, or its cycles as CSV, a row each."""
+    """Write a session: all of it as one JSON object, or its cycles as rows of a CSV."""
     if form == "json":
         out.write(json.dumps(session, indent=1) + "\n")
         return
@@ -127,7 +127,7 @@ def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> N
 
 
 def _csv_columns() -> list[str]:
-    """Those of a session without cycles, as of any other."""
+    """The header of a CSV without rows."""
     with closing(sqlite3.connect(":memory:")) as database:
         for statement in TABLES:
             database.execute(statement)
@@ -143,7 +143,7 @@ def _csv_row(cycle: Row) -> Row:
 
 
 def _cell_text(name: str, value: Any) -> str:
-    """A value of a row for people; the name's unit says which kind it is."""
+    """A value for people; the unit in its name decides the format."""
     if isinstance(value, bool):
         return name.upper() if value else ""
     if value is None:
@@ -156,7 +156,7 @@ def _cell_text(name: str, value: Any) -> str:
 
 
 def cells(rows: list[Row], columns: str) -> list[Cells]:
-    """These columns of rows as text under their headings, without those in which no row has anything."""
+    """The `columns` of rows as texts by their headings; a column without any text is left out."""
     texts = [{name: _cell_text(name, row[name]) for name in columns.split()} for row in rows]
     used = [name for name in columns.split() if any(row[name] for row in texts)]
     return [{_heading(name): row[name] for name in used} for row in texts]
@@ -167,7 +167,7 @@ def _heading(name: str) -> str:
 
 
 def about_lines(session: Row) -> list[str]:
-    """What `show` says above its tables."""
+    """The lines of `show` above its tables."""
     text = {name: _cell_text(name, value) for name, value in session.items() if name not in ("cycles", "timeline")}
     account = ", ".join(f"{text[f'{name}_samples']} s {name}" for name in ACCOUNT)
     lines = [
@@ -183,7 +183,7 @@ def about_lines(session: Row) -> list[str]:
 
 
 def plain_lines(rows: list[Cells]) -> list[str]:
-    """One line a row (there is at least one), below their headings, columns under each other; for a pipe."""
+    """Aligned lines for a pipe: the headings, then one line a row; there is at least one row."""
     headed = [{name: name for name in rows[0]}, *rows]
     widths = {name: max(len(row[name]) for row in headed) for name in rows[0]}
     return ["  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip() for row in headed]

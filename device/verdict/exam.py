@@ -1,4 +1,4 @@
-"""Several sites of one patient: what they come to together."""
+"""The verdict of an exam: several sites of one patient."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from device.verdict.summary import Summary
 
 @dataclass(frozen=True)
 class Exam:
-    """The sites that were asked for, and what was heard at each so far."""
+    """The required sites, and the summary of each site so far."""
 
     required: tuple[str, ...]
     summaries: Mapping[str, Summary]
 
     @property
     def verdict(self) -> Verdict:
-        """`flagged` as soon as one site is; `nothing flagged` only when every required site is complete and says so."""
+        """`flagged` when one site is; `nothing flagged` only when every required site is, with a complete stretch."""
         verdicts = [answer(self.summaries[site]) if site in self.summaries else "not enough" for site in self.required]
         if "flagged" in [*verdicts, *(summary.verdict for summary in self.summaries.values())]:
             return "flagged"
@@ -27,17 +27,17 @@ class Exam:
 
     @property
     def reasons(self) -> list[str]:
-        """Site by site, in words; the sites that hold the verdict back are named."""
+        """One phrase a required site: its verdict and reasons, and what is missing."""
         lines = []
         for site in self.required:
             summary = self.summaries.get(site)
-            why = ["not heard yet"] if summary is None else [summary.verdict, *summary.reasons, progress(summary)]
+            why = ["not recorded yet"] if summary is None else [summary.verdict, *summary.reasons, progress(summary)]
             lines.append(f"{site}: {'; '.join(why)}")
         return lines
 
     @property
     def not_validated(self) -> tuple[str, ...]:
-        """Every site's reasons, each once."""
+        """The reasons of all sites, each once."""
         return tuple(dict.fromkeys(why for summary in self.summaries.values() for why in summary.not_validated))
 
     def as_json(self) -> dict[str, Any]:
@@ -53,13 +53,13 @@ class Exam:
 
 
 def answer(summary: Summary) -> Verdict:
-    """What a site says to its exam: a stretch that is not complete clears nobody."""
+    """A site's verdict within an exam: 'nothing flagged' needs a complete stretch."""
     complete = summary.verdict != "nothing flagged" or summary.stretches > 0
     return summary.verdict if complete else "not enough"
 
 
 def progress(summary: Summary) -> str:
-    """How far a site's first stretch came."""
+    """How much of a site's first stretch is done."""
     if summary.stretches:
         return "stretch complete"
     return (
@@ -68,7 +68,7 @@ def progress(summary: Summary) -> str:
 
 
 def remaining(required: Sequence[str], summaries: Mapping[str, Summary]) -> list[str]:
-    """Sites still to be heard, those that gave no answer among them."""
+    """Sites without a verdict: not yet recorded, not enough, or poor quality."""
     return [
         site for site in required if site not in summaries or answer(summaries[site]) in ("not enough", "poor quality")
     ]

@@ -1,4 +1,4 @@
-"""A session as lines of the log: sound lost and found, stretches and their verdicts, what it came to."""
+"""A session in the log: sound lost and found, complete stretches, the verdict."""
 
 import logging
 from types import TracebackType
@@ -15,7 +15,7 @@ TROUBLE = frozenset({"lost", "gap", "overflow", "restart", "clip", "mute", "rate
 
 
 class LogView:
-    """Writes what an engineer wants to know afterwards; of a patient nothing but verdicts."""
+    """Logs a session for an engineer; of the patient only verdicts."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -30,10 +30,10 @@ class LogView:
         pass
 
     def show(self, item: CycleResult | Entry) -> None:
-        """A line for trouble with the sound and for a complete stretch, one at level debug for every cycle."""
+        """Log a timeline entry, a complete stretch, and at level debug every cycle."""
         if isinstance(item, Entry):
             level = logging.WARNING if item.kind in TROUBLE else logging.INFO
-            # the name of a recording may be a patient's
+            # the name of a recording may contain a patient's name
             note = item.note if self.session.source.live or item.kind not in ("start", "end") else ""
             _write(level, f"sound: {item.kind}", seconds=round(item.seconds, 2), note=note)
             return
@@ -53,7 +53,7 @@ class LogView:
             _write(logging.INFO, "stretch complete", number=self._stretches, verdict=verdict)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
-        """The verdict and the account."""
+        """Log the verdict and the account."""
         _write(
             logging.INFO,
             "session ends",

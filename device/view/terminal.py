@@ -1,4 +1,4 @@
-"""What a nurse sees: plain lines anywhere, a live page on a terminal. Words carry the meaning, colours repeat it."""
+"""What a nurse sees: plain lines, JSON lines, or a live page on a terminal. Words carry the meaning, not colours."""
 
 import json
 from types import TracebackType
@@ -26,12 +26,12 @@ METER_DBFS = (-80.0, 0.0)
 REFRESHES_PER_SECOND = 8
 NOT_VALIDATED = "NOT VALIDATED for this subject"
 AID = "screening aid, not a diagnosis"
-# blue and orange: the pair that red-green blindness leaves apart
+# blue and orange: different also with red-green blindness
 STYLES = {"flagged": "bold orange1", "nothing flagged": "bold dodger_blue1"}
 
 
 class View(Protocol):
-    """Shows one session as it goes."""
+    """Shows a session while it runs."""
 
     def __enter__(self) -> "View": ...
 
@@ -40,11 +40,11 @@ class View(Protocol):
     ) -> None: ...
 
     def show(self, item: CycleResult | Entry) -> None:
-        """One cycle or timeline entry, when it comes."""
+        """Show a cycle or a timeline entry."""
         ...
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
-        """What it came to; `agreement` only of a demo."""
+        """Show the summary; `agreement` only for a demo."""
         ...
 
 
@@ -73,7 +73,7 @@ def entry_line(entry: Entry, demo: bool) -> str:
 
 
 def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
-    """The end of a session: verdict, why, and the account of every second."""
+    """The lines at the end of a session: verdict, reasons, and the account of every second."""
     mark = _mark(summary.demo)
     likely = "" if summary.probability is None else f" (probability {summary.probability:.2f})"
     seconds = summary.seconds
@@ -94,7 +94,7 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
 
 
 def complete(summary: Summary) -> str:
-    """What the stretch that is complete by now comes to; the first decides."""
+    """The line for a stretch that has just been completed; the first one has the verdict."""
     if summary.stretches == 1:
         return f"complete: {summary.verdict.upper()}; {'; '.join(summary.reasons)}"
     return f"stretch {summary.stretches} is complete; {_flagged_stretches(summary)}"
@@ -105,7 +105,7 @@ def _flagged_stretches(summary: Summary) -> str:
 
 
 def later_stretches(summary: Summary) -> list[str]:
-    """How far the stretch after the complete ones is, and how many of those are flagged; nothing before."""
+    """How far the running stretch is, and how many are flagged; [] during the first stretch."""
     if not summary.stretches:
         return []
     wanted = summary.breaths_wanted
@@ -113,7 +113,7 @@ def later_stretches(summary: Summary) -> list[str]:
 
 
 def exam_lines(exam: Exam, demo: bool) -> list[str]:
-    """The end of an exam: what the sites come to, and site by site why."""
+    """The lines at the end of an exam: its verdict, and the reasons site by site."""
     lines = [f"EXAM: {exam.verdict.upper()}", *(f"  {reason}" for reason in exam.reasons)]
     if exam.not_validated:
         lines.append(f"{NOT_VALIDATED}: {'; '.join(exam.not_validated)}")
@@ -136,7 +136,7 @@ class PlainView:
         pass
 
     def show(self, item: CycleResult | Entry) -> None:
-        """One line, at once, and one more for the cycle that completes a stretch."""
+        """One line, and another one for the cycle that completes a stretch."""
         if isinstance(item, Entry):
             self._line(entry_line(item, self.demo))
             return
@@ -146,12 +146,12 @@ class PlainView:
             self._line(f"{_mark(self.demo)}      {time_text(item.end_seconds)}  {complete(self.session.summary)}")
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
-        """Some lines."""
+        """The summary's lines."""
         for line in summary_lines(summary, agreement):
             self._line(line)
 
     def _line(self, line: str) -> None:
-        # in one piece: of a reader that stalls whole lines are dropped
+        # in one piece: when a reader stalls, whole lines are dropped
         self.out.write(f"{line}\n")
         self.out.flush()
 
@@ -172,7 +172,7 @@ class JsonView(PlainView):
 
 
 class LiveView:
-    """The page of `listen` on a terminal; redraws itself from the session until the end."""
+    """The live page of `listen` on a terminal; it redraws itself from the session."""
 
     def __init__(self, session: Session, bundle_name: str, console: Console) -> None:
         self.session, self.bundle_name, self.console = session, bundle_name, console
@@ -189,12 +189,12 @@ class LiveView:
         self._live.stop()
 
     def show(self, item: CycleResult | Entry) -> None:
-        """What happened to the sound stays above the page; the rest the page shows by itself."""
+        """Entries about the sound stay above the page; the page itself shows the rest."""
         if isinstance(item, Entry) and item.kind not in ("start", "end"):
             self.console.print(entry_line(item, self.session.source.demo), highlight=False, markup=False)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
-        """The last page stays, the summary stands below it."""
+        """Keep the last page, and print the summary below it."""
         self._live.stop()
         for line in summary_lines(summary, agreement):
             self.console.print(line, highlight=False, markup=False)
@@ -204,14 +204,14 @@ class LiveView:
         summary = self.session.summary
         title = Text(f" {_mark(summary.demo)}RespSAM: {AID} ", style="bold")
         parts = Group(self._header(summary), "", self._cycles(), "", self._footer(summary))
-        # three columns free: a ^C echoed at the end of the last line would else wrap and shift the page
+        # three free columns: a ^C that the terminal echoes must not wrap and shift the page
         return Panel(parts, title=title, title_align="left", border_style="dim", width=self.console.width - 3)
 
     def _header(self, summary: Summary) -> RenderableType:
         rate = summary.breaths_per_minute
         window = self.session.model.segmentation.window_seconds
         breathing = f"no rhythm, windows of {window:g} s"
-        # a copy first: cycles come in from another thread
+        # a copy: cycles come from another thread
         if rate is not None:
             breathing = f"{rate:.0f} breaths a minute"
         elif any(cycle.kind == "breath" for cycle in list(self.session.latest)):
@@ -221,7 +221,7 @@ class LiveView:
         meter = self._bar((level - low) / (high - low), 2 * BAR_CELLS)
         heard = Text(f"{meter} {level:6.1f} dBFS    {breathing}")
         if lost is not None:
-            # level and rhythm are those of before
+            # level and rhythm are old
             heard = Text(f"NO SOUND since {time_text(lost)}, see above", style="bold")
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim")

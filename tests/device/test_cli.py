@@ -294,7 +294,7 @@ def test_an_exam_that_is_left_says_what_its_sites_come_to(tmp_path: Path, json_o
         whole = [json.loads(line) for line in out.splitlines()][-1]
         assert (whole["type"], whole["verdict"], list(whole["sites"])) == ("exam", "flagged", ["p1"])
     else:
-        assert "DEMO EXAM: FLAGGED" in out and "p2: not heard yet" in out
+        assert "DEMO EXAM: FLAGGED" in out and "p2: not recorded yet" in out
 
 
 def test_an_exam_whose_microphone_goes_keeps_what_was_flagged(

@@ -40,7 +40,7 @@ def test_sites_without_an_answer_are_left() -> None:
     assert one.reasons == [
         "p1: nothing flagged; listen longer; stretch complete",
         "p2: poor quality; listen longer; stretch complete",
-        "p3: not heard yet",
+        "p3: not recorded yet",
     ]
 
 
