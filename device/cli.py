@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from device.model.tensorrt import BuildProgress
     from device.service import Service
     from device.store.sessions import Cells
-    from device.view.terminal import View
+    from device.view.view import View
     from firmware_config.settings import Settings
 
 PROGRAM = "respsam-device"
@@ -77,6 +77,8 @@ ChannelOption = Annotated[
     ),
 ]
 SiteOption = Annotated[str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="A file or the demo without waiting.")]
+NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Store nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 SessionArgument = Annotated[
     int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
@@ -97,7 +99,7 @@ def listen(
     json_output: Annotated[
         bool, typer.Option("--json", help="JSON lines on stdout: cycle, timeline, summary.")
     ] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="A file or the demo without waiting.")] = False,
+    fast: FastOption = False,
     seconds: Annotated[
         float | None,
         typer.Option("--seconds", min=0.1, max=MOST_SECONDS, callback=_not_nan, help="Stop after so much sound."),
@@ -106,7 +108,7 @@ def listen(
     age: AgeOption = None,
     site: SiteOption = None,
     sensitivity: SensitivityOption = None,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this session.")] = False,
+    no_store: NoStoreOption = False,
     config: ConfigOption = None,
 ) -> int:
     """Listen, show every breath cycle, and give a verdict at the end.
@@ -136,9 +138,9 @@ def exam(
     bundle: BundleOption = None,
     precision: PrecisionOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, an exam object last.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="The demo without waiting.")] = False,
+    fast: FastOption = False,
     sensitivity: SensitivityOption = None,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this exam.")] = False,
+    no_store: NoStoreOption = False,
     config: ConfigOption = None,
 ) -> int:
     """Listen at several sites, one after another, and give one verdict for all of them.

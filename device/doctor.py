@@ -14,6 +14,7 @@ import numpy as np
 
 from device.breath.quality import level_dbfs
 from device.capture.process import CaptureError, Device, find_device, input_devices
+from firmware_config.command_line import counted
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import BundleSettings, Settings, SettingsError, StoreSettings
 
@@ -44,8 +45,8 @@ class Finding:
 
 def device_line(device: Device) -> str:
     """An input in one line."""
-    channels = f"{device['channels']} channel{'s' if device['channels'] != 1 else ''}"
     default = "  (default)" if device["default"] else ""
+    channels = counted(device["channels"], "channel")
     return f"{device['name']}  {channels}, {device['sample_rate']} Hz, {device['host_api']}{default}"
 
 

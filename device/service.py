@@ -4,8 +4,7 @@ startup: open the store. run: give every cycle to the store and to the views. sh
 bounded time.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +19,14 @@ from device.listening.live import Session
 from device.model.classifier import Classifier
 from device.model.opening import open_classifier
 from device.store.recorder import Beginning, Recorder, Store
+from device.store.sessions import Warn
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
-from device.view.log import LogView
-from device.view.terminal import View
+from device.view.log import LOG, LogView
+from device.view.view import View
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import Settings, load_settings
-
-LOG = logging.getLogger("device")
-Warn = Callable[[str], None]
 
 
 class SourceError(RespSAMError):

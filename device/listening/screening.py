@@ -64,34 +64,33 @@ def find_recordings(paths: Sequence[Path]) -> Found:
     recordings: list[Path] = []
     ignored = 0
     for path in paths:
-        below = _below(path, set()) if path.is_dir() else Found([path], 0)
+        below = _below(path) if path.is_dir() else Found([path], 0)
         recordings += below.recordings or [path]
         ignored += below.ignored
     return Found(list(dict.fromkeys(recordings)), ignored)
 
 
-def _below(folder: Path, entered: set[tuple[int, int]]) -> Found:
-    """Links to folders are followed, and no folder is `entered` twice: a link may lead back."""
+def _below(folder: Path) -> Found:
+    """Links to folders are followed, and no folder is entered twice: a link may lead back."""
     recordings: list[Path] = []
-    ignored = 0
-    try:
-        status, items = folder.stat(), sorted(folder.iterdir())
-    except OSError:
-        return Found([folder], 0)
-    if (status.st_dev, status.st_ino) in entered:
-        return Found([], 0)
-    entered.add((status.st_dev, status.st_ino))
-    for item in items:
-        if is_clutter(item):
-            ignored += 1
-        elif _is_folder(item):
-            below = _below(item, entered)
-            recordings, ignored = recordings + below.recordings, ignored + below.ignored
-        elif looks_like_sound(item) or not _is_there(item):
-            recordings.append(item)
-        else:
-            ignored += 1
-    return Found(recordings, ignored)
+    ignored, entered = 0, set[tuple[int, int]]()
+
+    def unreadable(error: OSError) -> None:
+        recordings.append(Path(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        files = [Path(place, name) for name in names if not is_clutter(Path(name))]
+        sound = [file for file in files if looks_like_sound(file) or not _is_there(file)]
+        own = sorted(name for name in folders if not is_clutter(Path(name)))
+        recordings += sound
+        ignored += len(names) - len(sound) + len(folders) - len(own)
+        folders[:] = own
+    return Found(sorted(recordings), ignored)
 
 
 def _is_folder(path: Path) -> bool:

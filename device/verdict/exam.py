@@ -6,6 +6,7 @@ from typing import Any
 
 from device.verdict.site import Verdict
 from device.verdict.summary import Summary
+from firmware_config.command_line import counted
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ def progress(summary: Summary) -> str:
     """How much of a site's first stretch is done."""
     if summary.stretches:
         return "stretch complete"
-    return (
-        f"stretch not complete, {summary.breaths_wanted} more good breath{'s' * (summary.breaths_wanted != 1)} needed"
-    )
+    return f"stretch not complete, {counted(summary.breaths_wanted, 'more good breath')} needed"
 
 
 def remaining(required: Sequence[str], summaries: Mapping[str, Summary]) -> list[str]:

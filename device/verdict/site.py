@@ -11,6 +11,7 @@ from scipy.special import expit, logit
 from device.bundle import SiteRule
 from device.labels import Label
 from device.model.judgement import Judgement
+from firmware_config.command_line import counted
 
 Verdict = Literal["flagged", "nothing flagged", "not enough", "poor quality"]
 SUREST = 0.01  # no single cycle outweighs all others in a mean of log-odds
@@ -108,15 +109,15 @@ class SiteDecision:
         if verdict == "flagged":
             return [f"{' and '.join(sounds(list(self.named)))}: {self._evidence}"]
         # a copy: the live page reads this in another thread while cycles come in
-        listed = [f"{reason} ({_counted(count, 'cycle')})" for reason, count in list(self.ungradable.items())]
+        listed = [f"{reason} ({counted(count, 'cycle')})" for reason, count in list(self.ungradable.items())]
         if self.failure:
             return [self.failure, *listed]
         if verdict == "nothing flagged":
             return [self._evidence, *listed]
         if self.ended and verdict == "not enough":
-            few = f"{_counted(self.graded, 'good breath')}, {self.rule.least_cycles} are needed; listen longer"
+            few = f"{counted(self.graded, 'good breath')}, {self.rule.least_cycles} are needed; listen longer"
             return [few, *listed]
-        return listed if self.ended else [f"{_counted(self.breaths_wanted, 'more good breath')}", *listed]
+        return listed if self.ended else [f"{counted(self.breaths_wanted, 'more good breath')}", *listed]
 
     def _reached(self, probabilities: tuple[float, ...]) -> bool:
         return together(np.array(probabilities)) >= self.rule.threshold
@@ -125,9 +126,5 @@ class SiteDecision:
     def _evidence(self) -> str:
         """`6 breaths together 0.71, flagged from 0.55`."""
         first = self._first
-        breaths, probability = _counted(len(first), "breath"), together(np.array(first))
+        breaths, probability = counted(len(first), "breath"), together(np.array(first))
         return f"{breaths} together {probability:.2f}, flagged from {self.rule.threshold:.2f}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

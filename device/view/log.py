@@ -1,7 +1,6 @@
 """A session in the log: sound lost and found, complete stretches, the verdict."""
 
 import logging
-from types import TracebackType
 from typing import Any
 
 from device.capture.timeline import Entry
@@ -9,25 +8,18 @@ from device.listening.agreement import Agreement
 from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.verdict.summary import Summary
+from device.view.view import View
 
 LOG = logging.getLogger("device")
 TROUBLE = frozenset({"lost", "gap", "overflow", "restart", "clip", "mute", "rate", "dropped"})
 
 
-class LogView:
+class LogView(View):
     """Logs a session for an engineer; of the patient only verdicts."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._stretches = self._flagged = 0
-
-    def __enter__(self) -> "LogView":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def show(self, item: CycleResult | Entry) -> None:
         """Log a timeline entry, a complete stretch, and at level debug every cycle."""

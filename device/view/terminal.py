@@ -1,8 +1,7 @@
 """What a nurse sees: plain lines, JSON lines, or a live page on a terminal. Words carry the meaning, not colours."""
 
 import json
-from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,6 +16,7 @@ from device.listening.live import Session
 from device.signal import SAMPLE_RATE
 from device.verdict.exam import Exam
 from device.verdict.summary import Summary
+from device.view.view import View
 from firmware_config.command_line import counted
 
 ROWS = 10
@@ -28,24 +28,6 @@ NOT_VALIDATED = "NOT VALIDATED for this subject"
 AID = "screening aid, not a diagnosis"
 # blue and orange: different also with red-green blindness
 STYLES = {"flagged": "bold orange1", "nothing flagged": "bold dodger_blue1"}
-
-
-class View(Protocol):
-    """Shows a session while it runs."""
-
-    def __enter__(self) -> "View": ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def show(self, item: CycleResult | Entry) -> None:
-        """Show a cycle or a timeline entry."""
-        ...
-
-    def end(self, summary: Summary, agreement: Agreement | None) -> None:
-        """Show the summary; `agreement` only for a demo."""
-        ...
 
 
 def time_text(seconds: float) -> str:
@@ -120,20 +102,12 @@ def exam_lines(exam: Exam, demo: bool) -> list[str]:
     return [f"{_mark(demo)}{line}" for line in [*lines, AID]]
 
 
-class PlainView:
+class PlainView(View):
     """One line a cycle, to a pipe, a log or a dumb terminal."""
 
     def __init__(self, session: Session, out: TextIO) -> None:
         self.session, self.out, self.demo = session, out, session.source.demo
         self._complete = 0
-
-    def __enter__(self) -> "PlainView":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def show(self, item: CycleResult | Entry) -> None:
         """One line, and another one for the cycle that completes a stretch."""
@@ -171,7 +145,7 @@ class JsonView(PlainView):
         self._line(json.dumps(value))
 
 
-class LiveView:
+class LiveView(View):
     """The live page of `listen` on a terminal; it redraws itself from the session."""
 
     def __init__(self, session: Session, bundle_name: str, console: Console) -> None:
@@ -183,9 +157,7 @@ class LiveView:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._live.stop()
 
     def show(self, item: CycleResult | Entry) -> None:
