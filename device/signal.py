@@ -87,7 +87,7 @@ class FrontEnd(BaseModel):
 
 
 def quantise(samples: FloatArray) -> FloatArray:
-    """Samples on the grid of 24-bit integers, so that what is stored as FLAC is exactly what was judged."""
+    """Samples (n,) on the grid of 24-bit integers, so that the stored FLAC is exactly what was judged."""
     whole = np.round(np.clip(samples, -1.0, 1.0 - 1.0 / INT24) * INT24).astype(np.float32)
     return whole / np.float32(INT24) + np.float32(0.0)  # an integer has no minus zero
 
@@ -129,7 +129,7 @@ def cyclic_pad(samples: FloatArray, length: int, seam_samples: int = SEAM_SAMPLE
 
     A hard seam (`seam_samples` = 0, as published in arXiv 2512.22564) is a click, and a click looks like a crackle.
     The fade overlaps the end of one repeat with the start of the next, so a repeat is n - seam samples long; the first
-    repeat starts unfaded. A cycle shorter than two seams fades over half of itself.
+    repeat starts unfaded. A cycle shorter than two seams fades over half of itself. SignalError for an empty cycle.
     """
     if samples.size == 0:
         raise SignalError("the cycle is empty (0 samples); check its start and end")
@@ -227,7 +227,7 @@ def pad_frames(log_mels: FloatArray, front_end: FrontEnd) -> FloatArray:
 
 
 def raw_window(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to its log-mels (FRAMES, mels): nothing added, not yet normalised."""
+    """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to log-mels (FRAMES, mels), not normalised; SignalError as `level`."""
     if samples.size > WINDOW_SAMPLES:
         raise SignalError(
             f"a window holds {WINDOW_SECONDS} s; split the cycle of {samples.size / SAMPLE_RATE:.2f} s first"
@@ -246,7 +246,7 @@ def window(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
 
 
 def split(samples: FloatArray) -> list[FloatArray]:
-    """Cut a cycle longer than 8 s into equal-stride windows that overlap by at least half; else it stays whole."""
+    """Cut samples (n,) longer than 8 s into windows of equal stride that overlap by at least half; else [samples]."""
     if samples.size <= WINDOW_SAMPLES:
         return [samples]
     count = 1 + -(-(samples.size - WINDOW_SAMPLES) // (WINDOW_SAMPLES // 2))

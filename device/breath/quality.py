@@ -61,7 +61,7 @@ class Quality(QualityMeasures):
 
 
 def level_dbfs(samples: FloatArray) -> float:
-    """RMS about the mean in dB of full scale; -160 for silence."""
+    """RMS of samples (n,) about their mean, dB of full scale; -160 for silence."""
     rms = float(np.std(samples, dtype=np.float64)) if samples.size else 0.0
     return max(SILENCE_DBFS, 20.0 * float(np.log10(max(rms, 1e-12))))
 

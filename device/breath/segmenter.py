@@ -136,7 +136,7 @@ class Detector:
         self._past = [np.zeros((2 * dilation + 1, weights["in"].shape[1])) for dilation in DILATIONS]
 
     def step(self, samples: FloatArray) -> tuple[float, float, float]:
-        """Activity 0-1 and onset 0-1 of `DELAY_STEPS` ago, and the log power now, from the next STEP_SAMPLES."""
+        """Activity 0-1 and onset 0-1 of `DELAY_STEPS` ago, and the log power now, from samples (STEP_SAMPLES,)."""
         self._latest = np.concatenate([self._latest[STEP_SAMPLES:], samples])
         powers = bands(self._latest)
         self._memory = np.vstack([self._memory[-MEMORY_STEPS + 1 :], powers])

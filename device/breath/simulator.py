@@ -122,7 +122,7 @@ def crackle(two_cycle_seconds: float, sample_rate: int) -> FloatArray64:
 
 
 def wheeze(rng: np.random.Generator, seconds: float, sample_rate: int) -> FloatArray64:
-    """One wheeze: a fundamental of 200-600 Hz that glides slowly, and two harmonics, faded in and out; peak about 1."""
+    """One wheeze: a fundamental of 200-600 Hz that glides slowly, and two harmonics, faded; (n,), peak about 1."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     glide = rng.uniform(-0.12, 0.12) * (time / seconds - 0.5)
     vibrato = 0.01 * np.sin(2 * np.pi * rng.uniform(3, 6) * time)

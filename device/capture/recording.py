@@ -121,7 +121,7 @@ def read_audio(path: Path, channel: Channel = 0) -> tuple[FloatArray, int]:
 
 
 def scan(path: Path, channel: Channel = 0) -> Recorded:
-    """Check a recording from end to end, in blocks; as `read_audio`, but keeps no samples and gives no warnings."""
+    """Check a recording from end to end, in blocks; as `read_audio`, but without samples and warnings; AudioError."""
     remarks: list[AudioWarning] = []
     with _opened(path, remarks) as (_, header):
         pass

@@ -35,15 +35,23 @@ class Judge(Protocol):
     """What the live path needs of a model: the device has a bundle's Classifier, the trainer a run's model."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identifies the model."""
+        ...
 
     @property
-    def segmentation(self) -> Segmentation: ...
+    def segmentation(self) -> Segmentation:
+        """How the stream is cut into cycles."""
+        ...
 
     @property
-    def site_rule(self) -> SiteRule: ...
+    def site_rule(self) -> SiteRule:
+        """How cycles decide about a site."""
+        ...
 
-    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement: ...
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
+        """Judge samples (n,) at 16 kHz, or their part `span`; RespSAMError when the model fails."""
+        ...
 
 
 class Session:

@@ -225,11 +225,11 @@ class Cuda:
         return address.value
 
     def upload(self, address: int, values: FloatArray) -> None:
-        """Copy values to the GPU."""
+        """Copy values (any shape) to the GPU; TensorRTError when the driver fails."""
         self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), values.ctypes.data_as(ctypes.c_void_p), _size(values))
 
     def download(self, values: FloatArray, address: int) -> None:
-        """Copy from the GPU into `values`."""
+        """Copy from the GPU into `values` (any shape); TensorRTError when the driver fails."""
         self._call("cuMemcpyDtoH_v2", values.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(address), _size(values))
 
     def wait(self) -> None:

@@ -188,7 +188,7 @@ def _quick_check(database: sqlite3.Connection) -> None:
 
 
 def open_to_read(file: Path) -> tuple[sqlite3.Connection, str]:
-    """Open the database for reading, also where nothing can be written; and a warning of what may be missing then."""
+    """Open the database for reading, even on a read-only disk; and what may be missing then. Raises StoreError."""
     try:
         return open_database(file), ""
     except StoreError as error:

@@ -41,7 +41,7 @@ Warn = Callable[[str], None]
 
 
 def no_warning(_warning: str) -> None:
-    pass
+    """Ignore a warning."""
 
 
 @contextmanager
@@ -90,6 +90,7 @@ def read_session(file: Path, number: int, warn: Warn = no_warning) -> Row:
 
 
 def sound_is_its_own(file: Path, number: int) -> bool:
+    """Whether the sound beside the database was written by this session. Raises StoreError."""
     with _reading(file) as database:
         return AudioStore(file).belongs_to(number, session_owner(database, number))
 
