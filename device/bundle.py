@@ -116,7 +116,7 @@ class SiteRule(_Part):
 
 
 class CalibrationBounds(_Part):
-    """Within what bounds healthy people, heard through another stethoscope, may raise the site's threshold."""
+    """Bounds within which healthy people may raise the site's threshold for another stethoscope."""
 
     healthy_flagged: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of healthy people that may be flagged."""
@@ -127,7 +127,7 @@ class CalibrationBounds(_Part):
 
 
 class Population(_Part):
-    """Whom the model was trained on; anybody else is not validated."""
+    """The people on whom the model was trained; it is validated for nobody else."""
 
     youngest_years: float | None
     """Age of the youngest subject; null when the corpus gives no ages."""
@@ -176,7 +176,7 @@ class Manifest(_Part):
     site_threshold: ThresholdChoice | None = None
     """Where the site rule's threshold came from; null where no whole recordings were annotated."""
     calibration: CalibrationBounds | None = None
-    """How far healthy people may raise the site's threshold; null where nobody measured what that costs."""
+    """How far healthy people may raise the site's threshold; null if its cost was not measured."""
     segmentation: Segmentation
     """From the stream to cycles."""
     population: Population

@@ -363,7 +363,7 @@ def sessions_delete(
     about = about_lines(read_session(file, session))
     if not yes:
         if not sys.stdin.isatty():
-            raise typer.BadParameter("nobody is here to be asked; say that you mean it", param_hint="--yes")
+            raise typer.BadParameter("stdin is no terminal, so nobody can confirm; give the option", param_hint="--yes")
         typer.confirm("\n".join([*about, "remove this session and its audio for good?"]), abort=True, err=True)
     delete_session(file, session)
     typer.echo(f"session {session} is removed", err=True)
@@ -413,7 +413,7 @@ def engine_list(config: ConfigOption = None) -> None:
     from device.model.engines import ENGINE_COLUMNS, stored_engines
     from device.store.sessions import cells
 
-    _print_table(cells(stored_engines(_settings(config).bundle.engines), ENGINE_COLUMNS), "none are kept")
+    _print_table(cells(stored_engines(_settings(config).bundle.engines), ENGINE_COLUMNS), "no engines are stored")
 
 
 @engine.command("clear")

@@ -141,7 +141,7 @@ def _store(settings: StoreSettings) -> Iterator[Finding]:
     while not folder.exists():
         folder = folder.parent
     if not settings.enabled:
-        yield Finding("store", "ok", "nothing is kept (store.enabled = false)")
+        yield Finding("store", "ok", "nothing is stored (store.enabled = false)")
     elif settings.file.is_dir():
         yield Finding("store", "FAIL", f"{settings.file} is a folder; set store.path to a file")
     elif folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):

@@ -55,7 +55,7 @@ class AudioSettings(Section):
     block_seconds: Annotated[float, Field(ge=0.01, le=0.5)]
     """Length of one block of the capture."""
     queue_seconds: Annotated[float, Field(ge=1.0, le=600.0)]
-    """Sound that may wait to be heard; beyond it blocks are dropped and counted."""
+    """Sound that may wait to be read; beyond it blocks are dropped and counted."""
 
 
 class BundleSettings(Section):
@@ -84,7 +84,7 @@ class BundleSettings(Section):
 
     @property
     def engines(self) -> Path:
-        """Where TensorRT's engines are kept, following the XDG base directories."""
+        """The folder of TensorRT's engines, following the XDG base directories."""
         return cache_folder("engines")
 
 
@@ -110,14 +110,14 @@ class QualitySettings(Section):
 
 
 class StoreSettings(Section):
-    """Where verdicts are kept."""
+    """Where sessions are stored."""
 
     enabled: bool
     """Whether cycles are stored at all."""
     path: str
     """SQLite file; empty is respsam/respsam.sqlite in the user's state folder."""
     audio: bool
-    """Whether the sound of every cycle is kept beside it, so that it can be replayed: a patient's sound."""
+    """Whether the sound of every cycle is stored too, for a replay; it is a patient's sound."""
     audio_days: Annotated[float, Field(gt=0.0, le=36_500.0)]
     """Sound older than this is removed; the verdicts stay."""
     audio_megabytes: Annotated[float, Field(gt=0.0, le=10_000_000.0)]
@@ -164,7 +164,7 @@ class Settings(Section):
     quality: QualitySettings
     """What is too poor to judge."""
     store: StoreSettings
-    """Where verdicts are kept."""
+    """Where sessions are stored."""
     demo: DemoSettings
     """The built-in demo auscultation."""
     training: TrainingSettings

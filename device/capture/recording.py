@@ -152,8 +152,8 @@ def scan(path: Path, channel: Channel = 0) -> Recorded:
 
 
 def _of_channels(path: Path, channels: int, chosen: int, by_itself: bool) -> ChannelWarning:
-    which = "only the first is heard" if chosen == 0 and not by_itself else f"only channel {chosen} is heard"
-    counted = "" if which.endswith("first is heard") else " (counted from 0)"
+    which = "only the first is used" if chosen == 0 and not by_itself else f"only channel {chosen} is used"
+    counted = "" if which.endswith("first is used") else " (counted from 0)"
     because = ", the one with breathing in it" if by_itself else ""
     return ChannelWarning(f"{path}: {channels} channels, {which}{counted}{because}")
 

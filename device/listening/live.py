@@ -23,7 +23,7 @@ from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
-LATEST_CYCLES = 16  # kept for the view
+LATEST_CYCLES = 16  # that the view can show
 PAUSED_SECONDS = 1.5  # between two blocks, without processor time: this program was stopped
 PATIENCE_SECONDS = 0.3  # sound that waits longer is read before another cycle is judged
 WAITING_CYCLES = 4  # when more wait, the oldest is dropped

@@ -55,8 +55,8 @@ def open_session(
 def fallback_providers(engines: Path) -> list[Any]:
     """onnxruntime's providers here with their options, the fastest first; TensorRT's cache is in `engines`."""
     onnxruntime = load_onnxruntime()
-    kept = {"trt_fp16_enable": True, "trt_engine_cache_enable": True, "trt_engine_cache_path": engines / ORT_FOLDER}
-    options = {"TensorrtExecutionProvider": {name: str(value) for name, value in kept.items()}}
+    cache = {"trt_fp16_enable": True, "trt_engine_cache_enable": True, "trt_engine_cache_path": engines / ORT_FOLDER}
+    options = {"TensorrtExecutionProvider": {name: str(value) for name, value in cache.items()}}
     available = onnxruntime.get_available_providers()
     return [(name, options.get(name, {})) for name in PROVIDERS if name in available]
 

@@ -107,9 +107,9 @@ def build_engine(
     file = model_for(bundle, precision, weak=weakly_typed(gpu.tensorrt))
     path = folder / f"{gpu.key(file.sha256, precision)}{ENGINE_SUFFIX}"
     with suppress(TensorRTError):
-        kept, data = _read_engine(path)
+        info, data = _read_engine(path)
         _loaded(gpu, bundle, data)
-        return kept
+        return info
     measured = folder / f"{_key(gpu.version, gpu.name)}.timing"
     timing = measured.read_bytes() if measured.is_file() else b""
     gpu.cuda.use()
@@ -118,17 +118,14 @@ def build_engine(
     self_test(Classifier(bundle, file=file, engine=engine))
     sha256, megabytes = hashlib.sha256(plan.data).hexdigest(), len(plan.data) / 1e6
     names = (bundle.manifest.name, file.path, file.sha256, precision, gpu.version, gpu.name)
-    kept = EngineInfo(*names, sha256, megabytes, time.time())
+    info = EngineInfo(*names, sha256, megabytes, time.time())
     _write(measured, plan.timing_cache)
-    _write(path, json.dumps(asdict(kept)).encode() + b"\n" + plan.data)
-    return kept
+    _write(path, json.dumps(asdict(info)).encode() + b"\n" + plan.data)
+    return info
 
 
 def open_engine(bundle: Bundle, precision: EnginePrecision, folder: Path) -> tuple[ModelFile, Engine]:
-    """The bundle's engine as it was built on this gpu, and the file it was built from.
-
-    TensorRTError or BundleError say why there is none.
-    """
+    """The model file, and the engine that was built from it on this machine; TensorRTError or BundleError without one."""
     gpu = open_gpu()
     file = model_for(bundle, precision, weak=weakly_typed(gpu.tensorrt))
     _, data = _read_engine(folder / f"{gpu.key(file.sha256, precision)}{ENGINE_SUFFIX}")
@@ -169,14 +166,14 @@ def _read_engine(path: Path) -> tuple[EngineInfo, bytes]:
     """An engine's description and bytes; TensorRTError when it is missing or damaged."""
     try:
         head, _, data = path.read_bytes().partition(b"\n")
-        kept = EngineInfo(**json.loads(head))
+        info = EngineInfo(**json.loads(head))
     except FileNotFoundError:
         raise TensorRTError(f"no engine is built; {NEXT}") from None
     except (OSError, ValueError, TypeError) as error:
         raise TensorRTError(f"{path} is damaged ({type(error).__name__}); {NEXT}") from error
-    if hashlib.sha256(data).hexdigest() != kept.sha256:
+    if hashlib.sha256(data).hexdigest() != info.sha256:
         raise TensorRTError(f"{path} is damaged (its hash does not hold); {NEXT}")
-    return kept, data
+    return info, data
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,6 +1,6 @@
 """The sound of stored cycles: one FLAC a cycle beside the database, removed again by age and size."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -115,19 +115,18 @@ class AudioStore:
 
     def surplus(self, now: float, days: float, megabytes: float) -> list[AudioFile]:
         """Files older than `days`, and the oldest ones above `megabytes` in all; `now` is seconds since 1970."""
-        kept = sorted(self.kept())
-        too_many = sum(file.bytes for file in kept) - megabytes * 1e6
+        files = sorted(self.files())
+        too_many = sum(file.bytes for file in files) - megabytes * 1e6
         surplus = []
-        for file in kept:
+        for file in files:
             known_age = file.modified_at >= CLOCK_IS_SET
             if too_many > 0 or (known_age and now - file.modified_at > days * DAY_SECONDS):
                 surplus.append(file)
                 too_many -= file.bytes
         return surplus
 
-    def remove(self, kept: Iterable[AudioFile]) -> None:
+    def remove(self, files: Sequence[AudioFile]) -> None:
         """Remove files, and folders that become empty; a file that cannot be removed is tried again later."""
-        files = list(kept)
         for file in files:
             with suppress(OSError):
                 file.path.unlink()
@@ -137,7 +136,7 @@ class AudioStore:
                     (folder / OWNER).unlink()
                 folder.rmdir()
 
-    def kept(self, session: int | None = None) -> list[AudioFile]:
+    def files(self, session: int | None = None) -> list[AudioFile]:
         """The files of one session, or of all; only files with names of this class."""
         found = []
         for path in self.folder.glob(f"{'*' if session is None else session}/*"):

@@ -69,7 +69,7 @@ class Outage:
     @property
     def lost(self) -> str:
         """As a phrase."""
-        return f"{self.cycles} cycles and {self.entries} timeline entries not kept"
+        return f"{self.cycles} cycles and {self.entries} timeline entries not stored"
 
 
 def trusted_time(began: Sequence[float], now: float) -> float:
@@ -189,7 +189,7 @@ class Store:
         owner = session_owner(self._database, self.session)
         if owner == REMOVED:
             raise SessionDeletedError(
-                f"{self.file}: session {self.session} was deleted while it listens; nothing more of it is kept"
+                f"{self.file}: session {self.session} was deleted while it runs; no more of it is stored"
             )
         if owner != self._owner or not self._opened.is_there():
             raise GoneError(f"{self.file}: it was deleted, moved or replaced while session {self.session} was written")
@@ -240,7 +240,7 @@ class Store:
         if trusted < now and (spared := len(self.audio.surplus(now, *limits)) - len(surplus)):
             self.warning = self.warning or (
                 f"the clock jumped by {(now - trusted) / 86_400:.0f} days; {spared} cycles' sound that it calls too "
-                "old is kept until the clock has stood for a day"
+                "old is kept until the clock has been right for a day"
             )
         with transaction(self._database):
             self._database.executemany(
@@ -308,7 +308,7 @@ class Recorder:
                 self._leave(damaged=isinstance(error, DamagedError))
             if self._outage is None:
                 self._outage = Outage(lost.sample, str(error))
-                self._warn(f"{error}; listening goes on, but nothing is kept until this works again")
+                self._warn(f"{error}; listening continues, but nothing is stored until this works again")
             self._miss(lost)
             self._next_try = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, RETRY_SECONDS[1])

@@ -82,7 +82,7 @@ def replay(
     if not sound_is_its_own(file, number):
         raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
-        raise StoreError(f"{file}: no audio of session {number} is kept; set store.audio before listening")
+        raise StoreError(f"{file}: no audio of session {number} is stored; set store.audio before listening")
     # settings that are newer than the session have their defaults
     own = load_settings(environment={}, layers=[Layer(f"session {number}", session["settings"])]).bundle
     classifier = open_classifier(own if bundle is None else own.model_copy(update={"path": str(bundle)}))

@@ -113,7 +113,7 @@ def delete_session(file: Path, number: int) -> None:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     audio = AudioStore(file)
     if audio.belongs_to(number, owner):
-        audio.remove(audio.kept(number))
+        audio.remove(audio.files(number))
 
 
 def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> None:

@@ -191,16 +191,16 @@ class LiveView(View):
         level, lost = self.session.level_dbfs, self.session.lost_seconds
         low, high = METER_DBFS
         meter = self._bar((level - low) / (high - low), 2 * BAR_CELLS)
-        heard = Text(f"{meter} {level:6.1f} dBFS    {breathing}")
+        sound = Text(f"{meter} {level:6.1f} dBFS    {breathing}")
         if lost is not None:
             # level and rhythm are old
-            heard = Text(f"NO SOUND since {time_text(lost)}, see above", style="bold")
+            sound = Text(f"NO SOUND since {time_text(lost)}, see above", style="bold")
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim")
         grid.add_column(no_wrap=True, overflow="ellipsis")
         grid.add_row("source", Text(summary.source))
         grid.add_row("model", Text(f"{self.bundle_name} ({summary.bundle[:12]})"))
-        grid.add_row("level", heard)
+        grid.add_row("level", sound)
         return grid
 
     def _cycles(self) -> RenderableType:

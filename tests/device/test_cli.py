@@ -426,7 +426,7 @@ def test_a_second_channel_is_a_warning_in_one_line(respsam_device: Device, bundl
         answer = respsam_device(*command, tmp_path / "stereo.wav", "--json", "--bundle", bundle)
         assert answer.code == 0
         (line,) = answer.error.splitlines()
-        assert line == f"respsam-device: warning: {tmp_path / 'stereo.wav'}: 2 channels, only the first is heard"
+        assert line == f"respsam-device: warning: {tmp_path / 'stereo.wav'}: 2 channels, only the first is used"
 
 
 def test_many_recordings_in_several_processes_give_the_same(

@@ -82,7 +82,7 @@ class Listening:
         until(lambda: any(block.samples.size for _, block in self.blocks[:]) or None, seconds, "no sound")
 
     def assert_balanced(self) -> None:
-        """Every sample since the first is heard or missing: the account follows the clock, and blocks keep coming."""
+        """Every sample since the first is used or missing: the account follows the clock, and blocks keep coming."""
         times = [at for at, _ in self.blocks]
         assert max(np.diff([self.began, *times])) < 1.0
         accounted = sum(block.samples.size + block.missing for _, block in self.blocks) / SAMPLE_RATE

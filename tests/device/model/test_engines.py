@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def machine(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
+def gpu(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     """A GPU that runs the bundle's model; its engines are this test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = FakeMachine((folder / "model.onnx").read_bytes())
@@ -141,7 +141,7 @@ def test_list_shows_what_is_kept_and_clear_removes_it(
     respsam_device: Device, gpu: FakeMachine, folder: Path, tmp_path: Path
 ) -> None:
     empty = respsam_device("engine", "list")
-    assert (empty.code, empty.out, empty.error) == (0, "", "none are kept\n")
+    assert (empty.code, empty.out, empty.error) == (0, "", "no engines are stored\n")
     assert respsam_device("engine", "clear").out == "0 engines removed, 0.0 MB freed\n"
 
     respsam_device("engine", "build", "--bundle", folder, "--precision", "fp32")

@@ -47,7 +47,7 @@ def test_sound_is_kept_only_when_it_is_asked_for(file: Path, demo: Judged) -> No
         keep(demo, store)
         store.close()
     audio = AudioStore(file)
-    assert not audio.kept(1)
+    assert not audio.files(1)
     for one in demo[0]:
         assert bits(audio.read(2, one.number)) == bits(one.samples)
     assert rows(file, "SELECT DISTINCT session, audio FROM cycles") == [(1, ""), (2, "kept")]
@@ -67,7 +67,7 @@ def test_sound_that_is_too_old_is_removed_and_its_rows_stay(file: Path, demo: Ju
     aged(audio.path(1, 2), 29)
     os.utime(audio.path(1, 3), (1000.0, 1000.0))  # a clock that was not set yet says nothing about the age
     Store(beginning(file, audio_days=30.0)).close()
-    assert [one.number for one in sorted(audio.kept(1))] == [one.number for one in demo[0]][1:]
+    assert [one.number for one in sorted(audio.files(1))] == [one.number for one in demo[0]][1:]
     assert rows(file, "SELECT number, audio FROM cycles LIMIT 3") == [(1, "deleted"), (2, "kept"), (3, "kept")]
 
 
@@ -79,7 +79,7 @@ def test_a_session_that_was_deleted_meanwhile_keeps_no_sound(file: Path, demo: J
     recorder.add(demo[0][1])
     recorder.end(demo[2])
     assert len(warnings) == 1
-    assert not AudioStore(file).kept()
+    assert not AudioStore(file).files()
     assert [rows(file, f"SELECT * FROM {table}") for table in ("sessions", "cycles", "timeline")] == [[], [], []]
 
 
@@ -97,7 +97,7 @@ def test_beyond_its_size_the_oldest_sound_goes_while_listening(
         store.add(one[0])
     store.close()
     audio = AudioStore(file)
-    kept = sorted(audio.kept())
+    kept = sorted(audio.files())
     assert {one.session for one in kept} == {2}
     assert [one.number for one in kept] == list(range(kept[0].number, 44)), "the oldest are gone"
     # five cycles may come between two looks
@@ -174,7 +174,7 @@ def test_the_sound_of_another_session_is_never_written_over_or_deleted(
         recording.add(next(numbered))
     recording.end(demo[2])
     assert contents(folder / "1") == before
-    assert len(sorted(AudioStore(file).kept(2))) == 5
+    assert len(sorted(AudioStore(file).files(2))) == 5
 
 
 def test_a_failed_write_deletes_no_sound_of_another_device(file: Path, demo: Judged) -> None:
@@ -239,8 +239,8 @@ def test_a_clock_that_is_ahead_deletes_no_sound(
         again = Store(replace(beginning(file, audio=True), started_at=time.time()))
         again.close()
         assert f"the clock jumped by {days} days; {len(demo[0])} cycles' sound" in again.warning
-    assert len(AudioStore(file).kept(1)) == len(demo[0])
+    assert len(AudioStore(file).files(1)) == len(demo[0])
     assert rows(file, "SELECT DISTINCT audio FROM cycles") == [("kept",)]
     monkeypatch.setattr(time, "time", lambda: now + (days + 1.5) * DAY)
     Store(replace(beginning(file, audio=True), started_at=time.time())).close()
-    assert AudioStore(file).kept(1) == []
+    assert AudioStore(file).files(1) == []

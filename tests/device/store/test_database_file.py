@@ -112,10 +112,10 @@ def test_a_store_that_goes_while_it_is_written_is_told_and_stored_into_anew(
     session = rows(file, "SELECT max(id) FROM sessions WHERE verdict IS NOT NULL")[0][0]
     assert rows(file, f"SELECT number FROM cycles WHERE session = {session}") == [(5,), (6,), (7,)]
     ((note,),) = rows(file, f"SELECT note FROM timeline WHERE session = {session} AND kind = 'unstored'")
-    assert note.startswith("1 cycles and 0 timeline entries not kept: ")
+    assert note.startswith("1 cycles and 0 timeline entries not stored: ")
     assert rows(file, "PRAGMA integrity_check") == [("ok",)]
     audio = AudioStore(file)
-    assert [one.number for one in sorted(audio.kept(session))] == [5, 6, 7]
+    assert [one.number for one in sorted(audio.files(session))] == [5, 6, 7]
 
 
 @pytest.mark.parametrize("fate", FATES)
@@ -159,7 +159,7 @@ def test_numbers_of_a_database_that_is_gone_are_not_given_again(file: Path, demo
     second.add(demo[0][0])
     second.close()
     assert second.session == 2
-    assert {one.session for one in AudioStore(file).kept()} == {1, 2}
+    assert {one.session for one in AudioStore(file).files()} == {1, 2}
 
 
 @pytest.fixture
@@ -179,9 +179,9 @@ def test_a_session_that_is_deleted_while_it_runs_is_told_so_once(
         recording.add(cycle)
     recording.end(demo[2])
     (warning,) = warnings
-    assert "session 1 was deleted while it listens; nothing more of it is kept" in warning
+    assert "session 1 was deleted while it runs; no more of it is stored" in warning
     assert "FOREIGN" not in warning and "disk" not in warning
-    assert not AudioStore(file).kept()
+    assert not AudioStore(file).files()
 
 
 def open_to_others(folder: Path) -> list[str]:

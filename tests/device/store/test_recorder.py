@@ -117,7 +117,7 @@ def test_a_damaged_file_is_set_aside_with_what_belongs_to_it_and_reported(
     damage(file)
     broken, logged = file.read_bytes(), b"what the last process left"
     file.with_name("store.sqlite-wal").write_bytes(logged)
-    sound = sum(one.bytes for one in AudioStore(file).kept())
+    sound = sum(one.bytes for one in AudioStore(file).files())
     warnings = list[str]()
     recorder = Recorder(lambda: Store(beginning(file)), warnings.append)
     keep(demo, recorder)
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_set_aside_with_what_belongs_to_it_and_reported(
     (warning,) = warnings
     assert str(file) in warning and str(aside) in warning and "\n" not in warning
     assert aside.read_bytes() == broken
-    assert sum(one.bytes for one in AudioStore(aside).kept()) == sound > 0
+    assert sum(one.bytes for one in AudioStore(aside).files()) == sound > 0
     assert intact(file)
     assert rows(file, "SELECT count(*) FROM cycles") == [(len(demo[0]),)]
 
@@ -171,11 +171,11 @@ def test_a_locked_store_is_one_warning_and_storing_resumes(
     recorder.add(next(numbered))
     recorder.end(demo[2])
     assert len(warnings) == 2
-    assert "stored again; 5 cycles and 0 timeline entries not kept" in warnings[1]
+    assert "stored again; 5 cycles and 0 timeline entries not stored" in warnings[1]
     assert rows(file, "SELECT number FROM cycles") == [(1,), (7,)]
     ((kind, sample, note),) = rows(file, "SELECT kind, sample, note FROM timeline")
     assert (kind, sample) == ("unstored", demo[0][1].start_sample)
-    assert note.startswith("5 cycles and 0 timeline entries not kept: ") and "locked" in note
+    assert note.startswith("5 cycles and 0 timeline entries not stored: ") and "locked" in note
 
 
 def test_while_it_fails_it_is_tried_only_now_and_then(file: Path, demo: Judged) -> None:
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_warning_and_storing_resumes_when_there_is_room(small
     assert rows(file, "SELECT count(*), min(note) LIKE '21 cycles %' FROM timeline WHERE kind = 'unstored'") == [(1, 1)]
     assert intact(file)
     audio = AudioStore(file)
-    assert [one.path for one in sorted(audio.kept())] == [audio.path(1, number) for number in kept], "and no half file"
+    assert [one.path for one in sorted(audio.files())] == [audio.path(1, number) for number in kept], "and no half file"
     assert all(audio.read(1, number).size for number in kept)
 
 
@@ -254,7 +254,7 @@ def test_a_file_that_may_not_grow_is_one_warning_and_storing_resumes(file: Path)
     kept = [number for (number,) in rows(file, "SELECT number FROM cycles")]
     assert 10 < len(kept) < 3000
     assert kept[-10:] == list(range(3001, 3011))
-    assert f"{3010 - len(kept)} cycles and 0 timeline entries not kept" in warnings[1]
+    assert f"{3010 - len(kept)} cycles and 0 timeline entries not stored" in warnings[1]
     assert intact(file)
 
 

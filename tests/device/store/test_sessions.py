@@ -139,11 +139,11 @@ def test_delete_removes_rows_and_audio_and_nothing_else(respsam_device: Device, 
     foreign = AudioStore(stored).folder / "1" / "notes.txt"
     foreign.write_text("not ours")
     others = [respsam_device("sessions", "show", number, "--json").out for number in (2, 3)]
-    assert AudioStore(stored).kept(1)
+    assert AudioStore(stored).files(1)
     assert SITE.encode() in stored.read_bytes()
     assert respsam_device("sessions", "delete", 1, "--yes").code == 0
     assert [respsam_device("sessions", "show", number, "--json").out for number in (2, 3)] == others
-    assert not AudioStore(stored).kept()
+    assert not AudioStore(stored).files()
     assert foreign.read_text() == "not ours"
     with sqlite3.connect(stored) as database:
         for table, key in (("sessions", "id"), ("cycles", "session"), ("timeline", "session")):
