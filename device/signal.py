@@ -16,6 +16,7 @@ from device.runtime import one_blas_thread
 from firmware_config.errors import RespSAMError
 
 FloatArray = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 Span = tuple[int, int]
 """First sample of a cycle and one past its last, counted in the samples handed to the model."""
 
@@ -154,14 +155,14 @@ def pad(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
     return np.pad(samples, (0, missing), mode="reflect" if front_end.padding == "reflect" else "constant")
 
 
-def mel_edges(mels: int, low_hz: float, high_hz: float) -> npt.NDArray[np.float64]:
+def mel_edges(mels: int, low_hz: float, high_hz: float) -> Float64Array:
     """Edges (mels + 2,) of kaldi's triangular filters, in mel."""
     return np.linspace(1127.0 * np.log1p(low_hz / 700.0), 1127.0 * np.log1p(high_hz / 700.0), mels + 2)
 
 
-def mel_centres(mels: int, low_hz: float, high_hz: float) -> npt.NDArray[np.float64]:
+def mel_centres(mels: int, low_hz: float, high_hz: float) -> Float64Array:
     """Hz (mels,) at the peaks of the same filters."""
-    result: npt.NDArray[np.float64] = 700.0 * np.expm1(mel_edges(mels, low_hz, high_hz)[1:-1] / 1127.0)
+    result: Float64Array = 700.0 * np.expm1(mel_edges(mels, low_hz, high_hz)[1:-1] / 1127.0)
     return result
 
 
@@ -180,11 +181,11 @@ def mel_filters(mels: int, low_hz: float, high_hz: float) -> FloatArray:
 
 
 @lru_cache(maxsize=1)
-def _hann() -> npt.NDArray[np.float64]:
+def _hann() -> Float64Array:
     return np.hanning(FRAME_SAMPLES)
 
 
-def _power_spectrum(frames: npt.NDArray[np.float64]) -> FloatArray:
+def _power_spectrum(frames: Float64Array) -> FloatArray:
     """Power (frames, bins) of frames (frames, FRAME_SAMPLES): mean removed, pre-emphasis, Hann."""
     frames = frames - frames.mean(axis=1, keepdims=True)
     emphasised = np.empty_like(frames)

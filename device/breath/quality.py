@@ -10,10 +10,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from device.signal import SAMPLE_RATE, FloatArray, exact_div
+from device.signal import SAMPLE_RATE, Float64Array, FloatArray, exact_div
 from firmware_config.settings import QualitySettings
-
-Float64Array = npt.NDArray[np.float64]
 
 FULL_SCALE = 0.999
 SILENCE_DBFS = -160.0

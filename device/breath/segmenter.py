@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import correlate
 from scipy.special import expit
 
 from device.bundle import Segmentation
-from device.signal import SAMPLE_RATE, FloatArray, Span, exact_div
+from device.signal import SAMPLE_RATE, Float64Array, FloatArray, Span, exact_div
 
-Float64Array = npt.NDArray[np.float64]
 Weights = dict[str, Float64Array]
 
 STEP_SAMPLES = exact_div(SAMPLE_RATE, 20)  # 800: the 50 ms grid

@@ -12,14 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy.signal
 
 from device.labels import LABELS, Label
-from device.signal import FloatArray
+from device.signal import Float64Array, FloatArray
 from firmware_config.errors import RespSAMError
-
-FloatArray64 = npt.NDArray[np.float64]  # for intermediate results; the output is float32
 
 LEVEL_DBFS = -40.0
 MICROPHONE_DB = -45.0  # white noise relative to the chest; in SPRSound this is the 16-bit quantisation
@@ -110,7 +107,7 @@ def breath(seed: int, label: Label, seconds: float = 3.0, *, sample_rate: int = 
     return _float32(_recorded(chest_rng, chest, LEVEL_DBFS, sample_rate))
 
 
-def crackle(two_cycle_seconds: float, sample_rate: int) -> FloatArray64:
+def crackle(two_cycle_seconds: float, sample_rate: int) -> Float64Array:
     """One crackle: two decaying cycles, each half-cycle longer than the one before; peak 1 (n,).
 
     The waveform of Kiyokawa et al., Chest 2001, 119(6), 1886-1892.
@@ -121,7 +118,7 @@ def crackle(two_cycle_seconds: float, sample_rate: int) -> FloatArray64:
     return np.asarray(wave / np.abs(wave).max(), np.float64)
 
 
-def wheeze(rng: np.random.Generator, seconds: float, sample_rate: int) -> FloatArray64:
+def wheeze(rng: np.random.Generator, seconds: float, sample_rate: int) -> Float64Array:
     """One wheeze: a fundamental of 200-600 Hz that glides slowly, and two harmonics, faded; (n,), peak about 1."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     glide = rng.uniform(-0.12, 0.12) * (time / seconds - 0.5)
@@ -145,7 +142,7 @@ def _generators(seed: int, seconds: float, sample_rate: int) -> list[np.random.G
     return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)]
 
 
-def _float32(samples: FloatArray64) -> FloatArray:
+def _float32(samples: Float64Array) -> FloatArray:
     return np.clip(samples, -1.0, 1.0).astype(np.float32)
 
 
@@ -164,14 +161,14 @@ def _plan(rng: np.random.Generator, seconds: float, per_minute: float, abnormal_
     )
 
 
-def _band_noise(white: FloatArray64, low_hz: float, high_hz: float, sample_rate: int) -> FloatArray64:
+def _band_noise(white: Float64Array, low_hz: float, high_hz: float, sample_rate: int) -> Float64Array:
     """White noise with 12 dB an octave off both sides of the band; RMS 1."""
     sections = scipy.signal.butter(2, (low_hz, high_hz), "bandpass", fs=sample_rate, output="sos")
     shaped = scipy.signal.sosfilt(sections, white)
     return np.asarray(shaped / np.sqrt(np.mean(shaped**2)), np.float64)
 
 
-def _chest(rng: np.random.Generator, breaths: tuple[Breath, ...], count: int, sample_rate: int) -> FloatArray64:
+def _chest(rng: np.random.Generator, breaths: tuple[Breath, ...], count: int, sample_rate: int) -> Float64Array:
     """Vesicular noise of each phase, and what the label adds to it, before chest wall and stethoscope (count,)."""
     white = rng.standard_normal(count)
     phases = np.zeros((2, count))
@@ -196,7 +193,7 @@ def _chest(rng: np.random.Generator, breaths: tuple[Breath, ...], count: int, sa
     return np.asarray(phases[0] * inspiration + phases[1] * expiration + added, np.float64)
 
 
-def _crackles(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iterator[tuple[float, FloatArray64]]:
+def _crackles(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iterator[tuple[float, Float64Array]]:
     """Fine crackles late in inspiration, or coarse ones early in both phases: start in seconds, waveform."""
     inspiration = cycle.expiration_seconds - cycle.onset_seconds
     expiration = cycle.end_seconds - cycle.expiration_seconds
@@ -211,12 +208,12 @@ def _crackles(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iter
         yield float(at), rng.uniform(6, 12) * crackle(rng.uniform(*durations), sample_rate)
 
 
-def _evenly(rng: np.random.Generator, number: int) -> FloatArray64:
+def _evenly(rng: np.random.Generator, number: int) -> Float64Array:
     """Numbers in 0..1, one in each of as many equal parts, so that crackles rarely fall on each other."""
     return np.asarray((np.arange(number) + rng.random(number)) / number, np.float64)
 
 
-def _wheezes(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iterator[tuple[float, FloatArray64]]:
+def _wheezes(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iterator[tuple[float, Float64Array]]:
     """A wheeze in expiration, in three cycles of ten a weaker one in inspiration too: start in seconds, waveform."""
     inspiration = cycle.expiration_seconds - cycle.onset_seconds
     expiration = cycle.end_seconds - cycle.expiration_seconds
@@ -227,13 +224,13 @@ def _wheezes(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Itera
         yield cycle.onset_seconds + 0.15 * inspiration, rng.uniform(1, 2) * wheeze(rng, seconds, sample_rate)
 
 
-def _add(samples: FloatArray64, at_seconds: float, wave: FloatArray64, sample_rate: int) -> None:
+def _add(samples: Float64Array, at_seconds: float, wave: Float64Array, sample_rate: int) -> None:
     first = round(at_seconds * sample_rate)
     room = len(samples) - first
     samples[first : first + len(wave)] += wave[: max(room, 0)]
 
 
-def _add_heart(rng: np.random.Generator, chest: FloatArray64, per_minute: float, sample_rate: int) -> None:
+def _add_heart(rng: np.random.Generator, chest: Float64Array, per_minute: float, sample_rate: int) -> None:
     """S1 and S2 as damped bursts of 40-75 Hz; the time between them follows the beat's length (Bazett)."""
     first_hz, second_hz, strength = rng.uniform(40, 55), rng.uniform(55, 75), rng.uniform(0.8, 1.5)
     beat = 60 / per_minute
@@ -246,7 +243,7 @@ def _add_heart(rng: np.random.Generator, chest: FloatArray64, per_minute: float,
         at += beat * float(np.exp(rng.normal(0, 0.03)))
 
 
-def _recorded(rng: np.random.Generator, chest: FloatArray64, level_dbfs: float, sample_rate: int) -> FloatArray64:
+def _recorded(rng: np.random.Generator, chest: Float64Array, level_dbfs: float, sample_rate: int) -> Float64Array:
     """Chest wall, stethoscope and microphone: roll-off, level, and the microphone's own noise."""
     sections = scipy.signal.butter(4, STETHOSCOPE_HZ, fs=sample_rate, output="sos")
     filtered = scipy.signal.sosfilt(sections, chest)
@@ -264,7 +261,7 @@ def _contact_spans(rng: np.random.Generator, seconds: float, per_minute: float) 
     return tuple((float(start), float(start + length)) for start, length in zip(starts, lengths, strict=True))
 
 
-def _rub(rng: np.random.Generator, count: int, sample_rate: int) -> FloatArray64:
+def _rub(rng: np.random.Generator, count: int, sample_rate: int) -> Float64Array:
     """A membrane rubbing on skin or cloth: noise from 15 Hz up, coming and going, about 20 dB above the chest."""
     noise = _band_noise(rng.standard_normal(count), 15, 150, sample_rate) + 0.1 * rng.standard_normal(count)
     strokes = np.abs(np.sin(np.pi * rng.uniform(4, 9) * np.arange(count) / sample_rate))

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from device.breath.segmenter import LEAST_RHYTHM, Float64Array
+from device.breath.segmenter import LEAST_RHYTHM
 from device.listening.cycle import CycleResult
+from device.signal import Float64Array
 
 RATE_CYCLES = 9  # how many of the latest cycles count
 LEAST_INTERVALS = 3  # from onset to onset

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from device.bundle import Bundle, BundleError, ModelFile
 from device.labels import LABELS
 from device.model.judgement import Judgement, abnormal_probability, judge, pool
 from device.runtime import load_onnxruntime
-from device.signal import WINDOW_SAMPLES, FloatArray, SignalError, Span, windows
+from device.signal import WINDOW_SAMPLES, Float64Array, FloatArray, SignalError, Span, windows
 
 CPU: Final = "CPUExecutionProvider"
 # onnxruntime's providers, the fastest first, and their names in messages
@@ -124,7 +123,7 @@ class Classifier:
         session = self.session
         return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0], dtype=np.float32)
 
-    def pooled(self, inputs: FloatArray) -> npt.NDArray[np.float64]:
+    def pooled(self, inputs: FloatArray) -> Float64Array:
         """Logits (batch, 4), pooled over all moments, of model inputs (batch, frames, mels)."""
         return pool(self.logits(inputs))
 

@@ -125,7 +125,7 @@ def build_engine(
 
 
 def open_engine(bundle: Bundle, precision: EnginePrecision, folder: Path) -> tuple[ModelFile, Engine]:
-    """The model file, and the engine that was built from it on this machine; TensorRTError or BundleError without one."""
+    """The model file, and the engine built from it on this machine; TensorRTError or BundleError without one."""
     gpu = open_gpu()
     file = model_for(bundle, precision, weak=weakly_typed(gpu.tensorrt))
     _, data = _read_engine(folder / f"{gpu.key(file.sha256, precision)}{ENGINE_SUFFIX}")

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from device.bundle import BundleError
 from device.labels import LABELS, NORMAL, Label
-from device.signal import FRAME_SAMPLES, WINDOW_SAMPLES, Span
+from device.signal import FRAME_SAMPLES, WINDOW_SAMPLES, Float64Array, Span
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Judgement:
         return self.leading if self.abnormal else LABELS[NORMAL]
 
 
-def softmax(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> npt.NDArray[np.float64]:
+def softmax(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> Float64Array:
     """Class probabilities (n, classes) of logits (n, classes) divided by `temperature`."""
     scaled = logits.astype(np.float64) / temperature
     exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    result: npt.NDArray[np.float64] = exponent / exponent.sum(axis=1, keepdims=True)
+    result: Float64Array = exponent / exponent.sum(axis=1, keepdims=True)
     return result
 
 
-def abnormal_probability(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> npt.NDArray[np.float64]:
+def abnormal_probability(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> Float64Array:
     """1 - softmax(logits / temperature)[normal], (n,)."""
-    result: npt.NDArray[np.float64] = 1.0 - softmax(logits, temperature)[:, NORMAL]
+    result: Float64Array = 1.0 - softmax(logits, temperature)[:, NORMAL]
     return result
 
 
@@ -47,19 +47,17 @@ def leading_class(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
     return result
 
 
-def pool(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def pool(logits: npt.NDArray[np.floating]) -> Float64Array:
     """Logits (..., classes) of moments' (..., moments, classes): log of the mean odds against normal, normal at 0."""
     against_normal = logits.astype(np.float64) - logits[..., NORMAL : NORMAL + 1].astype(np.float64)
     with np.errstate(invalid="ignore"):  # NaN stays NaN: `judge` reports it
-        result: npt.NDArray[np.float64] = np.logaddexp.reduce(against_normal, axis=-2) - np.log(logits.shape[-2])
+        result: Float64Array = np.logaddexp.reduce(against_normal, axis=-2) - np.log(logits.shape[-2])
     return result
 
 
-def moment_centres(moments: int) -> npt.NDArray[np.float64]:
+def moment_centres(moments: int) -> Float64Array:
     """Sample numbers (moments,) of the centres of a window's moments."""
-    result: npt.NDArray[np.float64] = (
-        np.arange(moments, dtype=np.float64) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
-    )
+    result: Float64Array = np.arange(moments, dtype=np.float64) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
     return result
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit, logit
 
 from device.bundle import SiteRule
 from device.labels import Label
 from device.model.judgement import Judgement
+from device.signal import Float64Array
 from firmware_config.command_line import counted
 
 Verdict = Literal["flagged", "nothing flagged", "not enough", "poor quality"]
@@ -22,7 +22,7 @@ def sounds(labels: Sequence[Label]) -> list[str]:
     return sorted({sound for label in labels for sound in (("crackle", "wheeze") if label == "both" else (label,))})
 
 
-def together(probability: npt.NDArray[np.float64]) -> float:
+def together(probability: Float64Array) -> float:
     """One probability for a stretch's cycles (count,), at least one: that of their mean log-odds."""
     return float(expit(logit(np.clip(probability, SUREST, 1.0 - SUREST)).mean()))
 

@@ -140,7 +140,7 @@ def test_a_full_disk_takes_no_row_from_results_that_are_gone_on_with(
         text=True,
     )
     assert len(rows) > 1024 and (limited.returncode, limited.stdout) == (2, "")
-    assert "the same command goes on" in limited.stderr
+    assert "run the same command again" in limited.stderr
     assert out.read_bytes() == rows
 
 
@@ -194,6 +194,6 @@ def test_a_full_disk_ends_a_screening_in_one_line(
 ) -> None:
     out = tmp_path / name
     out.symlink_to("/dev/full")  # also without an end to read, as a pipe
-    assert "the same command goes on" in one_error(
+    assert "run the same command again" in one_error(
         respsam_device("screen", recording, "--out", out, "--bundle", bundle)
     )
