@@ -13,7 +13,7 @@ from device.capture.blocks import Source
 from device.capture.microphone import MicrophoneSource
 from device.capture.recording import Channel, looks_like_sound
 from device.capture.sources import DemoSource, FileSource
-from device.listening.agreement import Agreement, agreement
+from device.listening.agreement import Agreement
 from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.model.classifier import Classifier
@@ -115,7 +115,7 @@ class Service:
     @property
     def agreement(self) -> Agreement | None:
         """Of the flags with the simulated breaths; None when the sound is real."""
-        return agreement(self.cycles, self.source.breaths) if isinstance(self.source, DemoSource) else None
+        return agreement_of(self.cycles, self.source.breaths) if isinstance(self.source, DemoSource) else None
 
     def _startup(self) -> None:
         name, classifier = self.classifier.bundle.manifest.name, self.classifier

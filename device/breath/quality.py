@@ -123,7 +123,7 @@ def hum_share(levelled: Float64Array) -> float:
     return float(np.where(lines[:, 0] >= MAINS_FUNDAMENTAL * shares, shares, 0.0).max())
 
 
-def judge(
+def assess(
     samples: FloatArray, settings: QualitySettings, clarity: float | None = None, snr_db: float | None = None
 ) -> Quality:
     """Quality of one cycle (n,); `clarity` and `snr_db` come from its `Segment`, None means that they do not count."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from device.breath.quality import judge
+from device.breath.quality import assess
 from device.breath.segmenter import Segmenter
 from device.bundle import Segmentation
 from device.capture.blocks import BLOCK_SAMPLES, StreamResampler, recut
@@ -24,7 +24,7 @@ def breathing(blocks: Iterable[FloatArray], sample_rate: int) -> Breathing:
         sounding = sounding or bool(block.min() != block.max())
         for segment in segmenter.feed(quantise(block)):
             seconds = segment.samples.size / SAMPLE_RATE
-            good = judge(segment.samples, limits, segment.clarity, segment.snr_db).gradable
+            good = assess(segment.samples, limits, segment.clarity, segment.snr_db).gradable
             gradable, breaths = gradable + seconds * good, breaths + seconds * (segment.kind == "breath")
         received += block.size
         if received >= LONGEST_SECONDS * SAMPLE_RATE:

@@ -319,7 +319,7 @@ def main() -> None:
     try:
         if sys.argv[1] == "devices":
             signal.alarm(round(2 * ANSWER_SECONDS))  # ends it if it hangs and the parent has given up
-            _send(output, {"devices": _query(_portaudio())})
+            _send(output, {"devices": _input_devices(_portaudio())})
         else:
             threading.Thread(target=_end_with_parent, daemon=True).start()
             os.set_blocking(output, False)
@@ -353,7 +353,7 @@ def _portaudio() -> Any:
     return sounddevice
 
 
-def _query(sounddevice: Any) -> list[dict[str, Any]]:
+def _input_devices(sounddevice: Any) -> list[dict[str, Any]]:
     hosts, default = sounddevice.query_hostapis(), sounddevice.default.device[0]
     return [
         {
@@ -399,7 +399,7 @@ class Listener:
 
 def _record(request: InputRequest, memory: int, output: int) -> None:
     sounddevice = _portaudio()
-    devices = _query(sounddevice)
+    devices = _input_devices(sounddevice)
     device = find_device(devices, request.device, request.host_api, remembered=request.remembered)
     if request.channel >= device["channels"]:
         raise CaptureError(

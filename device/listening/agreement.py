@@ -44,7 +44,7 @@ def truly_abnormal(start_seconds: float, end_seconds: float, breaths: Sequence[B
     return False
 
 
-def agreement(results: Iterable[CycleResult], breaths: Sequence[Breath]) -> Agreement:
+def agreement_of(results: Iterable[CycleResult], breaths: Sequence[Breath]) -> Agreement:
     """Compare every graded cycle with the breaths that were simulated in it."""
     graded = [
         (truly_abnormal(result.start_seconds, result.end_seconds, breaths), result.flagged)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from device.breath.quality import SILENCE_DBFS, judge, level_dbfs
+from device.breath.quality import SILENCE_DBFS, assess, level_dbfs
 from device.breath.segmenter import Segment, Segmenter
 from device.bundle import Segmentation, SiteRule
 from device.capture.blocks import Block, Source
@@ -180,7 +180,7 @@ class Session:
         return self.timeline.entry("dropped", f"cycle at {span} not judged: {reason}")
 
     def _judge(self, segment: Segment) -> CycleResult:
-        quality = judge(segment.samples, self.quality, segment.clarity, segment.snr_db)
+        quality = assess(segment.samples, self.quality, segment.clarity, segment.snr_db)
         judgement, seconds = None, 0.0
         if quality.gradable:
             began = time.perf_counter()

@@ -27,9 +27,9 @@ class LogView(View):
             level = logging.WARNING if item.kind in TROUBLE else logging.INFO
             # the name of a recording may contain a patient's name
             note = item.note if self.session.source.live or item.kind not in ("start", "end") else ""
-            _write(level, f"sound: {item.kind}", seconds=round(item.seconds, 2), note=note)
+            _log_fields(level, f"sound: {item.kind}", seconds=round(item.seconds, 2), note=note)
             return
-        _write(
+        _log_fields(
             logging.DEBUG,
             "cycle",
             number=item.number,
@@ -42,11 +42,11 @@ class LogView(View):
         if decision.stretches > self._stretches:
             verdict = "flagged" if decision.stretches_flagged > self._flagged else "nothing flagged"
             self._stretches, self._flagged = decision.stretches, decision.stretches_flagged
-            _write(logging.INFO, "stretch complete", number=self._stretches, verdict=verdict)
+            _log_fields(logging.INFO, "stretch complete", number=self._stretches, verdict=verdict)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """Log the verdict and the account."""
-        _write(
+        _log_fields(
             logging.INFO,
             "session ends",
             verdict=summary.verdict,
@@ -59,5 +59,5 @@ class LogView(View):
         )
 
 
-def _write(level: int, message: str, **fields: Any) -> None:
+def _log_fields(level: int, message: str, **fields: Any) -> None:
     LOG.log(level, message, extra={"fields": {name: value for name, value in fields.items() if value != ""}})

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from device.breath.quality import QualityMeasures, judge, measure, reason
+from device.breath.quality import QualityMeasures, assess, measure, reason
 from device.breath.segmenter import Weights
 from device.breath.simulator import simulate
 from device.bundle import Segmentation
@@ -105,7 +105,7 @@ def simulated(settings: QualitySettings) -> dict[str, float]:
                 span = [(segment.start_seconds, segment.end_seconds)]
                 shared = intersections(span, heard.contacts)[0][0] / [end - start for start, end in heard.contacts]
                 if not heard.contacts or shared.max() >= 0.5:
-                    outcomes.append(not judge(segment.samples, settings, segment.clarity, segment.snr_db).gradable)
+                    outcomes.append(not assess(segment.samples, settings, segment.clarity, segment.snr_db).gradable)
         refused[name] = round(float(np.mean(outcomes)), 3)
     return refused
 

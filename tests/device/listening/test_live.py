@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from device.breath.quality import judge as judge_quality
+from device.breath.quality import assess as judge_quality
 from device.breath.simulator import simulate
 from device.bundle import BundleError, SiteRule, read_bundle
 from device.capture.blocks import Block, paced
