@@ -161,7 +161,7 @@ def test_a_store_that_fails_is_one_warning_and_listening_goes_on(
     assert answer.objects[-1]["cycles"] > 15
     (line,) = answer.error.splitlines()
     assert line.startswith("respsam-device: warning: ")
-    assert "listening goes on" in line
+    assert "listening continues" in line
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

@@ -107,7 +107,7 @@ def test_a_store_that_goes_while_it_is_written_is_told_and_stored_into_anew(
         recording.add(next(numbered))
     recording.end(demo[2])
     gone, again = warnings
-    assert "deleted, moved or replaced" in gone and "listening goes on" in gone and "\n" not in gone
+    assert "deleted, moved or replaced" in gone and "listening continues" in gone and "\n" not in gone
     assert "stored again; 1 cycles" in again
     session = rows(file, "SELECT max(id) FROM sessions WHERE verdict IS NOT NULL")[0][0]
     assert rows(file, f"SELECT number FROM cycles WHERE session = {session}") == [(5,), (6,), (7,)]
@@ -249,7 +249,7 @@ def test_a_folder_that_another_process_holds_is_one_warning(file: Path, demo: Ju
     recording = recorder(file, warnings)
     assert time.monotonic() - began < 5.0
     (warning,) = warnings
-    assert "another process holds a lock" in warning and "listening goes on" in warning
+    assert "another process holds a lock" in warning and "listening continues" in warning
     os.close(holder)
     recording.add(demo[0][0])
     recording.end(demo[2])
@@ -268,7 +268,7 @@ def test_bytes_that_are_no_text_are_one_warning_and_listening_goes_on(
     recording.add(demo[0][0])
     recording.end(demo[2])
     (warning,) = warnings
-    assert "not UTF-8" in warning and "listening goes on" in warning
+    assert "not UTF-8" in warning and "listening continues" in warning
     warning.encode()
 
 
@@ -292,7 +292,7 @@ def test_a_user_without_a_home_listens_unstored_and_is_told_what_to_set(
     recording.add(demo[0][0])
     recording.end(demo[2])
     (warning,) = warnings
-    assert "set store.path" in warning and "listening goes on" in warning
+    assert "set store.path" in warning and "listening continues" in warning
 
 
 def test_damage_that_is_met_only_later_is_set_aside_then(

@@ -165,7 +165,7 @@ def test_a_locked_store_is_one_warning_and_storing_resumes(
     for _ in range(5):
         recorder.add(next(numbered))
     (warning,) = warnings
-    assert "database is locked" in warning and "listening goes on" in warning
+    assert "database is locked" in warning and "listening continues" in warning
     other.execute("COMMIT")
     other.close()
     recorder.add(next(numbered))
@@ -250,7 +250,7 @@ def test_a_file_that_may_not_grow_is_one_warning_and_storing_resumes(file: Path)
     done = python("limit", file)
     warnings = json.loads(done)
     assert len(warnings) == 2
-    assert "listening goes on" in warnings[0] and "stored again" in warnings[1]
+    assert "listening continues" in warnings[0] and "stored again" in warnings[1]
     kept = [number for (number,) in rows(file, "SELECT number FROM cycles")]
     assert 10 < len(kept) < 3000
     assert kept[-10:] == list(range(3001, 3011))
@@ -266,7 +266,7 @@ def test_a_read_only_store_is_one_warning(small_disk: Path, demo: Judged) -> Non
     warnings = list[str]()
     keep(demo, Recorder(lambda: Store(beginning(file)), warnings.append, retry_seconds=0.0))
     (warning,) = warnings
-    assert "read" in warning and "listening goes on" in warning
+    assert "read" in warning and "listening continues" in warning
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert rows(file, "SELECT count(*) FROM sessions") == [(1,)]
 
