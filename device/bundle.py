@@ -13,10 +13,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from device.audio import is_clutter
 from device.labels import LABELS, Label
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
+from firmware_config.files import is_clutter
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -145,7 +145,7 @@ class SelfTest(_Part):
     """What the model must answer to simulated breaths: `doctor`, `export verify` and updates run it."""
 
     seeds: tuple[int, ...]
-    """Seeds of `device.simulator.breath`."""
+    """Seeds of `device.breath.simulator.breath`."""
     labels: tuple[Label, ...]
     """Their simulated classes."""
     expected_probability: tuple[float, ...]
@@ -242,7 +242,7 @@ def _folder_inside(archive: zipfile.ZipFile) -> str:
     return f"{ours[0].as_posix()}/" if len(ours) == 1 and ours[0] != Path() else ""
 
 
-def open_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path) -> Bundle:
     """Check the manifest's schema and every file's hash; BundleError says which of them does not hold."""
     if not path.exists():
         raise BundleError(f"{path}: no bundle here; build one with 'respsam-export build RUN --out BUNDLE'")

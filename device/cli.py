@@ -1,5 +1,6 @@
 """`respsam-device`: listen and screen. Parses and prints; the work is in functions that a notebook could call."""
 
+import logging
 import math
 import signal
 import sys
@@ -21,18 +22,18 @@ from firmware_config.command_line import (
 from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from signal import Signals
 
-    from device.agreement import Agreement
-    from device.classifier import Classifier
-    from device.live import Auscultation, CycleResult, Summary
-    from device.population import Subject
-    from device.screening import Screened
-    from device.sessions import Cells
-    from device.sources import Source
-    from device.tensorrt_engine import Progress
-    from device.view import View
+    from device.capture.blocks import Source
+    from device.capture.recording import Channel
+    from device.listening.live import Auscultation
+    from device.listening.results import Screened
+    from device.model.classifier import Classifier
+    from device.model.tensorrt import Progress
+    from device.service import Service
+    from device.store.sessions import Cells
+    from device.view.view import View
     from firmware_config.settings import Settings
 
 PROGRAM = "respsam-device"
@@ -112,15 +113,16 @@ def listen(
     Ctrl-C, SIGTERM and SIGHUP end the session with its summary; a service that is stopped has done its work (exit 0),
     an interrupted user's command says so (130).
     """
-    from device.classifier import open_classifier
-    from device.population import Subject
+    from device.model.opening import open_classifier
+    from device.service import Service
+    from device.verdict.population import Subject
 
     settings = _settings(config, bundle, precision, sensitivity, no_store, channel)
     classifier = open_classifier(settings.bundle)
     _warn_of_fallback(classifier)
-    opened = _source(source, fast, seconds, settings, by_itself=channel == AUTO)
+    opened = _source(source, fast, seconds, settings, channel="auto" if channel == AUTO else None)
     subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-    return _code(_auscultate(opened, classifier, settings, subject, seconds, json_output))
+    return _code(_run(Service(opened, classifier, settings, subject, seconds, _warn), json_output))
 
 
 @app.command()
@@ -145,14 +147,14 @@ def exam(
     it waits for Enter before each site, and sites without an answer are offered again.
     """
     import json
-    from functools import partial
     from signal import Signals
 
-    from device.classifier import open_classifier
-    from device.exam import Exam, left
-    from device.live import Summary
-    from device.population import Subject
-    from device.view import exam_lines
+    from device.model.opening import open_classifier
+    from device.service import Service
+    from device.verdict.exam import Exam, left
+    from device.verdict.population import Subject
+    from device.verdict.summary import Summary
+    from device.view.view import exam_lines
 
     if source not in ("mic", "demo"):
         raise typer.BadParameter(f"{source!r} is neither mic nor demo", param_hint="--source")
@@ -168,10 +170,14 @@ def exam(
                 if asked:
                     what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
                     typer.prompt(what, "", show_default=False, err=True)
-                opened = _source(source, fast, seconds, settings, required.index(site))
+                opened = _source(source, fast, seconds, settings, site=required.index(site))
                 subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-                keep = partial(heard.__setitem__, site)
-                if stopped := _auscultate(opened, classifier, settings, subject, seconds, json_output, keep):
+                service = Service(opened, classifier, settings, subject, seconds, _warn)
+                try:
+                    stopped = _run(service, json_output)
+                finally:
+                    heard[site] = service.session.summary
+                if stopped:
                     break
             waiting = left(required, heard)
             if not asked or not waiting or stopped:
@@ -192,54 +198,13 @@ def _code(came: "list[Signals]") -> int:
     return INTERRUPTED if signal.SIGINT in came else 0
 
 
-def _auscultate(
-    opened: "Source",
-    classifier: "Classifier",
-    settings: "Settings",
-    subject: "Subject",
-    seconds: float | None,
-    json_output: bool,
-    keep: "Callable[[Summary], None] | None" = None,
-) -> "list[Signals]":
-    """One session at one site, shown and stored; the signals that stopped it. `keep` gets how it ended."""
-    from contextlib import ExitStack
-    from dataclasses import replace
+def _run(service: "Service", json_output: bool) -> "list[Signals]":
+    """One session, shown; the signals that stopped it."""
+    from device.listening.live import stopped_by_signals
 
-    from device.live import Auscultation, CycleResult, stopped_by_signals
-    from device.population import not_validated
-    from device.sources import MicrophoneSource
-    from device.store import Beginning, Recorder, Store
-
-    manifest = classifier.bundle.manifest
-
-    def outside() -> tuple[str, ...]:
-        doubt = opened.unverified if isinstance(opened, MicrophoneSource) else ""
-        return (*not_validated(manifest, replace(subject, highest_hz=opened.highest_hz)), *[doubt] * bool(doubt))
-
-    session = Auscultation(opened, classifier, settings.quality, seconds, outside)
-    name = manifest.name
-    beginning = Beginning(
-        opened.name, opened.demo, classifier.fingerprint, name, settings, subject.site or "", outside()
-    )
-    simulated: list[CycleResult] = []
-    with stopped_by_signals(session) as came, _outlets(json_output, opened.live, came) as out:
-        recorder = Recorder((lambda: Store(beginning)) if settings.store.enabled else None, _warn)
-        with ExitStack() as stack:
-            views = [stack.enter_context(view) for view in _views(session, name, json_output, out)]
-            try:
-                for happened in session.run():
-                    recorder.add(happened)
-                    if opened.demo and isinstance(happened, CycleResult):
-                        simulated.append(happened.without_samples())
-                    for view in views:
-                        view.show(happened)
-            finally:
-                # also when the microphone goes: what was heard is kept and printed before the error
-                if keep:
-                    keep(session.summary)
-                recorder.end(session.summary)
-                for view in views:
-                    view.end(session.summary, _agreement(opened, simulated))
+    session = service.session
+    with stopped_by_signals(session) as came, _outlets(json_output, service.source.live, came) as out:
+        service.run(_views(session, service.classifier.bundle.manifest.name, json_output, out))
     return came
 
 
@@ -249,7 +214,7 @@ def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[
     import json
     from contextlib import redirect_stderr
 
-    from device.outlet import Outlet
+    from device.view.outlet import Outlet
 
     def notice(lines: int) -> str:
         note = f"{lines} lines are missing here: the reader was too slow"
@@ -296,8 +261,9 @@ def screen(
     from collections import Counter
     from contextlib import ExitStack, closing
 
-    from device.screening import Heard, Results, find_recordings, model
-    from device.screening import screen as screened
+    from device.listening.results import Results
+    from device.listening.screening import Heard, find_recordings, model
+    from device.listening.screening import screen as screened
 
     settings = _settings(config, bundle, precision, sensitivity, channel=channel)
     heard = Heard("auto" if channel == AUTO else settings.audio.channel, age, site)
@@ -313,7 +279,7 @@ def screen(
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
             left = recordings
-        for one in _with_progress(screened(left, settings.bundle, settings.quality, heard), len(left)):
+        for one in _with_progress(screened(left, settings, heard), len(left)):
             for warning in one.warnings:
                 _warn(warning)
             if results is not None:
@@ -338,7 +304,7 @@ def list_sessions(json_output: JsonOption = False, config: ConfigOption = None) 
     """List what is stored: verdict, account and how many cycles have their audio."""
     import json
 
-    from device.sessions import SESSION_COLUMNS, cells, list_sessions
+    from device.store.sessions import SESSION_COLUMNS, cells, list_sessions
 
     rows = list_sessions(_store_file(config), _warn)
     if json_output:
@@ -353,7 +319,7 @@ def show_session(session: SessionArgument, json_output: JsonOption = False, conf
     """Show a session with its cycles and its timeline."""
     import json
 
-    from device.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
+    from device.store.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
 
     found = read_session(_store_file(config), session, _warn)
     if json_output:
@@ -375,7 +341,7 @@ def export_session(
     config: ConfigOption = None,
 ) -> None:
     """Write a session for other programs."""
-    from device.sessions import export_session, read_session
+    from device.store.sessions import export_session, read_session
 
     found = read_session(_store_file(config), session, _warn)
     if out is None:
@@ -397,7 +363,7 @@ def delete_session(
     config: ConfigOption = None,
 ) -> None:
     """Remove a session's rows and its audio for good."""
-    from device.sessions import about_lines, delete_session, read_session
+    from device.store.sessions import about_lines, delete_session, read_session
 
     file = _store_file(config)
     about = about_lines(read_session(file, session))
@@ -420,7 +386,7 @@ def replay(
     """Judge a session's stored audio again: exit code 0 when every answer is the same bit for bit, else 3."""
     import json
 
-    from device.sessions import replay
+    from device.store.replay import replay
 
     done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
     typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))
@@ -436,11 +402,11 @@ def build_engine(
     config: ConfigOption = None,
 ) -> None:
     """Build the bundle's engine with this machine's TensorRT and test it; minutes at first, nothing when it is kept."""
-    from device.bundle import DEFAULT_BUNDLE, open_bundle
-    from device.engine import build_engine, open_machine
+    from device.bundle import DEFAULT_BUNDLE, read_bundle
+    from device.model.engines import build_engine, open_machine
 
     settings = _settings(config, bundle)
-    opened, machine = open_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_machine()
+    opened, machine = read_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_machine()
     with _engine_progress(f"TensorRT {machine.version} builds for {machine.gpu}") as progress:
         kept = build_engine(opened, precision, settings.bundle.engines, machine, progress)
     typer.echo(
@@ -452,8 +418,8 @@ def build_engine(
 @engine.command("list")
 def list_engines(config: ConfigOption = None) -> None:
     """List the engines that are kept."""
-    from device.engine import COLUMNS, kept_engines
-    from device.sessions import cells
+    from device.model.engines import COLUMNS, kept_engines
+    from device.store.sessions import cells
 
     _print_table(cells(kept_engines(_settings(config).bundle.engines), COLUMNS), "none are kept")
 
@@ -461,7 +427,7 @@ def list_engines(config: ConfigOption = None) -> None:
 @engine.command("clear")
 def clear_engines(config: ConfigOption = None) -> None:
     """Remove every engine; 'engine build' makes them again."""
-    from device.engine import clear
+    from device.model.engines import clear
 
     count, megabytes = clear(_settings(config).bundle.engines)
     typer.echo(f"{count} engines removed, {megabytes:.1f} MB freed")
@@ -472,7 +438,7 @@ def devices(json_output: JsonOption = False) -> None:
     """List the microphones that can be listened to."""
     import json
 
-    from device.capture import input_devices
+    from device.capture.process import input_devices
     from device.doctor import device_line
 
     found = input_devices()
@@ -509,7 +475,7 @@ def _print_table(rows: "list[Cells]", nothing: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from device.sessions import plain_lines
+    from device.store.sessions import plain_lines
 
     if not rows:
         typer.echo(nothing, err=True)
@@ -550,32 +516,15 @@ def _settings(
 
 
 def _source(
-    source: str, fast: bool, seconds: float | None, settings: "Settings", site: int = 0, by_itself: bool = False
+    name: str, fast: bool, seconds: float | None, settings: "Settings", channel: "Channel | None" = None, site: int = 0
 ) -> "Source":
-    """`by_itself` takes the channel of a recording that has breathing in it."""
-    from device.audio import looks_like_sound
-    from device.screening import told_warnings
-    from device.sources import DemoSource, FileSource, MicrophoneSource
+    """`device.service.open_source`, with what a recording has to be remarked of."""
+    from device.capture.sources import FileSource
+    from device.service import open_source
 
-    if source == "demo":
-        return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)
-    if source == "mic":
-        if fast:
-            raise typer.BadParameter("a microphone cannot be heard faster; leave --fast out", param_hint="--fast")
-        if by_itself:
-            raise typer.BadParameter("of a microphone the channel must be a number", param_hint="--channel")
-        return MicrophoneSource(settings.audio)
-    if not Path(source).exists() and ("/" in source or looks_like_sound(Path(source))):
-        raise typer.BadParameter(f"{printable(Path(source))}: no such file; check the path", param_hint="--source")
-    if not Path(source).is_file():
-        raise typer.BadParameter(
-            f"{source!r} is neither mic nor demo nor a recording (for folders there is '{PROGRAM} screen')",
-            param_hint="--source",
-        )
-    with told_warnings() as told:
-        opened = FileSource(Path(source), fast=fast, channel="auto" if by_itself else settings.audio.channel)
-    for warning in told:
-        _warn(warning)
+    opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site)
+    for remark in opened.recorded.remarks if isinstance(opened, FileSource) else ():
+        _warn(str(remark))
     return opened
 
 
@@ -583,25 +532,16 @@ def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: Te
     """JSON or lines on stdout; the live page on stdout's terminal, or beside JSON that goes elsewhere on stderr's."""
     from rich.console import Console
 
-    from device.view import JsonView, LiveView, PlainView
+    from device.view.view import JsonView, LiveView, PlainView
 
-    demo = session.source.demo
     console = Console(file=sys.stderr if json_output else out)
     # isatty rather than rich's own guess, which FORCE_COLOR in the environment changes
     live: list[View] = []
     if console.file.isatty() and not console.is_dumb_terminal:
         live = [LiveView(session, bundle_name, console)]
     if not json_output:
-        return live or [PlainView(out, demo)]
-    return [JsonView(out, demo), *([] if out.isatty() else live)]
-
-
-def _agreement(source: "Source", cycles: "list[CycleResult]") -> "Agreement | None":
-    """None unless the sound was simulated."""
-    from device.agreement import agreement
-    from device.sources import DemoSource
-
-    return agreement(cycles, source.truth.breaths) if isinstance(source, DemoSource) else None
+        return live or [PlainView(session, out)]
+    return [JsonView(session, out), *([] if out.isatty() else live)]
 
 
 def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Screened]":
@@ -633,7 +573,7 @@ def _engine_progress(title: str) -> "Iterator[Progress]":
 
 
 def _screened_line(one: "Screened") -> str:
-    from device.view import NOT_VALIDATED
+    from device.view.view import NOT_VALIDATED
 
     summary = one.summary
     assert summary is not None
@@ -650,4 +590,5 @@ def _warn_of_fallback(classifier: "Classifier") -> None:
 
 
 def _warn(message: str) -> None:
+    logging.getLogger("device").warning(one_line(message))
     typer.echo(wrapped(f"{PROGRAM}: warning: {one_line(message)}", sys.stderr), err=True)

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from device.capture import CaptureError, Device, find_device, input_devices
-from device.quality import level_dbfs
+from device.breath.quality import level_dbfs
+from device.capture.process import CaptureError, Device, find_device, input_devices
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import BundleSettings, Settings, SettingsError, StoreSettings
 
@@ -75,8 +75,9 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
 
 def _sound(settings: Settings) -> Finding:
     """One second of it."""
+    from device.capture.blocks import SILENCE
+    from device.capture.microphone import MicrophoneSource
     from device.signal import SAMPLE_RATE
-    from device.sources import SILENCE, MicrophoneSource
 
     source, samples, told = MicrophoneSource(settings.audio), SILENCE, list[str]()
     until = time.monotonic() + PATIENCE_SECONDS
@@ -106,7 +107,8 @@ def _access_to_sound() -> Finding:
 
 
 def _bundle(settings: BundleSettings) -> Iterator[Finding]:
-    from device.classifier import open_classifier, self_test
+    from device.model.classifier import self_test
+    from device.model.opening import open_classifier
     from device.runtime import load_onnxruntime
 
     onnxruntime = load_onnxruntime()

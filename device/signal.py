@@ -16,6 +16,8 @@ from device.runtime import one_blas_thread
 from firmware_config.errors import RespSAMError
 
 FloatArray = npt.NDArray[np.float32]
+Span = tuple[int, int]
+"""First sample of a cycle and one past its last, counted in the samples handed to the model."""
 
 
 def exact_div(numerator: float, denominator: float) -> int:

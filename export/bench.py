@@ -24,8 +24,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from device.bundle import Bundle, open_bundle
-from device.classifier import Classifier
+from device.bundle import Bundle, read_bundle
+from device.model.classifier import Classifier
 from device.runtime import disable_telemetry
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, FloatArray, windows
 from firmware_config.errors import RespSAMError
@@ -251,7 +251,7 @@ def usual_sizes(architecture: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 def serve(bundle: Path, name: str, threads: int) -> None:
     """Answer once, then once for every line on stdin with the seconds it took."""
-    opened = open_bundle(bundle)
+    opened = read_bundle(bundle)
     classify, detail = theirs(opened, threads) if name == TRANSFORMERS else ours(opened, name, threads)
     samples = sound()
     classify(samples)

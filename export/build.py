@@ -12,12 +12,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from device.bundle import ARCHIVE_SUFFIX, MANIFEST, Bundle, Manifest, ModelFile, SelfTest, open_bundle, pack
-from device.classifier import Classifier, open_session, self_test
-from device.decision import abnormal_probability, pool
+from device.breath.simulator import breath
+from device.bundle import ARCHIVE_SUFFIX, MANIFEST, Bundle, Manifest, ModelFile, SelfTest, pack, read_bundle
 from device.labels import LABELS, NORMAL, Label
+from device.model.classifier import Classifier, open_session, self_test
+from device.model.judgement import abnormal_probability, pool
 from device.signal import FloatArray, FrontEnd, windows
-from device.simulator import breath
 from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score, whose
 from export.manifest import make_manifest
 from export.model_card import MODEL_CARD, model_card
@@ -206,7 +206,7 @@ def build(
     )
     reporter.busy("testing the bundle")
     write(manifest, served, out)
-    return Built(open_bundle(out), tuple(served))
+    return Built(read_bundle(out), tuple(served))
 
 
 def check_place(out: Path, force: bool) -> None:
@@ -471,7 +471,7 @@ def write(manifest: Manifest, served: Sequence[Served], out: Path) -> None:
             if out.suffix == ARCHIVE_SUFFIX:
                 made = beside / "packed"
                 pack(beside / "bundle", made)
-            bundle = open_bundle(made)
+            bundle = read_bundle(made)
             for one in served:
                 if one.for_cpu and one.form.precision != "fp16":
                     self_test(Classifier(bundle, one.form.precision))

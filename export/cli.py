@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, run
+from firmware_config.command_line import ConfigOption, application, json_text, run
 from trainer.cli import (
     CorpusOption,
     DataOption,
@@ -109,14 +109,14 @@ def check(
     """See what TensorRT makes of every model meant for it; refuses (exit 3) when int8 layers would not run in int8."""
     from rich.console import Console
 
-    from device.bundle import open_bundle
+    from device.bundle import read_bundle
     from export.tensorrt_check import check as check_bundle
     from export.tensorrt_check import require
     from trainer.tables import table
 
     if not tensorrt:
         raise typer.BadParameter("say what to check with", param_hint="--tensorrt")
-    opened = open_bundle(bundle)
+    opened = read_bundle(bundle)
     headings = ("file", "GPU", "INT8", "FP16", "float", "to be INT8", "MB", "s")
     checked, rows = [], []
     with Console(stderr=True).status("building engines") as status:
@@ -146,8 +146,6 @@ def verify(
     config: ConfigOption = None,
 ) -> None:
     """Check hashes, schema and self-test, and what every model file reaches on a corpus; exit 3 when one falls back."""
-    import json
-
     import torch
     from rich.console import Console
 
@@ -166,7 +164,7 @@ def verify(
         )
         verified = verification.verify(opened, read, cache, protocol_for(asked, read), settings.quality, status.update)
     if json_output:
-        typer.echo(json.dumps(verification.as_json(verified, opened)))
+        typer.echo(json_text(verification.as_json(verified, opened)))
     else:
         verification.show(verified, opened, Console(highlight=False))
     verification.require(verified, opened)
@@ -175,17 +173,15 @@ def verify(
 @app.command()
 def inspect(bundle: BundleArgument, json_output: JsonOption = False) -> None:
     """Count what is inside a bundle (size, operators, parameters, multiplications), and say where it comes from."""
-    import json
-
     from rich.console import Console
 
-    from device.bundle import open_bundle
+    from device.bundle import read_bundle
     from export import inspection
 
-    opened = open_bundle(bundle)
+    opened = read_bundle(bundle)
     found = inspection.inspect(opened)
     if json_output:
-        typer.echo(json.dumps(inspection.as_json(found, opened)))
+        typer.echo(json_text(inspection.as_json(found, opened)))
     else:
         inspection.show(found, opened, Console(highlight=False))
 
@@ -202,19 +198,17 @@ def bench(
     json_output: JsonOption = False,
 ) -> None:
     """Measure what one window costs here: latency, cold start, memory, energy; the contenders take turns."""
-    import json
-
     from rich.console import Console
 
-    from device.bundle import open_bundle
+    from device.bundle import read_bundle
     from export import bench as benchmark
 
-    opened = open_bundle(bundle)
+    opened = read_bundle(bundle)
     with Console(stderr=True).status("starting") as status:
         timings = benchmark.bench(opened, threads, seconds, against, status.update)
     measured = benchmark.as_json(timings, opened, threads)
     if json_output:
-        typer.echo(json.dumps(measured))
+        typer.echo(json_text(measured))
     else:
         Console(highlight=False).print(benchmark.table(timings))
     if out is not None:

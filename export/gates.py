@@ -6,8 +6,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from device.decision import abnormal_probability, leading_class, pool, softmax
 from device.labels import NORMAL
+from device.model.judgement import abnormal_probability, leading_class, pool, softmax
 from device.signal import FloatArray
 from trainer.corpora.protocols import worst_window
 from trainer.evaluation.compare import rates_shift

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from device.classifier import open_session
+from device.model.classifier import open_session
 from device.signal import FloatArray
 from export.gates import relative_error
 from export.onnx_graph import run

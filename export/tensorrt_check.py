@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from device.bundle import Bundle, Manifest
-from device.tensorrt_engine import TensorRTError, build, load_tensorrt
+from device.model.tensorrt import TensorRTError, build, load_tensorrt
 from export.onnx_graph import PRODUCTS
 from export.quantize import TENSORRT
 from firmware_config.errors import GateRefused, RespSAMError

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, open_bundle
-from device.classifier import Classifier, self_test
+from device.bundle import MANIFEST, Bundle, BundleError, ModelFile, read_bundle
+from device.model.classifier import Classifier, self_test
 from device.signal import FloatArray
 from export.gates import LARGEST_LOSS, agreement, relative_error
 from firmware_config.errors import GateRefused
@@ -63,9 +63,9 @@ class Verified:
 def open_whole(path: Path) -> Bundle:
     """A bundle whose schema and hashes hold, else GateRefused; BundleError where there is no bundle at all."""
     if not path.exists() or (path.is_dir() and not (path / MANIFEST).is_file()):
-        return open_bundle(path)  # says what is missing
+        return read_bundle(path)  # says what is missing
     try:
-        return open_bundle(path)
+        return read_bundle(path)
     except BundleError as error:
         raise GateRefused(str(error)) from error
 

@@ -1,10 +1,11 @@
-"""The shell that the three commands share: one line an error, the exit codes, `--config`, `--version` and `--debug`.
+"""The shell that the three commands share: one line an error, the exit codes, and options that all have.
 
 Exit codes: 0 done, 1 internal error (or the reader of our output went away), 2 bad input or usage, 3 a gate refused,
 130 interrupted. Nothing heavy is imported here, so that `--help` answers at once.
 """
 
 import errno
+import gc
 import os
 import shutil
 import sys
@@ -15,11 +16,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
 from firmware_config.errors import RespSAMError
+from firmware_config.log import FORMS, LEVELS, set_up, silence
+
+if TYPE_CHECKING:
+    from firmware_config.log import Form, Level
 
 ConfigOption = Annotated[
     Path | None,
@@ -30,8 +35,8 @@ ConfigOption = Annotated[
 OUTPUT_FAILS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)  # full, gone or closed
 
 
-class EmptyArgument(RespSAMError):
-    """An argument without a character in it."""
+class ArgumentError(RespSAMError):
+    """An argument that no command takes: empty, or not one of its words."""
 
 
 def application(help: str) -> typer.Typer:
@@ -50,8 +55,14 @@ def application(help: str) -> typer.Typer:
             bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
         ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+        log_level: Annotated[
+            str, typer.Option("--log-level", metavar="|".join(LEVELS), help="Write a log to stderr from here on.")
+        ] = "",
+        log_format: Annotated[
+            str, typer.Option("--log-format", metavar="|".join(FORMS), help="Of the log's lines.")
+        ] = "text",
     ) -> None:
-        # `run` has read --debug already, because it may stand anywhere; here it only shows in --help.
+        # `run` has read these already, because they may stand anywhere; here they only show in --help.
         pass
 
     return app
@@ -61,6 +72,7 @@ def run(app: typer.Typer, program: str) -> NoReturn:
     """Run the command on sys.argv and exit; `program` is its name in messages. Without arguments it shows the help."""
     _open_closed_streams()
     arguments, debug = _without_debug(sys.argv[1:])
+    silence()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be UTF-8
     try:
@@ -74,6 +86,7 @@ def run(app: typer.Typer, program: str) -> NoReturn:
         remedy = "free the disk" if error.errno == errno.ENOSPC else "send it to a file or another terminal"
         _complain(f"{program}: error: stdout cannot be written ({error.strerror}); {remedy}")
         code = RespSAMError.exit_code
+    gc.freeze()  # the interpreter's last collection takes 0.25 s: on a busy machine, most of the time that a stop takes
     sys.exit(code)
 
 
@@ -129,10 +142,17 @@ def one_line(message: str) -> str:
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
+def json_text(value: Any) -> str:
+    """One line of JSON for every reader: NaN and infinity, which are no JSON, become null; paths become text."""
+    import json
+
+    return json.dumps(json.loads(json.dumps(value, default=str), parse_constant=lambda _: None))
+
+
 def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: bool) -> int:
     try:
         _refuse_empty(arguments)
-        result = app(args=list(arguments), prog_name=program, standalone_mode=False)
+        result = app(args=_without_log(arguments), prog_name=program, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -164,7 +184,24 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
         option = argument[:-1] if argument.startswith("--") and argument.endswith("=") else before
         if not argument or (argument.endswith("=") and argument.startswith("--")):
             where = f"{option} has an empty value" if option.startswith("-") else "an argument is empty"
-            raise EmptyArgument(f"{where}; give a path or a word, or leave it out")
+            raise ArgumentError(f"{where}; give a path or a word, or leave it out")
+
+
+def _without_log(arguments: Sequence[str]) -> list[str]:
+    """The arguments without --log-level and --log-format, which are set up; ArgumentError for another word."""
+    left, chosen, words = [], dict[str, str](), iter(arguments)
+    known = {"--log-level": LEVELS, "--log-format": FORMS}
+    for argument in words:
+        name, _, value = argument.partition("=")
+        if argument == "--" or name not in known:
+            left += [argument, *(words if argument == "--" else ())]
+            continue
+        chosen[name] = value or next(words, "")
+        if chosen[name] not in known[name]:
+            raise ArgumentError(f"{name} {chosen[name]!r} is not one of {', '.join(known[name])}".replace(" ''", ""))
+    if "--log-level" in chosen or "--log-format" in chosen:
+        set_up(cast("Level", chosen.get("--log-level", "info")), cast("Form", chosen.get("--log-format", "text")))
+    return left or ["--help"]
 
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:

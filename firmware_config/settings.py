@@ -134,7 +134,7 @@ class DemoSettings(Section):
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     """Seed of the simulator; the same seed sounds the same."""
-    seconds: Annotated[float, Field(gt=0.0, le=86_400.0)]
+    seconds: Annotated[float, Field(ge=0.5, le=86_400.0)]
     """Length of the auscultation."""
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from device.breath.simulator import auscultate
 from device.runtime import NO_TELEMETRY
 from device.signal import SAMPLE_RATE
-from device.simulator import auscultate
 from tests.conftest import REPOSITORY
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_recipe import ALONE
@@ -97,10 +97,11 @@ def test_what_is_started_in_other_processes_and_by_a_notebook_tells_nobody(home:
         soundfile.write(home.folder / f"{number}.wav", auscultate(number, 3.0).samples, SAMPLE_RATE)
     script = home.folder / "notebook.py"
     script.write_text(
-        "import os\nfrom pathlib import Path\nfrom device import screening\nfrom firmware_config.settings import "
-        "load_settings\nif __name__ == '__main__':\n    screening.FILES_PER_PROCESS = 2\n    os.cpu_count = lambda: 2\n"
+        "import os\nfrom pathlib import Path\nfrom device.listening import screening\n"
+        "from firmware_config.settings import load_settings\nif __name__ == '__main__':\n"
+        "    screening.FILES_PER_PROCESS = 2\n    os.cpu_count = lambda: 2\n"
         "    settings = load_settings(environment={})\n    recordings = sorted(Path('.').glob('*.wav'))\n"
-        "    for one in screening.screen(recordings, settings.bundle, settings.quality): assert not one.error\n"
+        "    for one in screening.screen(recordings, settings): assert not one.error\n"
     )
     home.run(sys.executable, script)
 

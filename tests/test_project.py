@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -87,6 +88,25 @@ def test_the_device_imports_what_its_installation_has(package: str) -> None:
         if name not in sys.stdlib_module_names | base | own | (set() if at_import else optional)
     ]
     assert not wrong
+
+
+def named_at_module_level(file: Path) -> Iterator[str]:
+    """Every name that a module binds, once for each time."""
+    for statement in ast.parse(file.read_text()).body:
+        targets = {ast.Assign: "targets", ast.AnnAssign: "target", ast.AugAssign: "target"}.get(type(statement))
+        if targets:
+            found = getattr(statement, targets)
+            for target in found if isinstance(found, list) else [found]:
+                names = (node for node in ast.walk(target) if isinstance(node, ast.Name))
+                yield from (name.id for name in names if isinstance(name.ctx, ast.Store))
+        elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            yield statement.name
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_module_gives_each_name_one_value(package: str) -> None:
+    counts = {file: Counter(named_at_module_level(file)) for file in modules(package)}
+    assert [f"{file.name}: {name}" for file, names in counts.items() for name in names if names[name] > 1] == []
 
 
 def test_the_device_runs_where_nothing_of_the_training_side_is_installed(run_python: "RunPython") -> None:

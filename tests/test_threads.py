@@ -10,8 +10,8 @@ import scipy.fft
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch.utils.data import DataLoader
 
-from device.bundle import DEFAULT_BUNDLE, open_bundle
-from device.classifier import Classifier, self_test
+from device.bundle import DEFAULT_BUNDLE, read_bundle
+from device.model.classifier import Classifier, self_test
 from device.signal import WINDOW_SAMPLES, FrontEnd, log_mel, windows
 from export.bench import ours
 from tests.trainer.corpus_maker import make_sprsound
@@ -48,7 +48,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_on_the_device(watched: list[int]) -> None:
-    self_test(Classifier(open_bundle(DEFAULT_BUNDLE)))
+    self_test(Classifier(read_bundle(DEFAULT_BUNDLE)))
     assert watched
 
 
@@ -61,7 +61,7 @@ def test_in_the_trainers_loader(tmp_path: Path) -> None:
 
 
 def test_in_export(watched: list[int]) -> None:
-    bundle = open_bundle(DEFAULT_BUNDLE)
+    bundle = read_bundle(DEFAULT_BUNDLE)
     judge, _ = ours(bundle, bundle.file().path, 1)
     judge(NOISE)
     assert watched

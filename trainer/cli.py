@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, run
+from firmware_config.command_line import ConfigOption, application, json_text, run
 
 if TYPE_CHECKING:
     from trainer.corpora import Corpus, Source
@@ -382,12 +382,16 @@ def explain(
     config: ConfigOption = None,
 ) -> None:
     """Show where a run's attention lies in a recording, and how much of it on seams and on silence."""
+    from rich.console import Console
+
     from firmware_config.settings import load_settings
     from trainer.api import torch_device
     from trainer.report import explain as explaining
+    from trainer.training.progress import FitView
 
     settings = load_settings(config)
     explained = explaining.explain(run, file, torch_device(device, settings), settings.quality, at)
+    FitView(Console(stderr=True)).notes(explained.notes)
     if out is not None:
         explaining.draw(explained, out)
     if json_output:
@@ -477,6 +481,4 @@ def protocol_for(asked: "Protocol | None", corpus: "Corpus") -> "Protocol":
 
 
 def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, default=str))
+    typer.echo(json_text(value))

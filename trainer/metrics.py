@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from device.decision import abnormal_probability, softmax
 from device.labels import LABELS
+from device.model.judgement import abnormal_probability, softmax
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]

@@ -50,10 +50,10 @@ def main() -> None:
 
         from rich.console import Console
 
-        from device.bundle import open_bundle
+        from device.bundle import read_bundle
         from export import bench
 
-        bundle = open_bundle(folder / "bundle")
+        bundle = read_bundle(folder / "bundle")
         timings = bench.bench(bundle, arguments.threads, arguments.seconds, bench.TRANSFORMERS)
         int8 = next(file for file in bundle.manifest.files if file.precision == "int8")
         measured = bench.as_json(timings, bundle, arguments.threads)

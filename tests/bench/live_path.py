@@ -13,7 +13,7 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from device.sources import Block
+    from device.capture.blocks import Block
 
 GOALS = {"real-time factor": 0.05, "RSS MB": 250.0, "start to first sound s": 2.0, "growth in an hour MB": 5.0}
 
@@ -30,13 +30,13 @@ class Hours:
     name, demo, live, highest_hz = "bench", True, False, None
 
     def __init__(self, seconds: float) -> None:
-        from device.simulator import auscultate
+        from device.breath.simulator import auscultate
 
         self.seconds, self.minute = seconds, auscultate(7, 60.0).samples
 
     def blocks(self) -> "Iterator[Block]":
         """The minutes."""
-        from device.sources import paced
+        from device.capture.blocks import paced
 
         for _ in range(max(1, round(self.seconds / 60))):
             yield from paced(self.minute, fast=True)
@@ -62,8 +62,9 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-    from device.classifier import open_classifier
-    from device.live import Auscultation, CycleResult
+    from device.listening.cycle import CycleResult
+    from device.listening.live import Auscultation
+    from device.model.opening import open_classifier
     from firmware_config.settings import load_settings
 
     settings = load_settings()
@@ -75,7 +76,7 @@ def main() -> None:
             # allocators and caches have settled by then
             if not settled and happened.end_seconds > 300:
                 settled = resident_megabytes()
-    cpu, heard = process_time() - began, session.summary.heard_seconds
+    cpu, heard = process_time() - began, session.summary.seconds["heard"]
     measured = {
         "real-time factor": cpu / heard,
         "RSS MB": resident_megabytes(),

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from device.decision import abnormal_probability, pool
+from device.breath.simulator import breath
 from device.labels import LABELS, Label
+from device.model.judgement import abnormal_probability, pool
 from device.signal import FRAMES, FloatArray, FrontEnd, normalise, windows
-from device.simulator import breath
 from firmware_config.settings import load_settings
 from trainer.corpora.protocols import worst_window
 from trainer.corpora.splits import only_patients

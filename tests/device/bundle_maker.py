@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from device.breath.simulator import breath
 from device.bundle import MANIFEST, Manifest, ModelFile, Population, Segmentation, SelfTest, SiteRule, ThresholdChoice
-from device.decision import abnormal_probability, pool
 from device.labels import LABELS
+from device.model.judgement import abnormal_probability, pool
 from device.signal import FRAMES, FrontEnd, windows
-from device.simulator import breath
 
 MELS = 32
 LOW_BAND = 2  # about 200 Hz: in a levelled cycle this breath noise shrinks when crackles or a wheeze take the energy

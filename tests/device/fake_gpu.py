@@ -9,16 +9,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from device.classifier import open_session
-from device.engine import Machine
+from device.model.classifier import open_session
+from device.model.engines import Machine
+from device.model.tensorrt import Cuda
 from device.signal import FloatArray
-from device.tensorrt_engine import Cuda
 
 GPU = "Orin"
 
 
 class FakeCuda:
-    """`device.tensorrt_engine.Cuda` without a driver."""
+    """`device.model.tensorrt.Cuda` without a driver."""
 
     def __init__(self) -> None:
         self.name, self.stream = GPU, 7
@@ -134,8 +134,8 @@ class FakeMachine:
 
     def plug(self, patch: pytest.MonkeyPatch) -> None:
         """Make it this machine's."""
-        patch.setattr("device.engine.load_tensorrt", lambda: self.tensorrt)
-        patch.setattr("device.engine.Cuda", lambda: self.cuda)
+        patch.setattr("device.model.engines.load_tensorrt", lambda: self.tensorrt)
+        patch.setattr("device.model.engines.Cuda", lambda: self.cuda)
 
 
 def older_tensorrt(record: list[str]) -> ModuleType:

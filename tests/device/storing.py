@@ -10,12 +10,14 @@ from itertools import count, cycle
 from pathlib import Path
 
 from device.bundle import Segmentation, SiteRule
-from device.decision import Judgement, Span
-from device.live import Auscultation, CycleResult, Judge, Summary
-from device.signal import FloatArray
-from device.sources import DemoSource
-from device.store import Beginning, Recorder, Store
-from device.timeline import Entry
+from device.capture.sources import DemoSource
+from device.capture.timeline import Entry
+from device.listening.cycle import CycleResult
+from device.listening.live import Auscultation, Judge
+from device.model.judgement import Judgement
+from device.signal import FloatArray, Span
+from device.store.recorder import Beginning, Recorder, Store
+from device.verdict.summary import Summary
 from firmware_config.settings import Settings, load_settings
 
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device.bundle import MANIFEST, BundleError, open_bundle, pack
-from device.classifier import Classifier, open_classifier, self_test
-from device.decision import Span, abnormal_probability, moments_of, pool
-from device.signal import SAMPLE_RATE, SignalError, split, window
-from device.simulator import breath
+from device.breath.simulator import breath
+from device.bundle import MANIFEST, BundleError, pack, read_bundle
+from device.model.classifier import Classifier, self_test
+from device.model.judgement import abnormal_probability, moments_of, pool
+from device.model.opening import open_classifier
+from device.signal import SAMPLE_RATE, SignalError, Span, split, window
 from firmware_config.settings import BundleSettings
 from tests.device.bundle_maker import FRONT_END, make_bundle
 
@@ -36,7 +37,7 @@ def archive(folder: Path) -> Path:
 
 def refused(path: Path) -> str:
     with pytest.raises(BundleError) as caught:
-        Classifier(open_bundle(path)).session  # noqa: B018
+        Classifier(read_bundle(path)).session  # noqa: B018
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -44,7 +45,7 @@ def refused(path: Path) -> str:
 
 
 def test_a_folder_and_its_archive_are_the_same_bundle(folder: Path, archive: Path, tmp_path: Path) -> None:
-    unpacked, packed = open_bundle(folder), open_bundle(archive)
+    unpacked, packed = read_bundle(folder), read_bundle(archive)
     assert unpacked.fingerprint == packed.fingerprint == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     samples = breath(1, "wheeze")
     assert Classifier(unpacked).judge(samples) == Classifier(packed).judge(samples)
@@ -124,11 +125,11 @@ def test_a_damaged_archive_is_refused_or_whole(data: st.DataObject, archive: Pat
     damaged = tmp_path_factory.mktemp("damaged") / "tiny.respsam"
     damaged.write_bytes(content)
     try:
-        opened = open_bundle(damaged)
+        opened = read_bundle(damaged)
     except BundleError as error:
         assert "\n" not in str(error)
     else:
-        assert opened.fingerprint == open_bundle(archive).fingerprint
+        assert opened.fingerprint == read_bundle(archive).fingerprint
 
 
 def test_the_settings_choose_the_file(folder: Path) -> None:
@@ -144,11 +145,11 @@ def test_the_settings_choose_the_file(folder: Path) -> None:
 def test_a_precision_that_the_bundle_does_not_have_is_refused(tmp_path: Path) -> None:
     path = make_bundle(tmp_path / "bundle", changes=lambda manifest: manifest["files"].pop())
     with pytest.raises(BundleError, match=r"no int8 file for a CPU \(there: fp32\)"):
-        Classifier(open_bundle(path), "int8")
+        Classifier(read_bundle(path), "int8")
 
 
 def test_the_classifier_computes_the_graph_and_the_worst_window_speaks(folder: Path) -> None:
-    classifier = Classifier(open_bundle(folder))
+    classifier = Classifier(read_bundle(folder))
     samples = np.concatenate([breath(seed, "normal" if seed < 3 else "both") for seed in range(5)])
     assert samples.size > 8 * SAMPLE_RATE
     logits = classifier.logits(np.stack([window(part, FRONT_END) for part in split(samples)]))
@@ -158,7 +159,7 @@ def test_the_classifier_computes_the_graph_and_the_worst_window_speaks(folder: P
 
 
 def test_a_cycle_in_its_context_is_judged_by_its_own_moments(tmp_path: Path) -> None:
-    classifier = Classifier(open_bundle(make_bundle(tmp_path / "bundle", moments=14)))
+    classifier = Classifier(read_bundle(make_bundle(tmp_path / "bundle", moments=14)))
     assert self_test(classifier) <= 1e-3
     samples = np.concatenate([breath(0, "normal"), breath(1, "both")])
     (logits,) = classifier.logits(window(samples, FRONT_END)[None])
@@ -184,19 +185,19 @@ def test_a_model_without_moments_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_self_test_holds_for_the_bundle_and_not_for_another_answer(folder: Path, tmp_path: Path) -> None:
-    assert self_test(Classifier(open_bundle(folder))) <= 1e-3
+    assert self_test(Classifier(read_bundle(folder))) <= 1e-3
     expected = json.loads((folder / MANIFEST).read_text())["self_test"]["expected_probability"]
 
     def shift(manifest: dict[str, Any]) -> None:
         manifest["self_test"]["expected_probability"] = [expected[0] + 0.01, *expected[1:]]
 
     with pytest.raises(BundleError, match=r"self-test off by 0\.0100"):
-        self_test(Classifier(open_bundle(make_bundle(tmp_path / "shifted", changes=shift))))
+        self_test(Classifier(read_bundle(make_bundle(tmp_path / "shifted", changes=shift))))
 
 
 def test_an_answer_that_is_no_number_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As half precision gives when attention overflows; below every threshold, it would be health."""
-    classifier = Classifier(open_bundle(folder))
+    classifier = Classifier(read_bundle(folder))
     half = np.array([[np.nan, 0.0, 0.0, 0.0]], np.float32)
     monkeypatch.setattr(Classifier, "logits", lambda self, inputs: np.tile(half, (len(inputs), 1, 1)))
     with pytest.raises(BundleError, match="self-test off by nan"):
@@ -213,6 +214,6 @@ def test_a_bundle_zipped_with_its_folder_by_a_mac_is_opened(tmp_path: Path, name
         for item in sorted(folder.iterdir()):
             for number, name in enumerate(names):
                 packed.writestr(f"{name}{item.name}", b"" if number else item.read_bytes())
-    opened = open_bundle(archive)
-    assert opened.fingerprint == open_bundle(folder).fingerprint
+    opened = read_bundle(archive)
+    assert opened.fingerprint == read_bundle(folder).fingerprint
     assert opened.read("model.onnx") == (folder / "model.onnx").read_bytes()

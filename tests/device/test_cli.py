@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from device import screening
-from device.classifier import Classifier
+from device.breath.simulator import auscultate
+from device.capture.blocks import Block
+from device.capture.process import CaptureError
+from device.capture.sources import DemoSource
+from device.listening import screening
+from device.model.classifier import Classifier
 from device.signal import SAMPLE_RATE, FloatArray
-from device.simulator import auscultate
-from device.sources import Block, CaptureError, DemoSource
 from firmware_config.settings import load_settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
@@ -577,10 +579,10 @@ def test_many_recordings_in_several_processes_give_the_same(
     (tmp_path / "5.wav").write_bytes(b"RIFF")
     settings = load_settings(flags={"bundle.path": str(bundle)}, environment={})
     paths = screening.find_recordings([tmp_path]).recordings
-    alone = list(screening.screen(paths, settings.bundle, settings.quality))
+    alone = list(screening.screen(paths, settings))
     monkeypatch.setattr(screening, "FILES_PER_PROCESS", 4)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    together = list(screening.screen(paths, settings.bundle, settings.quality))
+    together = list(screening.screen(paths, settings))
     assert together == alone
     assert [one.recording for one in together] == paths
     assert [bool(one.error) for one in together] == [number == 5 for number in range(9)]

@@ -180,3 +180,11 @@ def test_heat_and_power_as_a_jetson_shows_them(tmp_path: Path) -> None:
     assert hot == ("warning", "91 °C: it will slow down; let air to it")
     assert low == ("warning", "battery 7 %; plug it in")
     assert [state for state, _ in lines(tmp_path / "nothing")] == ["ok", "ok"]
+
+
+def test_a_user_without_a_home_is_a_finding_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    (store,) = [one for one in examine(load_settings(environment={})) if one.check == "store"]
+    assert store.state == "FAIL"
+    assert "this user has no home folder; set store.path" in str(store)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from device.bundle import open_bundle
+from device.breath.simulator import auscultate
+from device.bundle import read_bundle
 from device.signal import SAMPLE_RATE
-from device.simulator import auscultate
 from tests.device.bundle_maker import make_bundle
 
 
@@ -37,14 +37,14 @@ def until_cycle(process: "subprocess.Popen[str]") -> None:
 def test_a_bundle_replaced_while_it_runs_changes_nothing_until_the_next_start(
     listening: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    fingerprint = open_bundle(tmp_path / "bundle").fingerprint
+    fingerprint = read_bundle(tmp_path / "bundle").fingerprint
     until_cycle(listening)
     shutil.rmtree(tmp_path / "bundle")
     make_bundle(tmp_path / "bundle", logits=(0.0, 9.0, 0.0, 0.0))
     out, error = listening.communicate(timeout=60)
     summary = json.loads(out.splitlines()[-1])
     assert (listening.returncode, error) == (0, "")
-    assert summary["bundle"] == fingerprint != open_bundle(tmp_path / "bundle").fingerprint
+    assert summary["bundle"] == fingerprint != read_bundle(tmp_path / "bundle").fingerprint
     assert summary["seconds"]["heard"] == 12.0
 
 

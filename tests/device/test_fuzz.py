@@ -10,7 +10,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device.audio import AudioError, AudioWarning, read_audio
+from device.capture.recording import AudioError, AudioWarning, read_audio
 from firmware_config.settings import DEFAULTS, SettingsError, load_settings
 
 EXAMPLES = 10_000 if os.environ.get("RESPSAM_SOAK") else 200

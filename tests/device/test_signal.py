@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 from pydantic import ValidationError
 
-from device.audio import read_audio
+from device.capture.recording import read_audio
 from device.signal import (
     FRAMES,
     SAMPLE_RATE,

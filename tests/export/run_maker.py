@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from device.bundle import Segmentation, SiteRule, ThresholdChoice
-from device.decision import abnormal_probability
+from device.model.judgement import abnormal_probability
 from device.signal import FrontEnd
 from firmware_config.settings import load_settings
 from trainer.corpora import Source

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from device.bundle import open_bundle
+from device.bundle import read_bundle
 from device.cli import app as device
 from export.cli import app as export
 from tests.trainer.corpus_maker import make_sprsound
@@ -93,7 +93,7 @@ def test_its_bundle_says_so_too_and_screens_windows_of_1024_frames(published: Pu
     bundle = tmp_path / "bundle"
     built = invoke(export, "build", str(published.run), "--out", str(bundle))
     assert built.exit_code == 0, built.output
-    manifest = open_bundle(bundle).manifest
+    manifest = read_bundle(bundle).manifest
     assert manifest.front_end.frames == 1024
     assert manifest.recipe["init"] == "ast", "a path is of the machine where it was fitted"
     assert "THE TEST PART" in manifest.split

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from device.classifier import Classifier
+from device.model.classifier import Classifier
 from device.signal import windows
 from export import bench
 from export.cli import main

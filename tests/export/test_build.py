@@ -18,9 +18,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from device.bundle import BundleError, Calibration, Manifest, open_bundle
-from device.classifier import Classifier, open_session, self_test
+from device.bundle import BundleError, Calibration, Manifest, read_bundle
 from device.labels import LABELS
+from device.model.classifier import Classifier, open_session, self_test
 from export.build import (
     Built,
     Reporter,
@@ -79,7 +79,7 @@ def contents(bundle: Path) -> dict[str, bytes]:
 
 
 def test_the_bundle_says_what_the_run_decided(patch_made: Made) -> None:
-    bundle, facts = open_bundle(patch_made.built.bundle.path), patch_made.facts
+    bundle, facts = read_bundle(patch_made.built.bundle.path), patch_made.facts
     manifest = bundle.manifest
     assert set(contents(bundle.path)) == ALL
     assert [(file.path, file.precision, file.target) for file in manifest.files] == [
@@ -104,7 +104,7 @@ def test_the_bundle_says_what_the_run_decided(patch_made: Made) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_file_answers_the_self_test_as_fp32_did(patch_made: Made, precision: str) -> None:
-    bundle = open_bundle(patch_made.built.bundle.path)
+    bundle = read_bundle(patch_made.built.bundle.path)
     deviation = self_test(Classifier(bundle, "int8" if precision == "int8" else "fp32"))
     assert deviation < (0.75 * bundle.manifest.self_test.tolerance if precision == "int8" else 1e-5)
     assert set(bundle.manifest.self_test.labels) == set(LABELS)
@@ -276,7 +276,7 @@ def test_a_changed_byte_shows_afterwards(patch_made: Made, tmp_path: Path) -> No
     data[len(data) // 2] ^= 1
     (copy / "model.int8.cpu.onnx").write_bytes(data)
     with pytest.raises(BundleError, match=r"model\.int8\.cpu\.onnx has sha256"):
-        open_bundle(copy)
+        read_bundle(copy)
 
 
 def changed_run(run: Path, folder: Path, change: Callable[[Network], None]) -> Path:
@@ -572,7 +572,7 @@ def test_a_model_with_foreign_operators_is_refused_by_the_device(patch_made: Mad
     new = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
     (bundle / "manifest.json").write_text((bundle / "manifest.json").read_text().replace(old, new))
     with pytest.raises(BundleError, match=r"model\.onnx does not load: .*com\.example") as refused:
-        _ = Classifier(open_bundle(bundle)).session
+        _ = Classifier(read_bundle(bundle)).session
     assert "\n" not in str(refused.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from device.bundle import MANIFEST, BundleError, ModelFile, open_bundle
+from device.bundle import MANIFEST, BundleError, ModelFile, read_bundle
 from export.cli import main
 from export.inspection import Inspected, count, inspect
 from export.onnx_graph import to_onnx
@@ -95,4 +95,4 @@ def test_what_is_no_graph_is_one_line(patch_made: Made, tmp_path: Path, data: by
             file["sha256"] = hashlib.sha256(data).hexdigest()
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"model\.onnx: not an ONNX graph"):
-        inspect(open_bundle(copy))
+        inspect(read_bundle(copy))

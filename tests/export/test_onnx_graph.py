@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from device.classifier import open_session
+from device.model.classifier import open_session
 from device.signal import FloatArray
 from export.onnx_graph import parity, run
 from tests.conftest import REPOSITORY

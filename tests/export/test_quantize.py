@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 from torch import nn
 
-from device.classifier import open_session
+from device.model.classifier import open_session
 from export.build import simulated_breaths
 from export.onnx_graph import run
 from export.quantize import (

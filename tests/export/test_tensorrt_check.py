@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from device.bundle import MANIFEST
-from device.classifier import open_session
+from device.model.classifier import open_session
 from device.signal import FRAMES
 from export.cli import main
 from export.onnx_graph import run, to_onnx

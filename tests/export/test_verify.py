@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from device.bundle import MANIFEST, BundleError, open_bundle
+from device.bundle import MANIFEST, BundleError, read_bundle
 from export.cli import main
 from export.verify import open_whole, require, verify
 from firmware_config.errors import GateRefused
@@ -94,7 +94,7 @@ def test_a_bundle_that_answers_something_else_fails_its_self_test(
 ) -> None:
     corpus, cache = open_corpora([Source("sprsound", workshop.data)], workshop.cache, part="intra")
     with pytest.raises(GateRefused, match=r"model\.onnx: .*self-test off by"):
-        verify(open_bundle(edited(expects_something_else)), corpus, cache, "windows", QUALITY)
+        verify(read_bundle(edited(expects_something_else)), corpus, cache, "windows", QUALITY)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, workshop: Workshop, *arguments: str | Path) -> int | str | None:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -6,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from firmware_config.command_line import json_text
+
 PROGRAM = '''
-import sys
+import atexit, gc, sys
 from typing import Annotated
 import typer
 from firmware_config.command_line import ConfigOption, application, run
@@ -26,6 +29,8 @@ def fail(how: str, config: ConfigOption = None, number: int = 3) -> None:
         {}["absent"]
     if how == "interrupt":
         raise KeyboardInterrupt
+    if how == "end":
+        atexit.register(lambda: print(len(gc.get_objects()) < gc.get_freeze_count() // 10))
     if how == "exit":
         raise typer.Exit(3)
     if how == "wait":
@@ -142,3 +147,16 @@ def test_help_and_version(program: list[str]) -> None:
     assert "--config FILE" in run(program, "fail", "-h")[1]
     code, out, _ = run(program, "--version")
     assert code == 0 and out.startswith("respsam ")
+
+
+def test_json_has_no_number_that_is_none() -> None:
+    value = {"nan": float("nan"), "list": [1.5, float("-inf"), "NaN"], "path": Path("a/b")}
+    assert json.loads(json_text(value), parse_constant=pytest.fail) == {
+        "nan": None,
+        "list": [1.5, None, "NaN"],
+        "path": "a/b",
+    }
+
+
+def test_at_the_end_nothing_is_collected_as_that_takes_long_on_a_busy_machine(program: list[str]) -> None:
+    assert run(program, "fail", "end") == (0, "end 3 None\nTrue\n", "")

@@ -27,8 +27,10 @@ from trainer.model.mobilenet import AudioSetMobileNet
 from trainer.run.folder import CHECKPOINT_FILE, LOG_FILE, member_folder
 
 PAGE = 4096
-BASE = {"patch_size": 16, "time_stride": 10, "frequency_stride": 10, "num_mel_bins": 128, "max_length": 1024}
-BASE |= {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+BASE = {
+    **{"patch_size": 16, "time_stride": 10, "frequency_stride": 10, "num_mel_bins": 128, "max_length": 1024},
+    **{"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
 
 
 OF_AN_AST = ALONE.replace(

@@ -54,6 +54,12 @@ def test_describe_counts_and_names_the_confounder(run_cli: RunCli, corpus: Path)
     assert "9 patients" in result.stdout
 
 
+def test_describe_prints_json_also_of_one_class_alone(run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("path,start,end,label,patient\na.wav,0,1,normal,P\n")
+    result = run_cli("trainer", "data", "describe", "--corpus", "manifest", "--data", tmp_path, "--json")
+    assert json.loads(result.stdout, parse_constant=pytest.fail)["duration_auroc"] is None
+
+
 def test_fit_then_evaluate_in_every_protocol(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
     assert {"run.json", "model.safetensors", "report.html"} <= {item.name for item in fitted.iterdir()}
     for member in (fitted / "member-1", fitted / "member-2"):

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from device.breath.quality import Measured, judge, measure, reason
+from device.breath.segmenter import Weights
+from device.breath.simulator import auscultate
 from device.bundle import Segmentation
-from device.quality import Measured, judge, measure, reason
-from device.segmenter import Weights
-from device.simulator import auscultate
 from firmware_config.settings import QualitySettings
 from trainer.breaths.segmentation import cut, intersections
 from trainer.corpora.audio_cache import AudioCache

@@ -19,8 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from device.bundle import Segmentation
-from device.segmenter import (
+from device.breath.segmenter import (
     BANDS,
     DELAY_STEPS,
     DILATIONS,
@@ -33,6 +32,7 @@ from device.segmenter import (
     Weights,
     bands,
 )
+from device.bundle import Segmentation
 from device.signal import SAMPLE_RATE, FloatArray
 from firmware_config.errors import RespSAMError
 from trainer.corpora.audio_cache import AudioCache
@@ -295,10 +295,10 @@ def compare(corpus: Corpus, cache: AudioCache, detectors: Sequence[tuple[Corpus,
     for seconds in (1.5, 2.5):
         windows = Segmentation(method="windows", window_seconds=seconds)
         readings[f"windows {seconds} s"] = score(corpus.recordings, cache, windows, every_class=whole).as_json()
-    late = np.concatenate(
-        [latencies(cache[one.name], weights) for held_out, weights in detectors for one in held_out.recordings]
-    )
-    readings["latency_seconds"] = {"mean": round(float(late.mean()), 3), "largest": round(float(late.max()), 3)}
+    found = [latencies(cache[one.name], weights) for held_out, weights in detectors for one in held_out.recordings]
+    late = np.concatenate(found)
+    mean, largest = (round(float(late.mean()), 3), round(float(late.max()), 3)) if late.size else (None, None)
+    readings["latency_seconds"] = {"mean": mean, "largest": largest}
     return readings
 
 

@@ -146,7 +146,7 @@ def _read(name: str, data: Path, split: str) -> Reading:
 
 def _check_audio(recordings: list[Recording], data: Path) -> tuple[list[Recording], list[Problem]]:
     """Those whose audio is there and as long as their cycles say, and the problems of the others."""
-    from device.audio import AudioError, read_header
+    from device.capture.recording import AudioError, read_header
 
     good, problems = [], []
     for recording in recordings:

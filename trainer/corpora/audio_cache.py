@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device.audio import AudioError, read_audio
+from device.capture.recording import AudioError, AudioWarning, ChannelWarning, scan
 from device.signal import SAMPLE_RATE, FloatArray, resample
 from trainer.corpora import Purpose, load_corpora
 from trainer.corpora.cycle import Corpus, CorpusError, Cycle, Recording, Source
@@ -20,7 +20,7 @@ from trainer.files import replacing, write_atomically
 
 CONSTANT = 1e-6  # a silence's ripple after resampling; a recorder's step of 16 bits is thirty times as large
 RINGING = SAMPLE_RATE // 25  # samples that the resampler rings on beside a sudden silence
-LAYOUT = 1  # raise when the bytes below would mean something else
+LAYOUT = 2  # raise when the bytes below would mean something else
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AudioCache:
     spans: dict[str, tuple[int, int]]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What a command says of the cache itself."""
+    """What a command says of the recordings' sound, each time alike, and of the cache itself."""
 
     @cached_property
     def samples(self) -> FloatArray:
@@ -64,10 +64,11 @@ def _audio_of(recording: Recording) -> Path:
     return recording.audio
 
 
-def _decode(path: Path) -> FloatArray | str:
-    """Samples (n,) at 16 kHz, or why there are none; a string, because the pool would lose the error's place."""
+def _decode(path: Path) -> tuple[FloatArray, tuple[AudioWarning, ...]] | str:
+    """Samples (n,) at 16 kHz and what is odd, or why there are none; a string, as the pool loses the error's place."""
     try:
-        return resample(*read_audio(path))
+        recorded = scan(path)
+        return resample(recorded.samples(), recorded.header.sample_rate), recorded.remarks
     except AudioError as error:
         return str(error)
 
@@ -106,7 +107,7 @@ def open_cache(
         cache = _make(recordings, audio, index, lenient, progress)
         if damaged:
             note = f"{audio}: the audio cache was damaged or incomplete and has been made again"
-            cache = dataclasses.replace(cache, notes=(note,))
+            cache = dataclasses.replace(cache, notes=(*cache.notes, note))
     if cache.problems and not lenient:
         raise AudioError(cache.problems[0])
     return cache
@@ -118,11 +119,11 @@ def _existing(audio: Path, index: Path) -> AudioCache | None:
     try:
         held = json.loads(index.read_text())
         spans = {name: (int(start), int(end)) for name, start, end in held["spans"]}
-        problems = tuple(str(problem) for problem in held["problems"])
+        problems, notes = (tuple(str(one) for one in held[kind]) for kind in ("problems", "notes"))
     except (ValueError, KeyError, TypeError):
         return None
     whole = audio.stat().st_size == 4 * max((end for _, end in spans.values()), default=0)
-    return AudioCache(audio, spans, problems) if whole else None
+    return AudioCache(audio, spans, problems, notes) if whole else None
 
 
 def _make(
@@ -134,25 +135,39 @@ def _make(
 ) -> AudioCache:
     spans: dict[str, tuple[int, int]] = {}
     problems: list[str] = []
+    odd: dict[tuple[str, bool], list[str]] = {}
     position = 0
     # threads: libsndfile and soxr work outside the interpreter lock, and nothing has to be started or sent back
     with replacing(audio) as partial, partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(_decode, [_audio_of(recording) for recording in recordings])
-        for done, (recording, samples) in enumerate(zip(recordings, decoded, strict=True), 1):
-            if isinstance(samples, str):
+        for done, (recording, found) in enumerate(zip(recordings, decoded, strict=True), 1):
+            if isinstance(found, str):
                 if not lenient:
                     pool.shutdown(wait=False, cancel_futures=True)
-                    raise AudioError(samples)
-                problems.append(samples)
+                    raise AudioError(found)
+                problems.append(found)
             else:
+                samples, remarks = found
                 file.write(samples.tobytes())
                 spans[recording.name] = (position, position + samples.size)
                 position += samples.size
+                for remark in remarks:
+                    kind = (recording.corpus, isinstance(remark, ChannelWarning))
+                    odd.setdefault(kind, []).append(str(remark))
             if progress is not None:
                 progress(done, len(recordings))
-    held = {"spans": [[name, *span] for name, span in spans.items()], "problems": problems}
+    notes = tuple(_odd(*kind, said) for kind, said in odd.items())
+    held = {"spans": [[name, *span] for name, span in spans.items()], "problems": problems, "notes": notes}
     write_atomically(index, json.dumps(held))
-    return AudioCache(audio, spans, tuple(problems))
+    return AudioCache(audio, spans, tuple(problems), notes)
+
+
+def _odd(corpus: str, channels: bool, said: list[str]) -> str:
+    """What is odd about the sound of a corpus, in one line."""
+    if channels:
+        which = "1 recording has" if len(said) == 1 else f"{len(said)} recordings have"
+        return f"{corpus}: {which} more than one channel; only the first is used"
+    return said[0] + (f" ({len(said) - 1} more like it)" if len(said) > 1 else "")
 
 
 def open_corpora(

@@ -2,13 +2,15 @@
 
 import os
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from device.audio import SUFFIXES as AUDIO_SUFFIXES
-from device.audio import AudioError, is_clutter, read_audio
+from device.capture.recording import SUFFIXES as AUDIO_SUFFIXES
+from device.capture.recording import AudioError, scan
+from firmware_config.files import is_clutter
 from trainer.corpora.cycle import CorpusError, nfc
 
 COPY = re.compile(r" ?\(\d+\)$")  # "name (1)": what a browser or a file manager adds to a second copy
@@ -83,19 +85,25 @@ def same_sound(first: Path, other: Path) -> bool:
     if first.suffix.lower() == other.suffix.lower():
         return first.read_bytes() == other.read_bytes()
     try:
-        (samples, sample_rate), (other_samples, other_rate) = read_audio(first), read_audio(other)
+        one, two = scan(first), scan(other)
+        same_rate = one.header.sample_rate == two.header.sample_rate
+        return same_rate and np.array_equal(one.samples(), two.samples())
     except AudioError:
         return False
-    return sample_rate == other_rate and np.array_equal(samples, other_samples)
 
 
 def read_text(path: Path) -> str:
-    """Text of an annotation, not blank; CorpusError names the file."""
+    """Text of an annotation, not blank, in UTF-8 or, by its mark, UTF-16 (Excel's Unicode text); else CorpusError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise CorpusError(f"{path}: cannot be read ({reason}); copy it again") from error
+        with path.open("rb") as file:
+            coding = "utf-16" if file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+        text = path.read_text(encoding=coding)
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
+    except UnicodeError as error:
+        raise CorpusError(f"{path}: cannot be read (not UTF-8 text); save it as UTF-8, or copy it again") from error
+    if "\0" in text:
+        raise CorpusError(f"{path}: cannot be read (text in UTF-16 without its mark, or none); save it as UTF-8")
     if not text.strip():
         raise CorpusError(f"{path}: the annotation is empty; copy it again or remove the recording")
     return text

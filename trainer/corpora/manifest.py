@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from device.audio import SUFFIXES as AUDIO_SUFFIXES
-from device.audio import AudioError, read_header
+from device.capture.recording import SUFFIXES as AUDIO_SUFFIXES
+from device.capture.recording import AudioError, read_header
 from device.labels import LABELS
 from trainer.corpora.cycle import (
     PARTS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from device.bundle import Calibration, SiteRule
-from device.calibration import CalibrationError, calibrated
+from device.verdict.calibration import CalibrationError, calibrated
 from trainer.corpora.splits import maker
 from trainer.evaluation.recordings import calibration_of, site_rule_of, voices
 from trainer.metrics import NO_VERDICT, BoolArray, auroc

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from device.breath.quality import level_dbfs
 from device.bundle import SiteRule
-from device.decision import abnormal_probability, leading_class, softmax
 from device.labels import LABELS, NORMAL, Label
-from device.quality import level_dbfs
+from device.model.judgement import abnormal_probability, leading_class, softmax
 from firmware_config.command_line import one_line
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus

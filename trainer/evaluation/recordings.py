@@ -9,10 +9,11 @@ import numpy as np
 from scipy.special import logit
 
 from device.bundle import Calibration, SiteRule
-from device.decision import SiteDecision
-from device.live import Auscultation, CycleResult, Judge
+from device.capture.blocks import Block, paced
+from device.listening.cycle import CycleResult
+from device.listening.live import Auscultation, Judge
 from device.signal import SAMPLE_RATE, FloatArray
-from device.sources import Block, paced
+from device.verdict.site import SiteDecision
 from firmware_config.settings import QualitySettings
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, Recording, union

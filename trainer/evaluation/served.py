@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from device.bundle import MANIFEST, BundleError, Calibration, Segmentation, SiteRule, open_bundle
-from device.classifier import Classifier
-from device.decision import Judgement, Span, judge, pool
-from device.signal import WINDOW_SECONDS, FloatArray, FrontEnd, windows
+from device.bundle import MANIFEST, BundleError, Calibration, Segmentation, SiteRule, read_bundle
+from device.model.classifier import Classifier
+from device.model.judgement import Judgement, judge, pool
+from device.signal import WINDOW_SECONDS, FloatArray, FrontEnd, Span, windows
 from trainer.metrics import Float64Array
 from trainer.model.network import Ensemble, Network, predict
 from trainer.run.folder import RUN_FILE, RunError, RunFacts, load_model, read_facts
@@ -118,7 +118,7 @@ def open_served(path: Path, device: torch.device) -> ServedModel:
         facts = read_facts(path)
         return of_run(load_model(path, facts).to(device), facts, path.resolve().name, device)
     if path.is_file() or (path / MANIFEST).is_file():
-        return of_classifier(Classifier(open_bundle(path), threads=torch.get_num_threads()))
+        return of_classifier(Classifier(read_bundle(path), threads=torch.get_num_threads()))
     if not path.exists():
         raise BundleError(f"{path}: neither a run nor a bundle is here; check the path")
     read_facts(path)  # says whether it is an unfinished run

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from device.decision import abnormal_probability, pool
+from device.model.judgement import abnormal_probability, pool
 from device.signal import FrontEnd
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus

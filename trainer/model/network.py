@@ -204,7 +204,7 @@ def network(config: ModelConfig | MobileNetConfig) -> Network:
 
 
 def pool_moments(logits: Tensor) -> Tensor:
-    """`device.decision.pool` in torch: logits (batch, classes) of moments' logits (batch, moments, classes)."""
+    """`device.model.judgement.pool` in torch: logits (batch, classes) of moments' logits (batch, moments, classes)."""
     against_normal = logits - logits[..., :1]
     return against_normal.logsumexp(dim=1) - math.log(logits.shape[1])
 

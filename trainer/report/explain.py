@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from device.audio import read_audio
-from device.decision import Judgement, judge
+from device.capture.recording import scan
 from device.labels import LABELS
-from device.live import Auscultation, CycleResult
+from device.listening.cycle import CycleResult
+from device.listening.live import Auscultation
+from device.model.judgement import Judgement, judge
 from device.signal import (
     FRAME_SAMPLES,
     FRAMES,
@@ -240,6 +241,8 @@ class Explanation:
     threshold: float
     attended: Attended
     front_end: FrontEnd
+    notes: tuple[str, ...] = ()
+    """What is odd about the recording."""
 
     @property
     def in_words(self) -> str:
@@ -285,7 +288,8 @@ def explain(
     facts = read_facts(run)
     model, choice = load_model(run, facts).to(device), facts.choice
     served = of_run(model, facts, run.name, device)
-    samples = resample(*read_audio(file))
+    recorded = scan(file)
+    samples = resample(recorded.samples(), recorded.header.sample_rate)
     session = Auscultation(CachedSource(file.name, samples), served, quality)
     results = [one for one in session.run() if isinstance(one, CycleResult)]
     one = _chosen(results, file, samples.size / SAMPLE_RATE, at_seconds)
@@ -303,6 +307,7 @@ def explain(
         choice.cycle_threshold,
         attend(model, [parts[worst]], facts.front_end, device, asked)[0],
         facts.front_end,
+        tuple(map(str, recorded.remarks)),
     )
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from device.decision import moment_centres
 from device.labels import LABELS, Label
+from device.model.judgement import moment_centres
 from device.signal import (
     FRAME_SAMPLES,
     MEL_FLOOR,

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from device.decision import abnormal_probability
 from device.labels import LABELS
+from device.model.judgement import abnormal_probability
 from device.signal import FrontEnd, raw_window, split
 from firmware_config.errors import RespSAMError
 from trainer.corpora.cycle import Corpus
@@ -176,7 +176,7 @@ def soft_targets(classes: Tensor, smoothing: float) -> Tensor:
 
 
 def pooled(logits: Tensor, members: Tensor) -> Tensor:
-    """`device.decision.pool` of each span: (batch, spans, classes) of moments' logits (batch, moments, classes).
+    """`device`'s `pool` of each span: (batch, spans, classes) of moments' logits (batch, moments, classes).
 
     `members` (batch, spans, moments) are 1 for a span's own moments and 0 elsewhere.
     """

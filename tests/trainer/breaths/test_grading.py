@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from device.quality import Measured
+from device.breath.quality import Measured
 from firmware_config.settings import load_settings
 from trainer.breaths.grading import Group, Heard, fit_clarity, group_of, refused_shares, shares, simulated
 from trainer.corpora.cycle import Recording

@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import soundfile
 import torch
 
+from device.breath.segmenter import BANDS, DELAY_STEPS, STEP_SAMPLES, Detector, shipped_weights
+from device.breath.simulator import auscultate
 from device.bundle import Segmentation
 from device.labels import Label
-from device.segmenter import BANDS, DELAY_STEPS, STEP_SAMPLES, Detector, shipped_weights
 from device.signal import SAMPLE_RATE, FloatArray
-from device.simulator import auscultate
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.breaths.segmentation import (
     Counts,
     DetectorNet,
+    compare,
     count,
     features,
     fit_detector,
@@ -206,6 +208,14 @@ def test_features_do_not_depend_on_gain() -> None:
     heard = features(samples)
     assert heard.shape == (8 * SAMPLE_RATE // STEP_SAMPLES, BANDS)
     np.testing.assert_allclose(features(samples * np.float32(0.25)), heard, atol=0.05)
+
+
+def test_a_corpus_in_which_no_breath_is_found_is_scored(tmp_path: Path) -> None:
+    root = make_sprsound(tmp_path / "corpus", patients=1, seconds=4.0)
+    for seed, path in enumerate(root.rglob("*.wav")):
+        soundfile.write(path, np.random.default_rng(seed).standard_normal(4 * SAMPLE_RATE) / 1000, SAMPLE_RATE)
+    corpus, cache = with_audio(load_corpus("sprsound", root), tmp_path / "cache")
+    assert compare(corpus, cache, [(corpus, None)])["latency_seconds"] == {"mean": None, "largest": None}
 
 
 def test_the_commands_on_a_small_corpus(run_cli: RunCli, tmp_path: Path) -> None:

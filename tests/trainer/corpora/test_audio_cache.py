@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from device.audio import AudioError, read_audio
+from device.capture.recording import AudioError, read_audio
 from device.signal import resample
 from tests.trainer.corpus_maker import make_sprsound
 from trainer.corpora import Corpus, CorpusError, load_corpus
@@ -141,3 +141,19 @@ def test_the_index_says_where_each_recording_lies(corpus: Corpus, tmp_path: Path
     held = json.loads(cache.file.with_suffix(".json").read_text())
     assert [name for name, _, _ in held["spans"]] == [recording.name for recording in corpus.recordings]
     assert cache.file.stat().st_size == 4 * held["spans"][-1][2]
+
+
+def test_what_is_odd_about_sound_is_one_line_a_corpus_in_each_run(
+    corpus: Corpus, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for index in (0, 2):
+        samples, rate = soundfile.read(audio_of(corpus, index))
+        soundfile.write(audio_of(corpus, index), np.stack([samples, np.zeros_like(samples)], 1), rate)
+    samples, rate = soundfile.read(audio_of(corpus, 1))
+    soundfile.write(audio_of(corpus, 1), 32768 * samples, rate, subtype="FLOAT")
+    first, again = (with_audio(corpus, tmp_path / "cache")[0].notes for _ in range(2))
+    assert first == again
+    channels, scaled = first[-2:]
+    assert channels == "sprsound: 2 recordings have more than one channel; only the first is used"
+    assert str(audio_of(corpus, 1)) in scaled and "divided by 32768" in scaled
+    assert not recwarn.list

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device.audio import read_header
+from device.capture.recording import read_header
 from device.labels import Label
 from device.signal import FRAMES, SAMPLE_RATE, FrontEnd, SignalError, windows
 from trainer.corpora import Corpus, CorpusError, Cycle, Recording, load_corpus

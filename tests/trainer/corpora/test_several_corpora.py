@@ -170,6 +170,32 @@ def test_a_table_that_is_unambiguous_is_read(kind: str, tmp_path: Path) -> None:
     assert spans[0] == spans[1]
 
 
+UNICODE_TEXT = lines([HEADER, *ROWS], "\t").replace("\n", "\r\n")  # as Excel calls it
+
+
+@pytest.mark.parametrize("content", [UNICODE_TEXT.encode("utf-16"), b"\xfe\xff" + UNICODE_TEXT.encode("utf-16-be")])
+def test_a_table_in_utf_16_is_read(content: bytes, tmp_path: Path) -> None:
+    plain = load_corpus("manifest", table(tmp_path, lines([HEADER, *ROWS])))
+    (tmp_path / "manifest.csv").write_bytes(content)
+    assert load_corpus("manifest", tmp_path) == plain
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        UNICODE_TEXT.encode("utf-16-le"),  # without its mark
+        UNICODE_TEXT.encode("utf-16")[:-1],
+        UNICODE_TEXT.encode("utf-32"),
+        "Müller".encode("latin-1"),
+    ],
+)
+def test_a_table_in_another_coding_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (table(tmp_path, "") / "manifest.csv").write_bytes(content)
+    with pytest.raises(CorpusError, match=r"manifest\.csv: cannot be read \(.*; save it as UTF-8") as caught:
+        load_corpus("manifest", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

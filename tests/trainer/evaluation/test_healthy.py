@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from device.bundle import Calibration, SiteRule
-from device.calibration import CalibrationError
+from device.verdict.calibration import CalibrationError
 from trainer.evaluation.healthy import ROUNDS, calibrate_on, healthy_people, strangers
 from trainer.evaluation.outcome import Outcome, join
 from trainer.metrics import NO_VERDICT

@@ -9,14 +9,15 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
+from device.breath.quality import Quality
+from device.breath.simulator import auscultate
 from device.bundle import Segmentation, SiteRule
-from device.decision import Judgement, Span, together
-from device.decision import judge as judged
 from device.labels import Label
-from device.live import CycleResult
-from device.quality import Quality
-from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, windows
-from device.simulator import auscultate
+from device.listening.cycle import CycleResult
+from device.model.judgement import Judgement
+from device.model.judgement import judge as judged
+from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, Span, windows
+from device.verdict.site import together
 from firmware_config.settings import load_settings
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import AST, RECIPE
@@ -52,7 +53,9 @@ def shown(start: float, end: float, probability: float | None, leading: Label = 
     """One cycle on the screen; without a probability it was not gradable."""
     judgement = None if probability is None else Judgement(probability, probability >= 0.5, leading)
     reason = quality_of("too quiet" if judgement is None else "")
-    return CycleResult(1, start, end, "window", 0.0, reason, judgement, 0.0, False, UNHEARD)
+    return CycleResult(
+        1, round(start * SAMPLE_RATE), round(end * SAMPLE_RATE), "window", 0.0, reason, judgement, False, UNHEARD
+    )
 
 
 def heard(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from device.decision import moment_centres, pool
 from device.labels import LABELS
+from device.model.judgement import moment_centres, pool
 from device.signal import FrontEnd, log_mel, mel_filters
 from trainer.model.mobilenet import AudioSetMobileNet, MobileNet, MobileNetConfig
 from trainer.model.network import pool_moments

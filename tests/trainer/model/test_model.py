@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
-from device.decision import pool
+from device.model.judgement import pool
 from trainer.model.mobilenet import MobileNetConfig
 from trainer.model.network import AST, Ensemble, ModelConfig, network, pool_moments, predict
 from trainer.run.recipe import load_recipe

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from device.audio import read_header
-from device.decision import moment_centres
+from device.capture.recording import read_header
 from device.labels import LABELS, Label
+from device.model.judgement import moment_centres
 from device.signal import (
     FRAMES,
     MEL_FLOOR,

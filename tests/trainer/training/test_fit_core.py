@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from device.decision import pool
+from device.model.judgement import pool
 from device.signal import FRAMES
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.toy_fit import AST, RECIPE, Silent, run, toy_fit

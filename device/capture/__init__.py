@@ -1,0 +1,1 @@
+"""Where sound comes from: microphone, recording, simulator; every sample is counted."""

@@ -1,0 +1,315 @@
+"""The microphone as a source: through the capture process, lost and found again, every sample accounted for."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from device.breath.quality import FULL_SCALE
+from device.capture.blocks import SILENCE, Block, StreamResampler
+from device.capture.process import NO_ANSWER, Captured, CaptureError, CaptureProcess, Opened, Request, clock
+from device.capture.timeline import Kind
+from device.signal import SAMPLE_RATE, FloatArray
+from firmware_config.settings import AudioSettings
+
+# A microphone's way back. A fault is shown within 2 s, and sound is back within 5 s of the device.
+SILENT_SECONDS = 1.2  # without a block the microphone has gone; a busy machine was once late by 0.3 s
+POLL_SECONDS = 0.1
+YIELD_SECONDS = 0.4  # a consumer can stop at least twice a second
+OPENING_SECONDS = 4.0  # from a capture process' start to its first block; a frozen sound server never answers
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.5  # between two tries, doubling
+STABLE_SECONDS = 5.0  # sound that lasts so long ends the doubling; a loose plug is not tried ten times a second
+EXPLAINING_SECONDS = 2.0  # a microphone that is unplugged or plugged in says why it does not open in several ways
+# A stream's pace
+STEADY_SECONDS = 1.0  # late for so long is late for good
+SETTLING_SECONDS = 1.0
+GAP_SECONDS = 0.25
+MOST_DRIFT = 0.005  # share; no sound card's clock is as wrong
+DRIFT_TOLD = 0.001
+MOST_AHEAD_SECONDS = 2.0  # of the clock: no microphone hears what has not been said yet
+# What is wrong with sound that does come
+MUTE_SECONDS = 1.6  # and what the sound takes to come here: shown within two
+CLIPPED_SAMPLES = 3  # in one block
+CLIP_PAUSE_SECONDS = 1.0  # without clipping, before another run of it is told
+
+
+class Pace:
+    """A stream's samples against the clock: sound that vanished unreported, and a device whose clock drifts.
+
+    Late for a moment is a busy machine, late by much and for good is vanished sound, and slowly later and later is the
+    drift of two clocks.
+    """
+
+    def __init__(self, began: float) -> None:
+        self.began = self._minute_began = began
+        self._late = self._late_when_settled = self._late_a_minute_ago = 0.0
+        self._latest: deque[tuple[float, float]] = deque()
+
+    @property
+    def drift_seconds(self) -> float:
+        """By which the stream lags behind the clock since it settled."""
+        return self._late - self._late_when_settled
+
+    def vanished(self, now: float, seconds: float) -> float:
+        """Seconds of sound that never came, when by `now` the stream has given `seconds`, missing ones included."""
+        late = now - self.began - seconds
+        since = self._latest[-1][0] if self._latest else now
+        self._latest.append((now, late))
+        while self._latest[0][0] < now - STEADY_SECONDS:
+            self._latest.popleft()
+        excess = min(late for _, late in self._latest) - self._late
+        if now - self.began < SETTLING_SECONDS:
+            self._late = self._late_when_settled = self._late_a_minute_ago = self._late + excess
+        elif excess < GAP_SECONDS:
+            most = MOST_DRIFT * (now - since)
+            self._late += min(max(excess, -most), most)
+        elif now - self._latest[0][0] > STEADY_SECONDS / 2:
+            self._latest.clear()
+            return excess
+        return 0.0
+
+    def drift_share(self, now: float) -> float:
+        """Share by which the device's clock was slow over the last minute, once a minute; else 0."""
+        seconds = now - self._minute_began
+        if seconds < 60.0:
+            return 0.0
+        share = (self._late - self._late_a_minute_ago) / seconds
+        self._minute_began, self._late_a_minute_ago = now, self._late
+        return share
+
+
+class Watch:
+    """Looks for what is wrong with sound that does come: silence that no microphone makes, and clipping."""
+
+    def __init__(self) -> None:
+        self._constant_since: float | None = None
+        self._muted = False
+        self._clipped_at = -CLIP_PAUSE_SECONDS
+
+    def look(self, samples: FloatArray, begin_seconds: float, end_seconds: float) -> Iterator[tuple[Kind, str]]:
+        """What begins or ends with these samples (n,), which lie at these times."""
+        if samples.min() == samples.max():
+            self._constant_since = begin_seconds if self._constant_since is None else self._constant_since
+            if not self._muted and end_seconds - self._constant_since > MUTE_SECONDS:
+                self._muted = True
+                yield "mute", "complete silence: the microphone is muted; unmute it, or look for a switch on it"
+        else:
+            if self._muted and self._constant_since is not None:
+                yield "mute", f"sound again after {begin_seconds - self._constant_since:.1f} s of complete silence"
+            self._constant_since, self._muted = None, False
+        if np.count_nonzero(np.abs(samples) >= FULL_SCALE) >= CLIPPED_SAMPLES:
+            if begin_seconds - self._clipped_at >= CLIP_PAUSE_SECONDS:
+                yield "clip", "overloaded: turn the gain down or hold the stethoscope still"
+            self._clipped_at = end_seconds
+
+
+class Stretch:
+    """The sound of one capture process on its way to 16 kHz, with what happens to it."""
+
+    def __init__(self, opened: Opened, began: float, gain_db: float, told: set[str]) -> None:
+        """`told` holds what is said once a session."""
+        self.opened, self._told = opened, told
+        self._gain = np.float32(10.0 ** (gain_db / 20.0))
+        self._resampler, self._pace, self._watch = StreamResampler(opened.sample_rate), Pace(began), Watch()
+        self._before = Captured(SILENCE, began, 0, 0)
+        self._frames = 0  # of the device, missing ones included
+        self._given = 0  # the same at 16 kHz, without what the resampler holds back
+
+    @property
+    def position_clock(self) -> float:
+        """When the next sample is said, by the clock."""
+        return self._pace.began + self._given / SAMPLE_RATE + self._pace.drift_seconds
+
+    def hear(self, heard: Captured, waiting_seconds: float) -> Iterator[Block]:
+        """One more block."""
+        rate, before, self._before = self.opened.sample_rate, self._before, heard
+        begin = self._frames / rate
+        lost = heard.lost_frames - before.lost_frames
+        self._frames += lost + heard.samples.size
+        if self._frames / rate - (heard.clock - self._pace.began) > MOST_AHEAD_SECONDS:
+            raise CaptureError(
+                f"{self.opened.device} is no microphone: it gives sound faster than time goes by, as ALSA's null "
+                "device does; set audio.device to another input",
+                hopeless=True,
+            )
+        vanished = round(self._pace.vanished(heard.clock, self._frames / rate) * rate)
+        self._frames += vanished
+        broken = ["our queue was full"] * bool(lost)
+        broken += ["the driver overflowed"] * (heard.overflows > before.overflows)
+        broken += ["sound was lost on its way here"] * bool(vanished)
+        if broken:
+            yield self.end()
+            # a new one: the old one would smear one side into the other
+            self._resampler = StreamResampler(rate)
+            missing = round((lost + vanished) * SAMPLE_RATE / rate)
+            self._given += missing
+            yield Block(SILENCE, missing, "gap" if vanished else "overflow", ", ".join(broken))
+        # a driver once gave NaN, which the resampler would never forget
+        samples = np.where(np.isfinite(heard.samples), heard.samples, np.float32(0.0)) * self._gain
+        for kind, note in [*self._watch.look(samples, begin, self._frames / rate), *self._rate_notes()]:
+            yield Block(SILENCE, 0, kind, note)
+        yield self._block(self._resampler.push(samples), waiting_seconds)
+
+    def end(self) -> Block:
+        """What the resampler held back."""
+        return self._block(self._resampler.flush(), 0.0)
+
+    def _block(self, samples: FloatArray, waiting_seconds: float) -> Block:
+        self._given += samples.size
+        return Block(samples, waiting_seconds=waiting_seconds)
+
+    def _rate_notes(self) -> Iterator[tuple[Kind, str]]:
+        if self.opened.note and self.opened.note not in self._told:
+            self._told.add(self.opened.note)
+            yield "rate", self.opened.note
+        drift = self._pace.drift_share(self._before.clock)
+        if abs(drift) > DRIFT_TOLD and "drift" not in self._told:
+            self._told.add("drift")
+            yield "rate", f"{self.opened.device}: its clock is {abs(drift):.2%} {'slow' if drift > 0 else 'fast'}"
+
+
+class MicrophoneSource:
+    """A PortAudio input that is listened to for as long as it takes: when it goes, it is waited for.
+
+    Its name is known at once; CaptureError when there is no microphone and the settings name none to wait for, or when
+    waiting cannot help. Every sample between the first and the last block is either in a block or `missing`.
+    """
+
+    demo, live = False, True
+
+    def __init__(self, settings: AudioSettings) -> None:
+        self._settings = settings
+        self._request = Request(
+            settings.device, settings.sample_rate, settings.channel, settings.block_seconds, settings.queue_seconds
+        )
+        self.name = settings.device
+        self.highest_hz: float | None = None
+        self._doubt = ""
+        self._told: set[str] = set()
+        self._pause = SHORTEST_PAUSE_SECONDS
+        self._lost_at: float | None = None
+        self._remedy = ""  # what was told last about a microphone that is gone
+        self._other = ("", 0.0)  # another remedy that is asked for by now, and since when
+        self._position_clock = 0.0  # the time that the next sample belongs to
+        self._process = CaptureProcess(self._request)
+        began = self._process.started
+        while not (self._process.opened or self._process.ended) and clock() < began + OPENING_SECONDS:
+            self._process.pump(POLL_SECONDS)
+        if self._process.opened:
+            self._remember()
+        # an input that the settings name may come later
+        elif self._process.hopeless or not settings.device or settings.device.isdigit():
+            self._process.kill()
+            raise CaptureError(self._process.error or NO_ANSWER)
+
+    @property
+    def unverified(self) -> str:
+        """Why nobody can tell whether this is one microphone all the time; empty where one can."""
+        self._doubt = self._process.unverified or self._doubt
+        return self._doubt
+
+    def blocks(self) -> Generator[Block, None, None]:
+        """Until the consumer stops; about ten a second with sound in them, at least two a second without."""
+        self._position_clock = clock()
+        try:
+            while True:
+                yield from self._until_sound()
+                yield from self._while_sound()
+        finally:
+            self._process.kill()
+
+    def _until_sound(self) -> Iterator[Block]:
+        """Start capture processes until one gives sound."""
+        yielded, next_try = clock(), math.inf
+        while True:
+            process = self._process
+            process.pump(POLL_SECONDS)
+            if process.waiting:
+                return
+            now = clock()
+            if now >= next_try:
+                self._process, next_try = CaptureProcess(self._request), math.inf
+            elif next_try < math.inf:
+                time.sleep(min(POLL_SECONDS, next_try - now))
+            elif process.ended or now - process.started > OPENING_SECONDS:
+                if self._lost_at is None or self._needs_something_else(process.error, now):
+                    yield self._lost(process.error)
+                process.kill()
+                next_try, self._pause = now + self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            if self._lost_at is None and now - self._position_clock > SILENT_SECONDS:
+                yield self._lost()
+            if now - yielded > YIELD_SECONDS:
+                yielded = now
+                # what is here next may have begun a little ago
+                yield Block(SILENCE, 0 if self._lost_at is None else self._missed(now - 2 * YIELD_SECONDS))
+
+    def _while_sound(self) -> Iterator[Block]:
+        """The sound of one capture process until no more comes."""
+        process, opened = self._process, self._remember()
+        heard = process.take()
+        assert heard is not None
+        began = heard.clock - opened.block_seconds
+        if self._lost_at is None:
+            self._position_clock = began
+        else:
+            yield Block(SILENCE, self._missed(began), "back", f"sound again after {began - self._lost_at:.1f} s")
+            self._lost_at = None
+        stretch = Stretch(opened, self._position_clock, self._settings.gain_db, self._told)
+        last = yielded = clock()
+        while heard is not None or (not process.ended and clock() - last < SILENT_SECONDS):
+            if heard is not None:
+                last = yielded = clock()
+                yield from stretch.hear(heard, process.waiting * opened.block_seconds)
+            elif clock() - yielded > YIELD_SECONDS:
+                yielded = clock()
+                yield Block(SILENCE)
+            process.pump(0.0 if process.waiting else POLL_SECONDS)
+            heard = process.take()
+        yield stretch.end()
+        self._position_clock = stretch.position_clock
+        if self._position_clock - began > STABLE_SECONDS:
+            self._pause = SHORTEST_PAUSE_SECONDS
+        self._remember()
+        yield self._lost(process.error)
+
+    def _needs_something_else(self, reason: str, now: float) -> bool:
+        """Whether another remedy than the one told has been asked for, and for a while."""
+        if not reason or _remedy(reason) == self._remedy:
+            self._other = ("", now)
+        elif _remedy(reason) != self._other[0]:
+            self._other = (_remedy(reason), now)
+        return bool(self._other[0]) and now - self._other[1] > EXPLAINING_SECONDS
+
+    def _lost(self, reason: str = "") -> Block:
+        self._lost_at = self._position_clock if self._lost_at is None else self._lost_at
+        reason = reason or f"{self.name} gives no sound: plug it in again"
+        self._remedy = _remedy(reason)
+        return Block(SILENCE, 0, "lost", f"{reason}; listening goes on by itself when it is back")
+
+    def _missed(self, until: float) -> int:
+        samples = max(0, round((until - self._position_clock) * SAMPLE_RATE))
+        self._position_clock += samples / SAMPLE_RATE
+        return samples
+
+    def _remember(self) -> Opened:
+        """From now on only this very input is opened."""
+        _ = self.unverified  # a doubt stays when the process that had it is gone
+        opened = self._process.opened
+        assert opened is not None
+        self.name, self.highest_hz = opened.device, opened.sample_rate / 2
+        self._request = replace(
+            self._request,
+            device=opened.device,
+            host_api=opened.host_api,
+            source=self._process.source or self._request.source,
+            remembered=True,
+        )
+        return opened
+
+
+def _remedy(reason: str) -> str:
+    """What ends it: whatever says that a microphone is not there asks for the same plug."""
+    return "plug it in" if "plug it in" in reason else reason

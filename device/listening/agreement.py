@@ -1,0 +1,59 @@
+"""How the demo's verdicts agree with the simulator's truth, whatever comes out; no verdict ever sees that truth."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from device.breath.simulator import Breath
+from device.listening.cycle import CycleResult
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Counts over the graded cycles of a demo."""
+
+    abnormal: int
+    abnormal_heard: int
+    normal: int
+    normal_left_alone: int
+
+    def as_json(self) -> dict[str, int]:
+        """The `demo_agreement` of a summary."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        agreed, cycles = self.abnormal_heard + self.normal_left_alone, self.abnormal + self.normal
+        return (
+            f"agreement with the simulator's truth: {agreed} of {cycles} cycles "
+            f"(abnormal heard {self.abnormal_heard} of {self.abnormal}, normal left alone {self.normal_left_alone} of "
+            f"{self.normal})"
+        )
+
+
+def truly_abnormal(start_seconds: float, end_seconds: float, breaths: Sequence[Breath]) -> bool:
+    """Whether a stretch holds at least half of an abnormal breath, or consists of one by at least a half.
+
+    `breaths` are in order and apart.
+    """
+    first = bisect_right(breaths, start_seconds, key=lambda breath: breath.end_seconds)
+    for breath in breaths[first : bisect_left(breaths, end_seconds, key=lambda breath: breath.onset_seconds)]:
+        shared = min(end_seconds, breath.end_seconds) - max(start_seconds, breath.onset_seconds)
+        shorter = min(breath.end_seconds - breath.onset_seconds, end_seconds - start_seconds)
+        if breath.label != "normal" and shared >= shorter / 2:
+            return True
+    return False
+
+
+def agreement(results: Iterable[CycleResult], breaths: Sequence[Breath]) -> Agreement:
+    """Every graded cycle against the breaths that were simulated in it."""
+    graded = [
+        (truly_abnormal(result.start_seconds, result.end_seconds, breaths), result.flagged)
+        for result in results
+        if result.judgement is not None
+    ]
+    return Agreement(
+        abnormal=sum(true for true, _ in graded),
+        abnormal_heard=sum(true and flagged for true, flagged in graded),
+        normal=sum(not true for true, _ in graded),
+        normal_left_alone=sum(not true and not flagged for true, flagged in graded),
+    )

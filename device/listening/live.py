@@ -1,0 +1,252 @@
+"""The live path, source to decision; `listen`, `screen` and the trainer's `recordings` protocol all run it."""
+
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from device.breath.quality import SILENCE_DBFS, judge, level_dbfs
+from device.breath.segmenter import Segment, Segmenter
+from device.bundle import Segmentation, SiteRule
+from device.capture.blocks import Block, Source
+from device.capture.process import CaptureError
+from device.capture.timeline import BREAKS, Entry, Timeline
+from device.listening.cycle import CycleResult
+from device.listening.rate import respiratory_rate
+from device.model.judgement import Judgement
+from device.signal import SAMPLE_RATE, FloatArray, Span, quantise
+from device.verdict.site import SiteDecision
+from device.verdict.summary import Summary
+from firmware_config.errors import RespSAMError
+from firmware_config.settings import QualitySettings
+
+LATEST_CYCLES = 16  # kept for the view
+PAUSED_SECONDS = 1.5  # from one block to the next, beside the processor's time: this program did not run
+PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
+WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
+FINISH_SECONDS = 0.5  # for the cycles that still wait when a session is stopped
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Judge(Protocol):
+    """What the live path needs of a model: a bundle's Classifier on the device, a run's own model in the trainer."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def segmentation(self) -> Segmentation: ...
+
+    @property
+    def site_rule(self) -> SiteRule: ...
+
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement: ...
+
+
+class Auscultation:
+    """One session at one site: iterate `run` for what happens, read `summary` at any time.
+
+    It ends with its source, after `seconds` of sound, or soon after `stop`. Memory stays bounded however long it runs.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: Judge,
+        quality: QualitySettings,
+        seconds: float | None = None,
+        not_validated: Callable[[], tuple[str, ...]] = tuple,
+    ) -> None:
+        """`not_validated` says why nobody knows how good this session's verdict is; it stands in every summary.
+
+        It is asked anew each time: what a microphone hears is known only when it has been opened.
+        """
+        self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
+        self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
+        self._ending = ""
+        self.timeline = Timeline()
+        self.segmenter = Segmenter(model.segmentation)
+        self.decision = SiteDecision(model.site_rule)
+        self.latest: deque[CycleResult] = deque(maxlen=LATEST_CYCLES)
+        self.cycles = 0
+        self.dropped_cycles = 0
+        self.level_dbfs = SILENCE_DBFS
+        self.lost_seconds: float | None = None
+        """Since when no sound comes, for a microphone is gone; None while it comes."""
+        self._waiting: deque[Segment] = deque()
+        self._idle, self._paused = math.inf, False
+        self._gradable_samples = 0
+
+    def run(self) -> Iterator[CycleResult | Entry]:
+        """Cycles and timeline entries as they come.
+
+        CaptureError, after all that was heard, when a microphone goes; the model's error when it fails, and then nobody
+        is cleared by what it had judged before.
+        """
+        yield self.timeline.entry("start", self.source.name)
+        try:
+            try:
+                for block in self.source.blocks():
+                    yield from self._hear(block)
+                    if self._ending:
+                        break
+                    yield from self._judge_waiting(block.waiting_seconds)
+            except CaptureError as error:
+                yield from self._finish(str(error))
+                raise
+            yield from self._finish(self._ending or "the source ended")
+        except RespSAMError:
+            if self.decision.failure:
+                while self._waiting:
+                    yield self._drop("the model failed")
+                self.decision.end()
+                yield self.timeline.entry("end", self.decision.failure)
+            raise
+
+    def stop(self, note: str) -> None:
+        """End at the next block; safe in a signal handler, as it only sets a word."""
+        self._ending = note
+
+    def _hear(self, block: Block) -> Iterator[CycleResult | Entry]:
+        broken = bool(block.missing) or (bool(block.note) and block.kind in BREAKS)
+        if broken:
+            self._waiting.extend(self.segmenter.flush())
+            self.timeline.miss(block.missing)
+        if block.note:
+            if block.kind == "lost" and self.lost_seconds is None:
+                self.lost_seconds = self.timeline.position / SAMPLE_RATE
+            yield self.timeline.entry(block.kind, block.note)
+        if broken:
+            self.segmenter.reset(self.timeline.position)
+        samples = quantise(block.samples)
+        if self._limit is not None:
+            samples = samples[: max(0, self._limit - self.timeline.position)]
+        self.timeline.hear(samples.size)
+        if samples.size:
+            self.level_dbfs, self.lost_seconds = level_dbfs(samples), None
+        self._waiting.extend(self.segmenter.feed(samples))
+        if self._limit is not None and self.timeline.position >= self._limit:
+            self.stop(f"{self._limit / SAMPLE_RATE:g} s are over")
+
+    def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
+        """All of them, unless sound comes in meanwhile: that is taken first, and the oldest cycles may be dropped."""
+        # sources give a block at least twice a second, also without sound; a slow model takes the processor's time
+        idle = time.monotonic() - time.process_time()
+        paused = idle - self._idle > PAUSED_SECONDS
+        self._idle = idle
+        self._paused = paused or (self._paused and sound_waiting_seconds > PATIENCE_SECONDS)
+        yield from self._judge_all(sound_waiting_seconds)
+
+    def _judge_all(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
+        while self._waiting and not self._ending:
+            if self.source.live and sound_waiting_seconds > PATIENCE_SECONDS:
+                if len(self._waiting) > WAITING_CYCLES:
+                    paused = "it waited while this program was stopped or the machine was busy"
+                    yield self._drop(paused if self._paused else "the model is slower than the breathing")
+                    continue
+                return
+            began = time.monotonic()
+            yield self._judge(self._waiting.popleft())
+            sound_waiting_seconds += time.monotonic() - began
+
+    def _finish(self, note: str) -> Iterator[CycleResult | Entry]:
+        self._waiting.extend(self.segmenter.flush())
+        self.segmenter.reset(self.timeline.position)
+        until = time.monotonic() + FINISH_SECONDS
+        while self._waiting:
+            if self.source.live and time.monotonic() > until:
+                yield self._drop("the session was stopped before the model came to it")
+            else:
+                yield self._judge(self._waiting.popleft())
+        self.decision.end()
+        yield self.timeline.entry("end", note)
+
+    def _drop(self, reason: str) -> Entry:
+        segment = self._waiting.popleft()
+        self.dropped_cycles += 1
+        self.timeline.drop(segment.samples.size)
+        span = f"{segment.start_seconds:.1f}-{segment.end_seconds:.1f} s"
+        return self.timeline.entry("dropped", f"cycle at {span} not judged: {reason}")
+
+    def _judge(self, segment: Segment) -> CycleResult:
+        quality = judge(segment.samples, self.quality, segment.clarity, segment.snr_db)
+        judgement, seconds = None, 0.0
+        if quality.gradable:
+            began = time.perf_counter()
+            try:
+                judgement = self.model.judge(segment.judged, segment.span)
+            except RespSAMError as error:
+                self.decision.failure = str(error)
+                raise
+            seconds = time.perf_counter() - began
+            self.decision.add(judgement)
+            self._gradable_samples += segment.samples.size
+        else:
+            self.decision.refuse(quality.reason)
+        self.cycles += 1
+        result = CycleResult(
+            self.cycles,
+            segment.start,
+            segment.end,
+            segment.kind,
+            segment.rhythm,
+            quality,
+            judgement,
+            self.source.demo,
+            segment.judged,
+            segment.span,
+            segment.phase,
+            segment.period_seconds,
+            seconds,
+        )
+        self.latest.append(result)
+        return result
+
+    @property
+    def summary(self) -> Summary:
+        """The session so far."""
+        return Summary(
+            source=self.source.name,
+            demo=self.source.demo,
+            bundle=self.model.fingerprint,
+            verdict=self.decision.verdict,
+            probability=self.decision.probability,
+            cycles=self.cycles,
+            gradable=self.decision.graded,
+            flagged=self.decision.abnormal,
+            dropped=self.dropped_cycles,
+            heard_samples=self.timeline.heard,
+            missing_samples=self.timeline.missing,
+            dropped_samples=self.timeline.dropped,
+            gradable_samples=self._gradable_samples,
+            reasons=tuple(self.decision.reasons),
+            breaths_per_minute=respiratory_rate(list(self.latest)),
+            not_validated=self.not_validated(),
+            stretches=self.decision.stretches,
+            stretches_flagged=self.decision.stretches_flagged,
+            breaths_wanted=self.decision.breaths_wanted,
+        )
+
+
+@contextmanager
+def stopped_by_signals(session: Auscultation) -> Iterator[list[signal.Signals]]:
+    """SIGINT, SIGTERM and SIGHUP end the session properly, with its account; yields those that came.
+
+    A signal that is ignored, as SIGHUP is below nohup, stays so.
+    """
+    came: list[signal.Signals] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        came.append(signal.Signals(number))
+        session.stop(f"stopped by {came[-1].name}")
+
+    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

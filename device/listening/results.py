@@ -1,0 +1,176 @@
+"""The results of a screening: one recording's row, and a file of rows that a stopped screening goes on with."""
+
+import csv
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from device.model.classifier import Classifier
+from device.verdict.summary import Summary
+from firmware_config.command_line import one_line, printable
+from firmware_config.errors import RespSAMError
+from firmware_config.settings import QualitySettings
+
+
+@dataclass(frozen=True)
+class Screened:
+    """One recording's summary, or why there is none."""
+
+    recording: Path
+    summary: Summary | None
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+    sha256: str = ""
+    """Of the file as it was judged."""
+    channel: int | None = None
+    """The one that was heard, counted from 0."""
+
+    def as_json(self) -> dict[str, Any]:
+        """One object of `screen --json`; null where the recording was refused."""
+        full: dict[str, Any] = defaultdict(lambda: None, self.summary.as_json() if self.summary else {})
+        share = full["flagged"] / full["gradable"] if full["gradable"] else None
+        return {
+            "recording": printable(self.recording),
+            "channel": self.channel,
+            **{name: full[name] for name in ("verdict", "probability", "cycles", "stretches", "stretches_flagged")},
+            "flagged_share": None if share is None else round(share, 3),
+            "breaths_per_minute": full["breaths_per_minute"],
+            "seconds": full["seconds"],
+            "reasons": full["reasons"] or [],
+            "not_validated": full["not_validated"] or [],
+        }
+
+
+class ResultsError(RespSAMError):
+    """A file of results that cannot be gone on with."""
+
+
+class Results:
+    """Verdicts in a file that a stopped screening goes on with: JSON lines, or CSV by the suffix `.csv`.
+
+    Every row names the recording's content, and the bundle, precision, thresholds and quality limits that judged it;
+    rows of others are not mixed in. A half-written last row is written anew. A refused recording has a row with the
+    `error` and no verdict; it is tried again, and gets another row when it ends otherwise.
+    """
+
+    COLUMNS = (
+        *("recording", "channel", "verdict", "probability", "cycles", "stretches", "stretches_flagged"),
+        *("flagged_share", "breaths_per_minute", "heard", "missing", "dropped", "gradable"),
+        *("reasons", "not_validated", "error", "sha256"),
+        *("bundle", "precision", "cycle_threshold", "site_threshold", "quality_limits"),
+    )
+
+    def __init__(self, path: Path, model: Classifier, quality: QualitySettings) -> None:
+        """ResultsError when the file is of another bundle, thresholds or limits, or cannot be written."""
+        self.path = path
+        self.judged_by = {
+            "bundle": model.fingerprint,
+            "precision": model.file.precision,
+            "cycle_threshold": model.threshold,
+            "site_threshold": model.site_rule.threshold,
+            "quality_limits": hashlib.sha256(quality.model_dump_json().encode()).hexdigest()[:12],
+        }
+        self._is_csv = path.suffix.lower() == ".csv"
+        self._done: dict[str, set[str]] = defaultdict(set)
+        self._refused: set[tuple[str, str, str]] = set()
+        try:
+            # a device or a pipe may have no end
+            if path.is_file():
+                self._resume(path.read_bytes())
+            self._file = path.open("a", encoding="utf-8", newline="")
+            empty = not path.stat().st_size
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+        if self._is_csv and empty:
+            self._write(_csv_line(self.COLUMNS))
+
+    def _resume(self, held: bytes) -> None:
+        whole = held[: held.rfind(b"\n") + 1]
+        begun = held[len(whole) :]
+        opening = (",".join(self.COLUMNS) if self._is_csv else '{"recording": ').encode()
+        lines = whole.decode("utf-8", "replace").split("\n")[:-1]  # a reason may hold what else ends a line
+        try:
+            table = csv.DictReader(lines, strict=True)
+            rows = list(table) if self._is_csv else [json.loads(line) for line in lines]
+            if self._is_csv and lines and table.fieldnames != [*self.COLUMNS]:
+                raise ValueError("other columns")
+            # a file without a whole line may be anybody's
+            if not whole and begun[: len(opening)] != opening[: len(begun)]:
+                raise ValueError("another opening")
+            for row in rows:
+                if row["verdict"]:
+                    self._done[str(row["recording"])].add(str(row["sha256"]))
+                else:
+                    self._refused.add((row["recording"], row["sha256"], row["error"]))
+            others = {name: {str(row[name]) for row in rows} - {str(own)} for name, own in self.judged_by.items()}
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise ResultsError(f"{self.path}: not a file of screening results; choose another --out") from error
+        for name, found in others.items():
+            if found:
+                raise ResultsError(
+                    f"{self.path}: holds results of {name.replace('_', ' ')} {min(found)[:12]}, this one is "
+                    f"{str(self.judged_by[name])[:12]}; choose another --out"
+                )
+        # only now that it is ours
+        if begun:
+            os.truncate(self.path, len(whole))  # not written anew: a full disk would take the whole rows, too
+
+    def holds(self, recording: Path) -> bool:
+        """Whether this very sound was judged under this name: another patient's may have the same name elsewhere."""
+        known = self._done.get(printable(recording), set())
+        return bool(known) and sha256_of(recording) in known
+
+    def add(self, one: "Screened") -> None:
+        """One more verdict, handed to the system when this returns; ResultsError when the disk is full."""
+        row = {**one.as_json(), "error": one_line(one.error), "sha256": one.sha256, **self.judged_by}
+        if one.summary is None:
+            refusal = (row["recording"], row["sha256"], row["error"])
+            if refusal in self._refused:
+                return
+            self._refused.add(refusal)
+        if self._is_csv:
+            seconds = row["seconds"] or dict.fromkeys(("heard", "missing", "dropped", "gradable"))
+            flat = {**row, **seconds, **{name: "; ".join(row[name]) for name in ("reasons", "not_validated")}}
+            self._write(_csv_line([flat[name] for name in self.COLUMNS]))
+        else:
+            self._write(json.dumps(row) + "\n")
+
+    def _write(self, line: str) -> None:
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise ResultsError(
+                f"{self.path}: cannot be written ({error.strerror}); when it can be, the same command goes on"
+            ) from error
+
+    def close(self) -> None:
+        """Give the file back."""
+        # what cannot be written has been told, and closing tries once more
+        with suppress(OSError):
+            self._file.close()
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content; empty where there is none to read, as of a pipe: screening it says why."""
+    digest = hashlib.sha256()
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            return digest.hexdigest()
+    return ""
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    line = StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()

@@ -1,0 +1,1 @@
+"""What a device remembers: sessions, cycles and timeline, their sound, and how they are judged again."""

@@ -1,0 +1,334 @@
+"""What a session writes: cycles and timeline as they come, the verdict at the end; and what happens when it cannot.
+
+The tables, and what survives what, are described in docs/store.md.
+"""
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+
+from device.capture.timeline import Entry
+from device.listening.cycle import CycleResult
+from device.store.audio import AudioStore, ForeignSoundError
+from device.store.database import (
+    DELETED,
+    KEPT,
+    LOCK_SECONDS,
+    REMOVED,
+    UNSTORED,
+    DamagedError,
+    GoneError,
+    SessionDeletedError,
+    StoreError,
+    as_store_error,
+    open_database,
+    owner_name,
+    session_owner,
+    set_aside,
+    transaction,
+)
+from device.store.file import OpenFile, alone, make_private
+from device.verdict.summary import Summary
+from firmware_config.settings import Settings, SettingsError
+
+RETRY_SECONDS = (5.0, 60.0)  # from one try to the next while nothing can be stored: at first, and at most
+CLOCK_JUMP_SECONDS = 3 * 86_400.0  # from one session to the next; more may be a clock that is wrong
+CLOCK_STANDS_SECONDS = 86_400.0  # a clock that jumped is believed when sessions went on by it for so long
+RETENTION_CYCLES = 100  # the audio's age and size are looked at once in so many cycles
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is known of a session when it begins."""
+
+    source: str
+    demo: bool
+    """Stands on every row of a simulated session."""
+    bundle: str
+    """Fingerprint."""
+    bundle_name: str
+    settings: Settings
+    site: str = ""
+    """Where on the chest; empty where nobody said."""
+    not_validated: tuple[str, ...] = ()
+    """Why no verdict of this session is inside of what was validated."""
+    started_at: float = field(default_factory=time.time)
+    """Wall time, seconds since 1970. An attribute only: what happens in a session is counted in samples."""
+
+
+@dataclass(frozen=True)
+class Outage:
+    """What could not be stored for a while; `sample` is where it began."""
+
+    sample: int
+    reason: str
+    cycles: int = 0
+    entries: int = 0
+
+    @property
+    def lost(self) -> str:
+        """In words."""
+        return f"{self.cycles} cycles and {self.entries} timeline entries not kept"
+
+
+def trusted_time(began: Sequence[float], now: float) -> float:
+    """The time by which sound ages: `now`, or less when the clock jumped a short while ago.
+
+    `began` has the times at which sessions began, in their order. A clock that went back or far ahead since the
+    session before is wrong, or was wrong then, or the device was put away; until it has stood for a day, the earliest
+    of the last three such stretches counts.
+    """
+    times = [*began, now]
+    jumps = [at for at in range(1, len(times)) if not 0 <= times[at] - times[at - 1] <= CLOCK_JUMP_SECONDS]
+    if not jumps or now - times[jumps[-1]] >= CLOCK_STANDS_SECONDS:
+        return now
+    return min(now, *(times[at - 1] for at in jumps[-2:]))
+
+
+class Store:
+    """The writer of one session; every call is one commit."""
+
+    def __init__(self, beginning: Beginning) -> None:
+        """Open or make the file and begin a session. A damaged file is set aside. Raises StoreError."""
+        settings = beginning.settings
+        try:
+            self.file, self.demo = settings.store.file, beginning.demo
+        except SettingsError as error:
+            raise StoreError(f"sessions cannot be stored: {error}") from error
+        self.warning = ""
+        """What happened at the opening that somebody should know."""
+        self._owner = secrets.token_hex(16)
+        with as_store_error(self.file, "sessions cannot be stored"):
+            make_private(self.file, own_folder=not settings.store.path)
+            with alone(self.file.parent, LOCK_SECONDS):
+                self._database = self._open()
+                self._opened = OpenFile(self.file)
+        self.audio = AudioStore(self.file, self._owner)
+        self._settings = settings.store
+        self._cycles_to_retention = 0
+        try:
+            with as_store_error(self.file, "sessions cannot be stored"):
+                self.session = self._begin(beginning)
+                self._opened = OpenFile(self.file)  # its log is there by now
+                self._retain()
+        except StoreError:
+            self.close()
+            raise
+
+    def _begin(self, beginning: Beginning) -> int:
+        about = vars(beginning) | {
+            "settings_fingerprint": beginning.settings.fingerprint(),
+            "settings": beginning.settings.model_dump_json(),
+            "not_validated": "; ".join(beginning.not_validated),
+        }
+        with transaction(self._database):
+            (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
+            # sound may lie here of a database that is gone: its numbers are not given again either
+            session = self._insert("sessions", id=max(last, self.audio.last_session()) + 1, **about)
+            self._insert("meta", name=owner_name(session), value=self._owner)
+        return session
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return open_database(self.file, check=True)
+        except DamagedError as error:
+            aside = set_aside(self.file)
+            cause = error.__cause__
+            make_private(self.file, own_folder=False)
+            self.warning = f"{self.file} was damaged ({cause}); it is kept as {aside}, and a new one is begun"
+            return open_database(self.file)
+
+    def add(self, happened: CycleResult | Entry, outage: Outage | None = None) -> None:
+        """One judged cycle with its sound, or one timeline entry; and what was not kept before it."""
+        with as_store_error(self.file, "not stored"):
+            if isinstance(happened, Entry):
+                with self._ours(), transaction(self._database):
+                    self._add_outage(outage)
+                    self._add_entry(happened.sample, happened.kind, happened.missing_samples, happened.note)
+            else:
+                self._check()
+                self._retain()
+                with self._sound(happened), self._ours(), transaction(self._database):
+                    self._add_outage(outage)
+                    self._add_cycle(happened)
+
+    def end(self, summary: Summary, outage: Outage | None = None) -> None:
+        """The session's verdict and account."""
+        account = (summary.heard_samples, summary.missing_samples, summary.dropped_samples, summary.gradable_samples)
+        words = ("; ".join(summary.reasons), "; ".join(summary.not_validated))
+        stretches = (summary.stretches, summary.stretches_flagged)
+        known = (time.time(), summary.verdict, summary.probability, *account, *words, *stretches, self.session)
+        with as_store_error(self.file, "not stored"), self._ours(), transaction(self._database):
+            self._add_outage(outage)
+            self._database.execute(
+                "UPDATE sessions SET ended_at=?, verdict=?, probability=?, heard_samples=?, missing_samples=?, "
+                "dropped_samples=?, gradable_samples=?, reasons=?, not_validated=?, stretches=?, stretches_flagged=? "
+                "WHERE id=?",
+                known,
+            )
+
+    def close(self, damaged: bool = False) -> None:
+        """Give the file back, aside when it is damaged; what has taken its place meanwhile is left as it is."""
+        with ExitStack() as stack, as_store_error(self.file, "cannot be closed"):
+            with suppress(OSError):  # its folder may be locked, or gone
+                stack.enter_context(alone(self.file.parent, LOCK_SECONDS))
+            self._opened.close(self._database.close)
+            if damaged and self._opened.is_there():
+                set_aside(self.file)
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """A write that counts only when the file was this session's before it and after it."""
+        self._check()
+        yield
+        self._check()
+
+    def _check(self) -> None:
+        """Whether what is written goes to where somebody will find it; raises GoneError or SessionDeletedError."""
+        owner = session_owner(self._database, self.session)
+        if owner == REMOVED:
+            raise SessionDeletedError(
+                f"{self.file}: session {self.session} was deleted while it listens; nothing more of it is kept"
+            )
+        if owner != self._owner or not self._opened.is_there():
+            raise GoneError(f"{self.file}: it was deleted, moved or replaced while session {self.session} was written")
+
+    def _insert(self, table: str, **row: str | float | None) -> int:
+        statement = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+        return int(self._database.execute(statement, tuple(row.values())).lastrowid or 0)
+
+    @contextmanager
+    def _sound(self, cycle: CycleResult) -> Iterator[None]:
+        """On the disk before its row is, and gone again where there will be no row, as in a session just deleted."""
+        if not self._settings.audio:
+            yield
+            return
+        try:
+            self.audio.keep(self.session, cycle.number, cycle.samples)
+        except ForeignSoundError as error:
+            raise GoneError(str(error)) from error
+        try:
+            yield
+        except BaseException:
+            self.audio.discard(self.session, cycle.number)
+            raise
+
+    def _add_outage(self, outage: Outage | None) -> None:
+        if outage is not None:
+            self._add_entry(outage.sample, UNSTORED, 0, f"{outage.lost}: {outage.reason}")
+
+    def _add_entry(self, sample: int, kind: str, missing_samples: int, note: str) -> None:
+        row = (self.session, self.demo, sample, kind, missing_samples, note)
+        self._database.execute("INSERT INTO timeline VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def _add_cycle(self, cycle: CycleResult) -> None:
+        row = cycle.row() | {"quality": json.dumps(asdict(cycle.quality)), "demo": self.demo}
+        self._insert("cycles", session=self.session, audio=KEPT if self._settings.audio else "", **row)
+
+    def _retain(self) -> None:
+        """Remove audio that is too old or too much; the rows say so first, so that none promises what is gone."""
+        self._cycles_to_retention -= 1
+        if self._cycles_to_retention >= 0:
+            return
+        self._cycles_to_retention = RETENTION_CYCLES - 1
+        latest = self._database.execute("SELECT started_at FROM sessions ORDER BY id DESC LIMIT 1000").fetchall()
+        now = time.time()
+        trusted = trusted_time([began for (began,) in reversed(latest)], now)
+        limits = (self._settings.audio_days, self._settings.audio_megabytes)
+        surplus = self.audio.surplus(trusted, *limits)
+        if trusted < now and (spared := len(self.audio.surplus(now, *limits)) - len(surplus)):
+            self.warning = self.warning or (
+                f"the clock jumped by {(now - trusted) / 86_400:.0f} days; {spared} cycles' sound that it calls too "
+                "old is kept until the clock has stood for a day"
+            )
+        with transaction(self._database):
+            self._database.executemany(
+                f"UPDATE cycles SET audio='{DELETED}' WHERE session=? AND number=?",
+                [(one.session, one.number) for one in surplus],
+            )
+        self.audio.remove(surplus)
+
+
+class Recorder:
+    """A store that may be missing: a failure is told in one warning, listening goes on, and storing resumes."""
+
+    def __init__(
+        self,
+        opening: Callable[[], Store] | None,
+        warn: Callable[[str], None],
+        retry_seconds: float = RETRY_SECONDS[0],
+    ) -> None:
+        """`opening` makes the store, None where nothing is to be kept."""
+        self._opening, self._warn = opening, warn
+        self._store: Store | None = None
+        self._outage: Outage | None = None
+        self._first_pause = self._pause = retry_seconds
+        self._next_try = 0.0
+        if opening is not None:
+            self._try(lambda store, outage: None, Outage(0, ""))
+
+    def add(self, happened: CycleResult | Entry) -> None:
+        """As Store.add; never fails."""
+        if isinstance(happened, Entry):
+            this = Outage(happened.sample, "", entries=1)
+        else:
+            this = Outage(happened.start_sample, "", cycles=1)
+        if self._opening is None:
+            return
+        if self._outage is None or time.monotonic() >= self._next_try:
+            self._try(lambda store, outage: store.add(happened, outage), this)
+        else:
+            self._miss(this)
+
+    def end(self, summary: Summary) -> None:
+        """As Store.end, and gives the file back; never fails."""
+        was_open = self._store is not None
+        self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
+        if was_open and self._store is None:  # the file is gone: the verdict goes where the next session would
+            self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
+        self._leave()
+
+    def _try(self, write: Callable[[Store, Outage | None], None], this: Outage) -> None:
+        if self._opening is None:
+            return
+        try:
+            if self._store is None:
+                self._store = self._opening()
+                if self._store.warning:
+                    self._warn(self._store.warning)
+            write(self._store, self._outage)
+        except SessionDeletedError as error:
+            self._leave()
+            self._opening, self._outage = None, None
+            self._warn(str(error))
+            return
+        except StoreError as error:
+            if isinstance(error, GoneError | DamagedError):
+                self._leave(damaged=isinstance(error, DamagedError))
+            if self._outage is None:
+                self._outage = Outage(this.sample, str(error))
+                self._warn(f"{error}; listening goes on, but nothing is kept until this works again")
+            self._miss(this)
+            self._next_try = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, RETRY_SECONDS[1])
+            return
+        if self._outage is not None:
+            self._warn(f"{self._store.file}: sessions are stored again; {self._outage.lost} meanwhile")
+            self._outage = None
+        # slowly: a disk that is full every other time would else warn every few seconds
+        self._pause = max(self._first_pause, 0.9 * self._pause)
+
+    def _leave(self, damaged: bool = False) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            with suppress(StoreError):  # whatever was committed is there
+                store.close(damaged)
+
+    def _miss(self, this: Outage) -> None:
+        before = self._outage
+        assert before is not None
+        self._outage = Outage(before.sample, before.reason, before.cycles + this.cycles, before.entries + this.entries)

@@ -1,0 +1,147 @@
+"""A stored session through the model again: every answer must come out the same, bit for bit."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from device.capture.recording import AudioError
+from device.model.opening import open_classifier
+from device.signal import Span
+from device.store.audio import AudioStore
+from device.store.database import KEPT, UNSTORED, StoreError
+from device.store.sessions import Row, Warn, read_session, silent, sound_is_its_own
+from device.verdict.site import SiteDecision
+from firmware_config.settings import Layer, load_settings
+
+NOT_GRADED, DAMAGED = "not graded", "whose audio is damaged"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One answer that came out otherwise: a cycle's, or with number None the site's."""
+
+    number: int | None
+    stored: tuple[float | None, str | None]
+    """Probability, and class or verdict."""
+    replayed: tuple[float | None, str | None]
+
+    def __str__(self) -> str:
+        what = "site" if self.number is None else f"cycle {self.number}"
+        stored, replayed = (f"{probability!r} {word}" for probability, word in (self.stored, self.replayed))
+        return f"{what} differs: stored {stored}, replayed {replayed}"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What replaying a session came to."""
+
+    session: int
+    demo: bool
+    bundle: str
+    other_bundle: bool
+    """Compared with another bundle than the session's, because somebody asked for it."""
+    replayed: int
+    identical: int
+    """Cycles of which probability, class and flag came out the same, bit for bit."""
+    differing: tuple[Difference, ...]
+    left_out: dict[str, tuple[int, ...]]
+    """Why cycles could not be compared, with their numbers."""
+    verdict: str | None
+    """The site's, decided again; None where cycles are missing, or the session never came to one."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether all that was kept came out the same."""
+        return not self.differing and DAMAGED not in self.left_out
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `replay --json`."""
+        return {"type": "replay", **asdict(self), "exact": self.exact}
+
+    def lines(self) -> list[str]:
+        """In words."""
+        other = f"; COMPARED WITH ANOTHER BUNDLE ({self.bundle[:12]})" if self.other_bundle else ""
+        lines = [f"session {self.session}: {self.identical} of {self.replayed} replayed cycles identical{other}"]
+        lines += [f"  {one}" for one in self.differing]
+        lines += [f"  {len(which)} cycles {why}: {', '.join(map(str, which))}" for why, which in self.left_out.items()]
+        lines.append(f"verdict: {self.verdict or 'not decided again, as cycles or the end are missing'}")
+        return [f"DEMO {line}" if self.demo else line for line in lines]
+
+
+def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = silent) -> Replay:
+    """Judge a session's stored audio again, one cycle at a time, on its own settings; nothing is written.
+
+    Probabilities, classes and the site's verdict are compared for equality: on the CPU engine the tolerance is 0.
+    Raises StoreError where there is no audio, and where another bundle than the session's is given, unless `anyway`.
+    """
+    session = read_session(file, number, warn)
+    if not session["cycles"]:
+        raise StoreError(f"{file}: session {number} ended before its first cycle; there is nothing to replay")
+    if not sound_is_its_own(file, number):
+        raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
+    if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
+        raise StoreError(f"{file}: no audio of session {number} is kept; set store.audio before listening")
+    # what is a new setting since then has its default
+    own = load_settings(environment={}, layers=[Layer(f"session {number}", session["settings"])]).bundle
+    classifier = open_classifier(own if bundle is None else own.model_copy(update={"path": str(bundle)}))
+    other = classifier.fingerprint != session["bundle"]
+    if other and not anyway:
+        raise StoreError(
+            f"{classifier.bundle.path}: is bundle {classifier.fingerprint}, session {number} needs "
+            f"{session['bundle']} ({session['bundle_name']}); give that one with --bundle, or compare with --anyway"
+        )
+    audio, decision, replayed = AudioStore(file), SiteDecision(classifier.site_rule), 0
+    differing: list[Difference] = []
+    left_out: dict[str, tuple[int, ...]] = {}
+    for cycle in session["cycles"]:
+        why, at = _unreplayable(cycle, audio), cycle["number"]
+        if cycle["probability"] is None:
+            decision.refuse(cycle["reason"])
+        elif not why:
+            try:
+                judgement = classifier.judge(audio.read(number, at), _span(cycle))
+            except AudioError:
+                why = DAMAGED
+            else:
+                replayed += 1
+                decision.add(judgement)
+                stored, answer = (cycle["probability"], cycle["class"]), (judgement.probability, judgement.label)
+                differing += [Difference(at, stored, answer)] * (stored != answer)
+        if why:
+            left_out[why] = (*left_out.get(why, ()), at)
+    identical, verdict = replayed - len(differing), None
+    unstored = any(entry["kind"] == UNSTORED for entry in session["timeline"])
+    # before schema 3 sites were decided by another rule
+    decided = session["verdict"] and session["stretches"] is not None
+    if decided and not unstored and not left_out.keys() - {NOT_GRADED}:
+        decision.end()
+        verdict = decision.verdict
+        before, now = (session["probability"], session["verdict"]), (decision.probability, verdict)
+        differing += [Difference(None, before, now)] * (before != now)
+    return Replay(
+        number,
+        session["demo"],
+        classifier.fingerprint,
+        other,
+        replayed,
+        identical,
+        tuple(differing),
+        left_out,
+        verdict,
+    )
+
+
+def _span(cycle: Row) -> Span | None:
+    """Where a cycle lies in its stored sound; None where it is all of it, as before schema 3."""
+    before = cycle["context_start_sample"]
+    return None if before is None else (cycle["start_sample"] - before, cycle["end_sample"] - before)
+
+
+def _unreplayable(cycle: Row, audio: AudioStore) -> str:
+    """Why there is nothing to compare; '' if there is."""
+    if cycle["probability"] is None:
+        return NOT_GRADED
+    if not cycle["audio"]:
+        return "whose audio was never kept"
+    gone = cycle["audio"] != KEPT or not audio.path(cycle["session"], cycle["number"]).is_file()
+    return "whose audio is gone" if gone else ""

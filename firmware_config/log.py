@@ -1,0 +1,63 @@
+"""The log of a command: what a box did, a line an event, to stderr (a service's journal). No personal data goes there.
+
+One logger a package (`logging.getLogger("device")`). Nothing is logged until somebody asks: `--log-level`.
+"""
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+from typing import Final, Literal, get_args
+
+Level = Literal["debug", "info", "warning", "error"]
+Form = Literal["text", "json"]
+LEVELS: Final[tuple[str, ...]] = get_args(Level)
+FORMS: Final[tuple[str, ...]] = get_args(Form)
+PACKAGES: Final = ("firmware_config", "device", "trainer", "export")
+
+
+class Lines(logging.Formatter):
+    """`2026-11-30T12:00:00.000Z info device: microphone lost`, or one JSON object with the same and its fields."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; `extra={"fields": {...}}` of a call stands behind the words."""
+        at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        known = {"time": at.replace("+00:00", "Z"), "level": record.levelname.lower(), "package": record.name}
+        message, fields = " ".join(record.getMessage().split()), getattr(record, "fields", {})
+        if self.form == "json":
+            return json.dumps({**known, "message": message, **fields}, default=str)
+        words = "".join(f" {name}={json.dumps(value, default=str)}" for name, value in fields.items())
+        return f"{known['time']} {known['level']} {known['package']}: {message}{words}"
+
+
+class Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Whatever stderr is when a line is written: a session puts an outlet in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A reader that is gone takes nothing away from the session."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: there is nowhere to say it."""
+
+
+def set_up(level: Level, form: Form = "text") -> None:
+    """Write what the four packages log from `level` on; a second call replaces the first."""
+    handler = Stderr()
+    handler.setFormatter(Lines(form))
+    for name in PACKAGES:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level.upper())
+
+
+def silence() -> None:
+    """Without `set_up` nothing is written: Python itself would print warnings that nobody asked for."""
+    for name in PACKAGES:
+        if not logging.getLogger(name).handlers:
+            logging.getLogger(name).addHandler(logging.NullHandler())
