@@ -1,6 +1,6 @@
 """Fitting, evaluating and studying as functions with typed arguments and results: what commands and notebooks call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,8 +30,6 @@ from trainer.training.finish import finish
 from trainer.training.members import Call, train_members
 from trainer.training.progress import FitView, audio_bar
 from trainer.training.train import prepare_folder, write_log
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

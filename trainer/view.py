@@ -11,30 +11,7 @@ from trainer.corpora.protocols import FLATTERED, LIES
 from trainer.evaluation.compare import Compared, in_words
 from trainer.reading import ClassReading, GroupReading, Joined, Reading
 from trainer.run.folder import RunFacts
-
-
-def table(
-    *headings: str,
-    rows: Iterable[Sequence[str]] = (),
-    title: str | None = None,
-    words: int = 1,
-    head: bool = True,
-) -> Table:
-    """A plain table: the first columns hold `words`, to the left; the others hold numbers, to the right."""
-    made = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_header=head,
-    )
-    for number, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if number < words else "right", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        made.add_row(*row)
-    return made
+from trainer.tables import table
 
 
 def readings_table(readings: Iterable[Reading], title: str) -> Table:
