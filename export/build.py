@@ -357,7 +357,7 @@ def simulated_breaths(front_end: FrontEnd) -> list[FloatArray]:
 def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter) -> SelfTest:
     """Probabilities by fp32 (the first), and a tolerance that every file keeps; GateRefused when one cannot."""
     inputs = simulated_breaths(facts.front_end)
-    expected, *others = [_probabilities(one.data, inputs, facts.choice.temperature) for one in served]
+    expected, *others = [_probabilities(one, inputs, facts.choice.temperature) for one in served]
     # no gate: a simulator is no chest; but a model that misses it may miss other stethoscopes, too
     called = expected >= facts.choice.cycle_threshold
     ill = np.array([LABELS.index(label) != NORMAL for label in SELF_TEST_LABELS])
@@ -384,8 +384,8 @@ def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter
     )
 
 
-def _probabilities(model: bytes, inputs: Sequence[FloatArray], temperature: float) -> Float64Array:
-    session = open_session(model)
+def _probabilities(served: Served, inputs: Sequence[FloatArray], temperature: float) -> Float64Array:
+    session = open_session(served.data, exact_integers=not served.for_cpu)
     return np.array([abnormal_probability(pool(run(session, one)), temperature).max() for one in inputs])
 
 
