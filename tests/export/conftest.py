@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.build import NOTHING_MORE, Built, Reporter, Wanted, build
+from export.building import NOTHING_MORE, Built, Reporter, Wanted, build
 from firmware_config.settings import load_settings
 from tests.export.run_maker import MOBILENET, PATCH, make_run
 from tests.trainer.corpus_maker import make_sprsound

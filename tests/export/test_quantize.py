@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from device.model.classifier import open_session
-from export.build import simulated_breaths
+from export.building import simulated_breaths
 from export.onnx_graph import run
 from export.quantize import (
     CPU,
