@@ -110,8 +110,8 @@ def show_strangers(strangers: Sequence[Stranger], hold_out: HoldOut, console: Co
             after = (read["after"][name] for name in ("sensitivity", "specificity", "threshold"))
             rows.append((f"  after {people} healthy people", "", "", "", *(f"{figure:.3f}" for figure in after)))
     headings = ("stethoscope", "patients", "recordings", "AUROC", "Se", "Sp", "threshold")
-    title = f"whole recordings, by models that {met}; threshold chosen on the other stethoscopes"
-    console.print(table(*headings, rows=rows, title=title))
+    console.print(f"whole recordings, by models that {met}; thresholds chosen on the other stethoscopes")
+    console.print(table(*headings, rows=rows))
 
 
 def _figures(reading: Reading) -> Table:
