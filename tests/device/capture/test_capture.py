@@ -409,7 +409,7 @@ def test_where_nobody_can_be_asked_which_microphone_it_is_that_is_said(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "import device.sound_server; device.capture.sound_server.LIBRARY = 'libnothing.so.0'\n"
+        "import device.capture.sound_server; device.capture.sound_server.LIBRARY = 'libnothing.so.0'\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with listening(audio()) as one:
