@@ -1,6 +1,6 @@
 """The bundle: the contract between the desktop that trains and the device that listens.
 
-A folder, or its zip with the suffix `.respsam`. Nothing in it is used before the manifest's schema and every hash hold.
+A folder, or its zip with the suffix `.respsam`. It is used only after the manifest's schema and all hashes are checked.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
 
 
 class BundleError(RespSAMError):
-    """A bundle that is missing, damaged, changed by hand, or of another schema."""
+    """A bundle that is missing, damaged, edited, or of another schema; or a model that does not run."""
 
 
 class _Part(BaseModel):
@@ -55,14 +55,14 @@ class ThresholdChoice(_Part):
     """How a threshold was chosen."""
 
     rule: str
-    """In words."""
+    """As a sentence."""
     protocol: str
     """The reading it was chosen on."""
     curve: tuple[tuple[float, float, float], ...]
     """Rows (threshold, sensitivity, specificity) on held-out patients, thresholds ascending."""
 
     def at_sensitivity(self, wanted: float) -> float:
-        """The highest threshold that reached this sensitivity on the held-out patients; BundleError where none did."""
+        """The highest threshold with at least this sensitivity on held-out patients; BundleError if there is none."""
         reached = [threshold for threshold, sensitivity, _ in self.curve if sensitivity >= wanted]
         if not reached:
             highest = max((sensitivity for _, sensitivity, _ in self.curve), default=0.0)
@@ -115,8 +115,8 @@ class SiteRule(_Part):
         return self
 
 
-class Calibration(_Part):
-    """Within what bounds healthy people, heard through another stethoscope, may raise the site's threshold."""
+class CalibrationBounds(_Part):
+    """Bounds within which healthy people may raise the site's threshold for another stethoscope."""
 
     healthy_flagged: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of healthy people that may be flagged."""
@@ -127,7 +127,7 @@ class Calibration(_Part):
 
 
 class Population(_Part):
-    """Whom the model was trained on; anybody else is not validated."""
+    """The people on whom the model was trained; it is validated for nobody else."""
 
     youngest_years: float | None
     """Age of the youngest subject; null when the corpus gives no ages."""
@@ -175,8 +175,8 @@ class Manifest(_Part):
     """From cycles to a site's verdict."""
     site_threshold: ThresholdChoice | None = None
     """Where the site rule's threshold came from; null where no whole recordings were annotated."""
-    calibration: Calibration | None = None
-    """How far healthy people may raise the site's threshold; null where nobody measured what that costs."""
+    calibration: CalibrationBounds | None = None
+    """How far healthy people may raise the site's threshold; null if its cost was not measured."""
     segmentation: Segmentation
     """From the stream to cycles."""
     population: Population
@@ -199,30 +199,30 @@ class Manifest(_Part):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose schema and hashes hold."""
+    """A bundle after its schema and hashes were checked."""
 
     path: Path
     manifest: Manifest
     fingerprint: str
-    """sha256 of the manifest, which holds every file's hash: names this exact bundle."""
+    """sha256 of the manifest, which contains every file's hash: it identifies this bundle."""
 
     def file(self, precision: Literal["auto", "fp32", "int8"] = "auto") -> ModelFile:
-        """The serving form for a CPU; 'auto' is the manifest's first. BundleError when there is none."""
+        """The model file for a CPU; 'auto' takes the manifest's first. BundleError if there is none."""
         usable = [file for file in self.manifest.files if file.target in ("cpu", "any")]
         chosen = [file for file in usable if precision in ("auto", file.precision)]
         if not chosen:
-            held = ", ".join(file.precision for file in usable) or "none"
+            available = ", ".join(file.precision for file in usable) or "none"
             raise BundleError(
-                f"{self.path}: no {precision} file for a CPU (there: {held}); set bundle.precision to one of them"
+                f"{self.path}: no {precision} file for a CPU (there: {available}); set bundle.precision to one of them"
             )
         return chosen[0]
 
     def read(self, name: str) -> bytes:
-        """Bytes of one file of the bundle."""
-        return _read(self.path, name)
+        """Bytes of one file of the bundle; BundleError when it cannot be read."""
+        return _read_file(self.path, name)
 
 
-def _read(path: Path, name: str) -> bytes:
+def _read_file(path: Path, name: str) -> bytes:
     try:
         if path.is_dir():
             return (path / name).read_bytes()
@@ -230,23 +230,23 @@ def _read(path: Path, name: str) -> bytes:
             return archive.read(_folder_inside(archive) + name)
     except (KeyError, FileNotFoundError):
         raise BundleError(f"{path}: {name} is missing; copy or build the bundle again") from None
-    # a damaged zip raises any of these, depending on where the damage is
+    # a damaged zip raises one of these, depending on where the damage is
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: {name} cannot be read ({error}); copy the bundle again") from error
 
 
 def _folder_inside(archive: zipfile.ZipFile) -> str:
-    """Where the manifest lies: macOS and Windows zip a folder with its name, and macOS adds `__MACOSX` beside it."""
+    """The folder of the manifest: macOS and Windows zip the folder itself, and macOS adds `__MACOSX` beside it."""
     folders = {Path(name).parent for name in archive.namelist() if Path(name).name == MANIFEST}
     ours = [folder for folder in folders if not any(map(is_clutter, [*folder.parents, folder]))]
     return f"{ours[0].as_posix()}/" if len(ours) == 1 and ours[0] != Path() else ""
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Check the manifest's schema and every file's hash; BundleError says which of them does not hold."""
+    """Open a bundle, and check the manifest's schema and every file's hash; BundleError names what is wrong."""
     if not path.exists():
         raise BundleError(f"{path}: no bundle here; build one with 'respsam-export build RUN --out BUNDLE'")
-    raw = _read(path, MANIFEST)
+    raw = _read_file(path, MANIFEST)
     try:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
@@ -259,7 +259,7 @@ def read_bundle(path: Path) -> Bundle:
     if manifest.labels != LABELS:
         raise BundleError(f"{path}/{MANIFEST}: labels {', '.join(manifest.labels)} are not {', '.join(LABELS)}")
     for file in manifest.files:
-        found = hashlib.sha256(_read(path, file.path)).hexdigest()
+        found = hashlib.sha256(_read_file(path, file.path)).hexdigest()
         if found != file.sha256:
             raise BundleError(
                 f"{path}: {file.path} has sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…; it was "
@@ -269,7 +269,7 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def _refuse_other_schema(path: Path, manifest: bytes) -> None:
-    """BundleError when a manifest states another schema than this version reads."""
+    """BundleError when a manifest has another schema than this version reads."""
     try:
         stated = json.loads(manifest).get("schema_version", SCHEMA)
     except (ValueError, AttributeError):

@@ -1,5 +1,6 @@
-"""`respsam-device`: listen and screen. Parses and prints; the work is in functions that a notebook could call."""
+"""`respsam-device`: parses arguments and prints; the work is in functions that a notebook can call."""
 
+import json
 import logging
 import math
 import signal
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
     from device.capture.blocks import Source
     from device.capture.recording import Channel
-    from device.listening.live import Auscultation
+    from device.listening.live import Session
     from device.listening.results import Screened
     from device.model.classifier import Classifier
-    from device.model.tensorrt import Progress
+    from device.model.tensorrt import BuildProgress
     from device.service import Service
     from device.store.sessions import Cells
     from device.view.view import View
@@ -48,8 +49,8 @@ engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundl
 app.add_typer(engine, name="engine")
 
 
-def _number(value: float | None) -> float | None:
-    """The value of an option; a NaN is within every range."""
+def _not_nan(value: float | None) -> float | None:
+    """The value of an option; typer's ranges let NaN through."""
     if value is not None and math.isnan(value):
         raise typer.BadParameter("nan is not a number")
     return value
@@ -62,12 +63,12 @@ SensitivityOption = Annotated[
         "--sensitivity",
         min=0.0,
         max=1.0,
-        callback=_number,
+        callback=_not_nan,
         help="Take the thresholds at which held-out patients reached this.",
     ),
 ]
 AgeOption = Annotated[
-    float | None, typer.Option("--age", min=0.0, max=120.0, callback=_number, help="The patient's age in years.")
+    float | None, typer.Option("--age", min=0.0, max=120.0, callback=_not_nan, help="The patient's age in years.")
 ]
 ChannelOption = Annotated[
     str | None,
@@ -76,6 +77,8 @@ ChannelOption = Annotated[
     ),
 ]
 SiteOption = Annotated[str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="A file or the demo without waiting.")]
+NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Store nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 SessionArgument = Annotated[
     int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
@@ -96,22 +99,21 @@ def listen(
     json_output: Annotated[
         bool, typer.Option("--json", help="JSON lines on stdout: cycle, timeline, summary.")
     ] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="A file or the demo without waiting.")] = False,
+    fast: FastOption = False,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", min=0.1, max=MOST_SECONDS, callback=_number, help="Stop after so much sound."),
+        typer.Option("--seconds", min=0.1, max=MOST_SECONDS, callback=_not_nan, help="Stop after so much sound."),
     ] = None,
     channel: ChannelOption = None,
     age: AgeOption = None,
     site: SiteOption = None,
     sensitivity: SensitivityOption = None,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this session.")] = False,
+    no_store: NoStoreOption = False,
     config: ConfigOption = None,
 ) -> int:
     """Listen, show every breath cycle, and give a verdict at the end.
 
-    Ctrl-C, SIGTERM and SIGHUP end the session with its summary; a service that is stopped has done its work (exit 0),
-    an interrupted user's command says so (130).
+    Ctrl-C, SIGTERM and SIGHUP end the session with its summary. The exit code is 130 after Ctrl-C, else 0.
     """
     from device.model.opening import open_classifier
     from device.service import Service
@@ -122,7 +124,7 @@ def listen(
     _warn_of_fallback(classifier)
     opened = _source(source, fast, seconds, settings, channel="auto" if channel == AUTO else None)
     subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-    return _code(_run(Service(opened, classifier, settings, subject, seconds, _warn), json_output))
+    return _code(_run_service(Service(opened, classifier, settings, subject, seconds, _warn), json_output))
 
 
 @app.command()
@@ -131,37 +133,36 @@ def exam(
     age: AgeOption = None,
     source: Annotated[str, typer.Option("--source", help="mic or demo.")] = "mic",
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1.0, max=MOST_SECONDS, callback=_number, help="Sound at each site.")
+        float, typer.Option("--seconds", min=1.0, max=MOST_SECONDS, callback=_not_nan, help="Sound at each site.")
     ] = 30.0,
     bundle: BundleOption = None,
     precision: PrecisionOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, an exam object last.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="The demo without waiting.")] = False,
+    fast: FastOption = False,
     sensitivity: SensitivityOption = None,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing of this exam.")] = False,
+    no_store: NoStoreOption = False,
     config: ConfigOption = None,
 ) -> int:
-    """Listen at several sites, one after another, and say what they come to together.
+    """Listen at several sites, one after another, and give one verdict for all of them.
 
-    One flagged site flags the exam; nothing is flagged only when the stretch of every site is complete. On a terminal
-    it waits for Enter before each site, and sites without an answer are offered again.
+    One flagged site flags the exam; the verdict is 'nothing flagged' only when the stretch of every site is complete.
+    On a terminal it waits for Enter before each site, and offers sites without an answer again.
     """
-    import json
     from signal import Signals
 
     from device.model.opening import open_classifier
     from device.service import Service
-    from device.verdict.exam import Exam, left
+    from device.verdict.exam import Exam, remaining
     from device.verdict.population import Subject
     from device.verdict.summary import Summary
-    from device.view.view import exam_lines
+    from device.view.terminal import exam_lines
 
     if source not in ("mic", "demo"):
         raise typer.BadParameter(f"{source!r} is neither mic nor demo", param_hint="--source")
     settings = _settings(config, bundle, precision, sensitivity, no_store)
     classifier = open_classifier(settings.bundle)
     _warn_of_fallback(classifier)
-    required, heard = tuple(dict.fromkeys(sites)), dict[str, Summary]()
+    required, summaries = tuple(dict.fromkeys(sites)), dict[str, Summary]()
     asked, stopped = sys.stdin.isatty(), list[Signals]()
     waiting = list(required)
     try:
@@ -174,44 +175,43 @@ def exam(
                 subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
                 service = Service(opened, classifier, settings, subject, seconds, _warn)
                 try:
-                    stopped = _run(service, json_output)
+                    stopped = _run_service(service, json_output)
                 finally:
-                    heard[site] = service.session.summary
+                    summaries[site] = service.session.summary
                 if stopped:
                     break
-            waiting = left(required, heard)
+            waiting = remaining(required, summaries)
             if not asked or not waiting or stopped:
                 break
             if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
                 break
     finally:
-        # also when a question is answered by Ctrl-C or the microphone is gone: the sites that were heard count
-        whole = Exam(required, heard)
+        # also after Ctrl-C at a question or a lost microphone: the finished sites count
+        whole = Exam(required, summaries)
         lines = [json.dumps(whole.as_json())] if json_output else exam_lines(whole, source == "demo")
         with _outlets(json_output, source == "mic", stopped) as out:
-            out.write("".join(f"{line}\n" for line in lines * bool(heard)))
+            out.write("".join(f"{line}\n" for line in lines * bool(summaries)))
     return _code(stopped)
 
 
-def _code(came: "list[Signals]") -> int:
-    """A service that is stopped has done its work; a user's command that is interrupted says so."""
-    return INTERRUPTED if signal.SIGINT in came else 0
+def _code(received: "list[Signals]") -> int:
+    """130 after Ctrl-C; 0 when a service was stopped, because it has done its work."""
+    return INTERRUPTED if signal.SIGINT in received else 0
 
 
-def _run(service: "Service", json_output: bool) -> "list[Signals]":
-    """One session, shown; the signals that stopped it."""
+def _run_service(service: "Service", json_output: bool) -> "list[Signals]":
+    """Run and show one session; returns the signals that stopped it."""
     from device.listening.live import stopped_by_signals
 
     session = service.session
-    with stopped_by_signals(session) as came, _outlets(json_output, service.source.live, came) as out:
+    with stopped_by_signals(session) as received, _outlets(json_output, service.source.live, received) as out:
         service.run(_views(session, service.classifier.bundle.manifest.name, json_output, out))
-    return came
+    return received
 
 
 @contextmanager
-def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[TextIO]":
-    """Stdout and stderr for a session, neither of which can hold it up; yields stdout's."""
-    import json
+def _outlets(json_output: bool, live: bool, received: "list[Signals]") -> "Iterator[TextIO]":
+    """Stdout and stderr in a form that never blocks the session; yields stdout's."""
     from contextlib import redirect_stderr
 
     from device.view.outlet import Outlet
@@ -221,7 +221,7 @@ def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[
         return json.dumps({"type": "unshown", "lines": lines, "note": note}) + "\n" if json_output else f"{note}\n"
 
     def stopping() -> bool:
-        return bool(came)
+        return bool(received)
 
     out = Outlet(sys.stdout, notice, wait=not live, stopping=stopping)
     errors = Outlet(sys.stderr, lambda lines: f"{PROGRAM}: {lines} lines are missing here\n", stopping=stopping)
@@ -236,15 +236,15 @@ def _outlets(json_output: bool, live: bool, came: "list[Signals]") -> "Iterator[
                 errors.finish()
 
 
-@app.command()
-def screen(
+@app.command("screen")
+def screen_recordings(
     paths: Annotated[list[Path], typer.Argument(help="Recordings (wav, flac) or folders of them.", metavar="PATH...")],
     bundle: BundleOption = None,
     precision: PrecisionOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object a recording on stdout.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File for the verdicts, .csv or JSON lines; one that was stopped goes on."),
+        typer.Option("--out", help="File for the verdicts, .csv or JSON lines; a stopped screening resumes."),
     ] = None,
     channel: ChannelOption = None,
     age: AgeOption = None,
@@ -254,19 +254,17 @@ def screen(
 ) -> int:
     """Give each recording a verdict, as fast as possible.
 
-    All that looks like sound is screened. A recording that cannot be read is named, the others go on, and the exit
-    code is 2. `--age` and `--site` hold for all of them.
+    Folders are searched for everything that looks like sound. A recording that cannot be read is an error with exit
+    code 2; the others are still screened. `--age` and `--site` apply to all of them.
     """
-    import json
     from collections import Counter
     from contextlib import ExitStack, closing
 
     from device.listening.results import Results
-    from device.listening.screening import Heard, find_recordings, model
-    from device.listening.screening import screen as screened
+    from device.listening.screening import ScreenOptions, find_recordings, model, screen
 
     settings = _settings(config, bundle, precision, sensitivity, channel=channel)
-    heard = Heard("auto" if channel == AUTO else settings.audio.channel, age, site)
+    options = ScreenOptions("auto" if channel == AUTO else settings.audio.channel, age, site)
     found = find_recordings(paths)
     recordings = found.recordings
     _warn_of_fallback(model(settings.bundle))
@@ -279,18 +277,18 @@ def screen(
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
             left = recordings
-        for one in _with_progress(screened(left, settings, heard), len(left)):
-            for warning in one.warnings:
+        for screened in _with_progress(screen(left, settings, options), len(left)):
+            for warning in screened.warnings:
                 _warn(warning)
             if results is not None:
-                results.add(one)
-            if one.summary is None:
-                typer.echo(wrapped(f"{PROGRAM}: error: {one_line(one.error)}", sys.stderr), err=True)
+                results.add(screened)
+            if screened.summary is None:
+                typer.echo(wrapped(f"{PROGRAM}: error: {one_line(screened.error)}", sys.stderr), err=True)
                 counts["could not be read"] += 1
                 continue
-            counts[one.summary.verdict] += 1
+            counts[screened.summary.verdict] += 1
             if results is None:
-                line = json.dumps(one.as_json()) if json_output else wrapped(_screened_line(one), sys.stdout)
+                line = json.dumps(screened.as_json()) if json_output else wrapped(_screened_line(screened), sys.stdout)
                 typer.echo(line)
     if len(recordings) > 1 or not left or found.ignored:
         total = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -300,10 +298,8 @@ def screen(
 
 
 @sessions.command("list")
-def list_sessions(json_output: JsonOption = False, config: ConfigOption = None) -> None:
-    """List what is stored: verdict, account and how many cycles have their audio."""
-    import json
-
+def sessions_list(json_output: JsonOption = False, config: ConfigOption = None) -> None:
+    """List the stored sessions: verdict, seconds of sound, and cycles with audio."""
     from device.store.sessions import SESSION_COLUMNS, cells, list_sessions
 
     rows = list_sessions(_store_file(config), _warn)
@@ -315,10 +311,8 @@ def list_sessions(json_output: JsonOption = False, config: ConfigOption = None) 
 
 
 @sessions.command("show")
-def show_session(session: SessionArgument, json_output: JsonOption = False, config: ConfigOption = None) -> None:
+def sessions_show(session: SessionArgument, json_output: JsonOption = False, config: ConfigOption = None) -> None:
     """Show a session with its cycles and its timeline."""
-    import json
-
     from device.store.sessions import CYCLE_COLUMNS, ENTRY_COLUMNS, about_lines, cells, read_session
 
     found = read_session(_store_file(config), session, _warn)
@@ -332,7 +326,7 @@ def show_session(session: SessionArgument, json_output: JsonOption = False, conf
 
 
 @sessions.command("export")
-def export_session(
+def sessions_export(
     session: SessionArgument,
     form: Annotated[
         Literal["csv", "json"], typer.Option("--format", help="csv has the cycles, json everything.")
@@ -357,7 +351,7 @@ def export_session(
 
 
 @sessions.command("delete")
-def delete_session(
+def sessions_delete(
     session: SessionArgument,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: ConfigOption = None,
@@ -369,23 +363,21 @@ def delete_session(
     about = about_lines(read_session(file, session))
     if not yes:
         if not sys.stdin.isatty():
-            raise typer.BadParameter("nobody is here to be asked; say that you mean it", param_hint="--yes")
+            raise typer.BadParameter("stdin is no terminal, so nobody can confirm; give the option", param_hint="--yes")
         typer.confirm("\n".join([*about, "remove this session and its audio for good?"]), abort=True, err=True)
     delete_session(file, session)
     typer.echo(f"session {session} is removed", err=True)
 
 
-@app.command()
-def replay(
+@app.command("replay")
+def replay_session(
     session: SessionArgument,
     bundle: BundleOption = None,
     json_output: JsonOption = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare also with another bundle.")] = False,
     config: ConfigOption = None,
 ) -> int:
-    """Judge a session's stored audio again: exit code 0 when every answer is the same bit for bit, else 3."""
-    import json
-
+    """Judge a session's stored audio again; exit code 0 when every result is identical bit for bit, else 3."""
     from device.store.replay import replay
 
     done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
@@ -394,38 +386,38 @@ def replay(
 
 
 @engine.command("build")
-def build_engine(
+def engine_build(
     bundle: BundleOption = None,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="What the engine multiplies in.")
     ] = "fp16",
     config: ConfigOption = None,
 ) -> None:
-    """Build the bundle's engine with this machine's TensorRT and test it; minutes at first, nothing when it is kept."""
+    """Build the bundle's engine with this machine's TensorRT and test it; takes minutes, nothing when it is there."""
     from device.bundle import DEFAULT_BUNDLE, read_bundle
-    from device.model.engines import build_engine, open_machine
+    from device.model.engines import build_engine, open_gpu
 
     settings = _settings(config, bundle)
-    opened, machine = read_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_machine()
-    with _engine_progress(f"TensorRT {machine.version} builds for {machine.gpu}") as progress:
-        kept = build_engine(opened, precision, settings.bundle.engines, machine, progress)
+    opened, gpu = read_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_gpu()
+    with _engine_progress(f"TensorRT {gpu.version} builds for {gpu.name}") as progress:
+        built = build_engine(opened, precision, settings.bundle.engines, gpu, progress)
     typer.echo(
-        f"{kept.model} in {kept.precision} is ready ({kept.megabytes:.1f} MB, TensorRT {kept.tensorrt}, {kept.gpu}); "
-        f"to run it set bundle.engine = tensorrt and bundle.precision = {kept.precision}"
+        f"{built.model} in {built.precision} is ready ({built.megabytes:.1f} MB, TensorRT {built.tensorrt}, "
+        f"{built.gpu}); to run it set bundle.engine = tensorrt and bundle.precision = {built.precision}"
     )
 
 
 @engine.command("list")
-def list_engines(config: ConfigOption = None) -> None:
-    """List the engines that are kept."""
-    from device.model.engines import COLUMNS, kept_engines
+def engine_list(config: ConfigOption = None) -> None:
+    """List the engines that were built."""
+    from device.model.engines import ENGINE_COLUMNS, stored_engines
     from device.store.sessions import cells
 
-    _print_table(cells(kept_engines(_settings(config).bundle.engines), COLUMNS), "none are kept")
+    _print_table(cells(stored_engines(_settings(config).bundle.engines), ENGINE_COLUMNS), "no engines are stored")
 
 
 @engine.command("clear")
-def clear_engines(config: ConfigOption = None) -> None:
+def engine_clear(config: ConfigOption = None) -> None:
     """Remove every engine; 'engine build' makes them again."""
     from device.model.engines import clear
 
@@ -436,26 +428,19 @@ def clear_engines(config: ConfigOption = None) -> None:
 @app.command()
 def devices(json_output: JsonOption = False) -> None:
     """List the microphones that can be listened to."""
-    import json
-
     from device.capture.process import input_devices
     from device.doctor import device_line
 
     found = input_devices()
-    for one in found:
-        typer.echo(json.dumps(one) if json_output else device_line(one))
+    for device in found:
+        typer.echo(json.dumps(device) if json_output else device_line(device))
     if not found and not json_output:
         typer.echo(f"no microphone: plug one in; to see it work without one use '{PROGRAM} listen --source demo'")
 
 
 @app.command()
 def doctor(json_output: JsonOption = False, bundle: BundleOption = None, config: ConfigOption = None) -> int:
-    """Check microphone, bundle, store and machine, and say what is wrong.
-
-    The exit code is 3 when something fails.
-    """
-    import json
-
+    """Check microphone, bundle, store and machine; exit code 3 when a check fails."""
     from device.doctor import examine
 
     failed = False
@@ -500,7 +485,7 @@ def _settings(
     no_store: bool = False,
     channel: str | None = None,
 ) -> "Settings":
-    """The settings with a command's flags over them."""
+    """The settings with a command's flags applied."""
     from firmware_config.settings import load_settings
 
     if channel not in (None, AUTO) and not channel.isdecimal():
@@ -518,7 +503,7 @@ def _settings(
 def _source(
     name: str, fast: bool, seconds: float | None, settings: "Settings", channel: "Channel | None" = None, site: int = 0
 ) -> "Source":
-    """`device.service.open_source`, with what a recording has to be remarked of."""
+    """`device.service.open_source`, with a warning for each remark about a recording."""
     from device.capture.sources import FileSource
     from device.service import open_source
 
@@ -528,11 +513,11 @@ def _source(
     return opened
 
 
-def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: TextIO) -> "list[View]":
-    """JSON or lines on stdout; the live page on stdout's terminal, or beside JSON that goes elsewhere on stderr's."""
+def _views(session: "Session", bundle_name: str, json_output: bool, out: TextIO) -> "list[View]":
+    """JSON or plain lines on stdout; the live page on a terminal: on stdout, or on stderr while JSON goes to a file."""
     from rich.console import Console
 
-    from device.view.view import JsonView, LiveView, PlainView
+    from device.view.terminal import JsonView, LiveView, PlainView
 
     console = Console(file=sys.stderr if json_output else out)
     # isatty rather than rich's own guess, which FORCE_COLOR in the environment changes
@@ -545,7 +530,7 @@ def _views(session: "Auscultation", bundle_name: str, json_output: bool, out: Te
 
 
 def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Screened]":
-    """A bar on stderr's terminal, unless the verdicts scroll by on one."""
+    """A progress bar on stderr, when that is a terminal and stdout is not."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
@@ -557,8 +542,8 @@ def _with_progress(screened: "Iterator[Screened]", total: int) -> "Iterator[Scre
 
 
 @contextmanager
-def _engine_progress(title: str) -> "Iterator[Progress]":
-    """A bar for the phases that TensorRT tells of, from version 10 on; before that only that it moves."""
+def _engine_progress(title: str) -> "Iterator[BuildProgress]":
+    """A progress bar: by the phases that TensorRT reports (version 10 on), else without a length."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -572,15 +557,15 @@ def _engine_progress(title: str) -> "Iterator[Progress]":
         )
 
 
-def _screened_line(one: "Screened") -> str:
-    from device.view.view import NOT_VALIDATED
+def _screened_line(screened: "Screened") -> str:
+    from device.view.terminal import NOT_VALIDATED
 
-    summary = one.summary
+    summary = screened.summary
     assert summary is not None
     likely = "   -" if summary.probability is None else f"{summary.probability:.2f}"
     reasons = f"  ({'; '.join(summary.reasons)})" if summary.reasons else ""
     cycles = f"{counted(summary.cycles, 'cycle'):>10}"
-    line = f"{summary.verdict:<15}  {likely}  {cycles}  {printable(one.recording)}{reasons}"
+    line = f"{summary.verdict:<15}  {likely}  {cycles}  {printable(screened.recording)}{reasons}"
     return f"{line}  {NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else line
 
 

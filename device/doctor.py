@@ -1,4 +1,4 @@
-"""What is wrong with this device, in words: the sound's way from the socket to the store, one check after another."""
+"""Checks of this device, in the order of the sound: microphone, bundle, store, clock, heat and power."""
 
 import os
 import shutil
@@ -14,25 +14,26 @@ import numpy as np
 
 from device.breath.quality import level_dbfs
 from device.capture.process import CaptureError, Device, find_device, input_devices
+from firmware_config.command_line import counted
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import BundleSettings, Settings, SettingsError, StoreSettings
 
 LISTENING_SECONDS = 1.0
-PATIENCE_SECONDS = 6.0  # for that second of sound
-FREE_BYTES = (50e6, 1e9)  # less than the first fails, less than the second is worth a warning
+TIMEOUT_SECONDS = 6.0  # to receive that second of sound
+FREE_BYTES = (50e6, 1e9)  # less than the first fails, less than the second is a warning
 HOT_CELSIUS = 85.0  # a Jetson slows down at about 97
-BUILT_IN_YEAR = 2025  # a clock before it was never set
+BUILT_IN_YEAR = 2025  # an earlier clock was never set
 LOW_BATTERY_PERCENT = 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """The result of one check."""
 
     check: str
     state: Literal["ok", "warning", "FAIL"]
     found: str
-    """What was found, and what to do where it is not ok."""
+    """What was found, and what to do if it is not ok."""
 
     def as_json(self) -> dict[str, str]:
         """One object of `doctor --json`."""
@@ -43,14 +44,14 @@ class Finding:
 
 
 def device_line(device: Device) -> str:
-    """One input in one line."""
-    channels = f"{device['channels']} channel{'s' if device['channels'] != 1 else ''}"
+    """An input in one line."""
     default = "  (default)" if device["default"] else ""
+    channels = counted(device["channels"], "channel")
     return f"{device['name']}  {channels}, {device['sample_rate']} Hz, {device['host_api']}{default}"
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check in the sound's order; none of them raises."""
+    """All checks; none of them raises."""
     yield from _microphone(settings)
     yield _access_to_sound()
     yield from _bundle(settings.bundle)
@@ -63,7 +64,7 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
     check, audio = "audio stack", settings.audio
     try:
         devices = input_devices()
-        hosts = ", ".join(sorted({one["host_api"] for one in devices})) or "no host"
+        hosts = ", ".join(sorted({device["host_api"] for device in devices})) or "no host"
         yield Finding(check, "ok", f"PortAudio answers ({hosts})")
         check = "microphone"
         yield Finding(check, "ok", device_line(find_device(devices, audio.device)))
@@ -74,27 +75,27 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
 
 
 def _sound(settings: Settings) -> Finding:
-    """One second of it."""
+    """Listen for one second."""
     from device.capture.blocks import SILENCE
     from device.capture.microphone import MicrophoneSource
     from device.signal import SAMPLE_RATE
 
-    source, samples, told = MicrophoneSource(settings.audio), SILENCE, list[str]()
-    until = time.monotonic() + PATIENCE_SECONDS
+    source, samples, problems = MicrophoneSource(settings.audio), SILENCE, list[str]()
+    until = time.monotonic() + TIMEOUT_SECONDS
     with closing(source.blocks()) as blocks:
         for block in blocks:
             samples = np.concatenate([samples, block.samples])
-            told += [block.note] * bool(block.note)
+            problems += [block.note] * bool(block.note)
             if samples.size >= LISTENING_SECONDS * SAMPLE_RATE or time.monotonic() > until:
                 break
     if samples.size < LISTENING_SECONDS * SAMPLE_RATE:
-        return Finding("sound", "FAIL", "; ".join(told) or f"{source.name} gives no sound: plug it in again")
+        return Finding("sound", "FAIL", "; ".join(problems) or f"{source.name} gives no sound: plug it in again")
     if samples.min() == samples.max():
         return Finding("sound", "warning", "complete silence: the microphone is muted, or nothing is plugged into it")
     level = level_dbfs(samples)
-    told += [source.unverified] * bool(source.unverified)
-    told += ["very quiet: turn the gain up, or check the cable"] * (level < settings.quality.minimum_level_dbfs)
-    return Finding("sound", "warning" if told else "ok", "; ".join([f"{level:.1f} dBFS", *told]))
+    problems += [source.unverified] * bool(source.unverified)
+    problems += ["very quiet: turn the gain up, or check the cable"] * (level < settings.quality.minimum_level_dbfs)
+    return Finding("sound", "warning" if problems else "ok", "; ".join([f"{level:.1f} dBFS", *problems]))
 
 
 def _access_to_sound() -> Finding:
@@ -140,7 +141,7 @@ def _store(settings: StoreSettings) -> Iterator[Finding]:
     while not folder.exists():
         folder = folder.parent
     if not settings.enabled:
-        yield Finding("store", "ok", "nothing is kept (store.enabled = false)")
+        yield Finding("store", "ok", "nothing is stored (store.enabled = false)")
     elif settings.file.is_dir():
         yield Finding("store", "FAIL", f"{settings.file} is a folder; set store.path to a file")
     elif folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
@@ -166,8 +167,8 @@ def _clock() -> Finding:
 
 
 def board(root: Path = Path("/")) -> Iterator[Finding]:
-    """Heat and power, as far as the kernel below `root` shows them."""
-    zones = [_number(file) for file in sorted(root.glob("sys/class/thermal/thermal_zone*/temp"))]
+    """Temperature and power, as far as the kernel shows them in the files below `root`."""
+    zones = [_read_number(file) for file in sorted(root.glob("sys/class/thermal/thermal_zone*/temp"))]
     celsius = [value / 1000 for value in zones if value is not None]
     if not celsius:
         yield Finding("heat", "ok", "no temperature is shown here")
@@ -176,23 +177,23 @@ def board(root: Path = Path("/")) -> Iterator[Finding]:
     else:
         yield Finding("heat", "ok", f"{max(celsius):.0f} °C")
     supplies = root.glob("sys/class/power_supply/*/capacity")
-    percent = [value for value in map(_number, supplies) if value is not None]
+    percent = [value for value in map(_read_number, supplies) if value is not None]
     # where a Jetson keeps its power mode, as in "pmode:0002"
-    mode = _text(root / "var/lib/nvpmodel/status")
+    mode = _read_text(root / "var/lib/nvpmodel/status")
     shown = [f"battery {value:.0f} %" for value in percent] + [f"Jetson power mode {mode.split(':')[-1]}"] * bool(mode)
     low = bool(percent) and min(percent) < LOW_BATTERY_PERCENT
-    said = ", ".join(shown) or "mains, or not shown here"
-    yield Finding("power", "warning" if low else "ok", f"{said}; plug it in" if low else said)
+    shown_power = ", ".join(shown) or "mains, or not shown here"
+    yield Finding("power", "warning" if low else "ok", f"{shown_power}; plug it in" if low else shown_power)
 
 
-def _number(file: Path) -> float | None:
+def _read_number(file: Path) -> float | None:
     try:
-        return float(_text(file))
+        return float(_read_text(file))
     except ValueError:
         return None
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(errors="replace").strip()
     except OSError:  # a sensor may be switched off

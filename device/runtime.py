@@ -1,4 +1,4 @@
-"""What we ask of the libraries below: none reports to its maker, and no idle BLAS thread takes a core."""
+"""How the libraries below us behave: none reports to its maker, none keeps files of its own, no BLAS thread idles."""
 
 import os
 from collections.abc import Iterator
@@ -6,19 +6,26 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
+from firmware_config.settings import cache_folder
+
 NO_TELEMETRY: Final = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def disable_telemetry() -> None:
-    """Nothing in this process or its children reports usage; call it before the library is imported.
+    """Switch off usage reports in this process and its children; call it before a library is imported.
 
     ONNX Runtime (1.29 and later), the Hugging Face hub and Ray read these variables when they are imported.
     """
     os.environ.update(NO_TELEMETRY)
 
 
+def own_font_list() -> None:
+    """matplotlib keeps its list of fonts in our cache, not in a folder of its own; call it before the import."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))
+
+
 def load_onnxruntime() -> Any:
-    """The module `onnxruntime` with its telemetry off, also where a caller has imported it before."""
+    """Import onnxruntime with its telemetry off, also if it was imported before."""
     disable_telemetry()
     import onnxruntime
 
@@ -36,10 +43,10 @@ def _blas() -> Any:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Matrix products inside run on the calling thread.
+    """Run the matrix products inside on the calling thread.
 
-    OpenBLAS would divide a product of 100 frames among all cores, and its threads spin while they wait for more: an 8 s
-    log-mel took three times as long, seven times beside torch's threads. The results are the same bits.
+    OpenBLAS would divide a product of 100 frames among all cores, and its threads spin while they wait: an 8 s log-mel
+    took three times as long, seven times beside torch's threads. The results are identical bit for bit.
     """
     with _blas().limit(limits=1):
         yield

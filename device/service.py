@@ -1,11 +1,10 @@
-"""One auscultation from its start to its summary: what the commands, a box's service and a notebook call.
+"""One session from start to summary: the commands, a box's service and a notebook all call it.
 
-startup: bundle, source and store are open. run: every cycle goes to the store and to whoever watches.
-shutdown: the verdict is stored and shown, within bounded time.
+startup: open the store. run: give every cycle to the store and to the views. shutdown: store and show the verdict, in
+bounded time.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,26 +13,24 @@ from device.capture.blocks import Source
 from device.capture.microphone import MicrophoneSource
 from device.capture.recording import Channel, looks_like_sound
 from device.capture.sources import DemoSource, FileSource
-from device.listening.agreement import Agreement, agreement
+from device.listening.agreement import Agreement
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation
+from device.listening.live import Session
 from device.model.classifier import Classifier
 from device.model.opening import open_classifier
 from device.store.recorder import Beginning, Recorder, Store
+from device.store.sessions import Warn
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
-from device.view.log import LogView
+from device.view.log import LOG, LogView
 from device.view.view import View
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import Settings, load_settings
 
-LOG = logging.getLogger("device")
-Warn = Callable[[str], None]
-
 
 class SourceError(RespSAMError):
-    """Words that name no source, or one that cannot do what was asked."""
+    """An unknown source, or an option that this source does not have."""
 
 
 def open_source(
@@ -45,17 +42,17 @@ def open_source(
     channel: Channel | None = None,
     site: int = 0,
 ) -> Source:
-    """`mic`, `demo`, or a recording; SourceError for anything else.
+    """Open `mic`, `demo` or a recording; SourceError for anything else.
 
-    `channel` is over the settings', and `site` varies a demo.
+    `channel` replaces the settings' one; `site` is added to the demo's seed.
     """
     if name == "demo":
         return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)
     if name == "mic":
         if fast:
-            raise SourceError("a microphone cannot be heard faster; leave --fast out")
+            raise SourceError("a microphone records in real time; leave --fast out")
         if channel == "auto":
-            raise SourceError("of a microphone the channel must be a number")
+            raise SourceError("the channel of a microphone must be a number")
         return MicrophoneSource(settings.audio)
     path = Path(name)
     if not path.exists() and ("/" in str(name) or looks_like_sound(path)):
@@ -68,7 +65,7 @@ def open_source(
 
 
 class Service:
-    """The live daemon of one session: make it, `run` it once, `session.stop` it from anywhere."""
+    """One session as a service: `run` it once; `session.stop` ends it from any thread or signal handler."""
 
     def __init__(
         self,
@@ -80,36 +77,36 @@ class Service:
         warn: Warn = LOG.warning,
         keep_cycles: bool = False,
     ) -> None:
-        """`seconds` of sound at most; `warn` gets one line for whatever goes wrong beside the listening.
+        """`seconds` limits the sound; `warn` gets one line for each problem that does not end the session.
 
-        `keep_cycles` (a demo's always are) keeps the cycles without their samples, which grows with the session.
+        `keep_cycles` collects the cycles without their samples (of a demo always): memory grows with the session.
         """
         self.source, self.classifier, self.settings, self.warn = source, classifier, settings, warn
         self.subject = subject or Subject()
-        self.session = Auscultation(source, classifier, settings.quality, seconds, self.not_validated)
+        self.session = Session(source, classifier, settings.quality, seconds, self.not_validated)
         self.cycles: list[CycleResult] = []
         self._keep_cycles = keep_cycles or source.demo
         self._recorder = Recorder(None, warn)
 
     def run(self, views: Sequence[View] = ()) -> Summary:
-        """Listen until the source ends or somebody stops it; errors of source and model come after the shutdown."""
+        """Listen until the source ends or the session is stopped; source and model errors come after shutdown."""
         self._startup()
         with ExitStack() as stack:
             watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), *views)]
             try:
-                for happened in self.session.run():
-                    self._recorder.add(happened)
-                    if self._keep_cycles and isinstance(happened, CycleResult):
-                        self.cycles.append(happened.without_samples())
+                for item in self.session.run():
+                    self._recorder.add(item)
+                    if self._keep_cycles and isinstance(item, CycleResult):
+                        self.cycles.append(item.without_samples())
                     for view in watching:
-                        view.show(happened)
+                        view.show(item)
             finally:
-                # also when the microphone goes: what was heard is kept and shown before the error
+                # also when the microphone is lost: the results are stored and shown before the error
                 self._shutdown(watching)
         return self.session.summary
 
     def not_validated(self) -> tuple[str, ...]:
-        """Why a verdict on this subject through this source is outside of what was validated, as is known now."""
+        """Why the model is not validated for this subject and this source, as far as is known now; empty if it is."""
         source = self.source
         doubt = source.unverified if isinstance(source, MicrophoneSource) else ""
         subject = replace(self.subject, highest_hz=source.highest_hz)
@@ -117,8 +114,8 @@ class Service:
 
     @property
     def agreement(self) -> Agreement | None:
-        """With the breaths that were simulated; None unless the sound was."""
-        return agreement(self.cycles, self.source.breaths) if isinstance(self.source, DemoSource) else None
+        """Of the flags with the simulated breaths; None when the sound is real."""
+        return agreement_of(self.cycles, self.source.breaths) if isinstance(self.source, DemoSource) else None
 
     def _startup(self) -> None:
         name, classifier = self.classifier.bundle.manifest.name, self.classifier
@@ -146,8 +143,8 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Auscultated:
-    """What one session came to, and its cycles without their samples."""
+class SessionResult:
+    """The summary of one session, and its cycles without their samples."""
 
     summary: Summary
     cycles: tuple[CycleResult, ...]
@@ -161,10 +158,10 @@ def auscultate(
     age_years: float | None = None,
     site: str | None = None,
     settings: Settings | None = None,
-) -> Auscultated:
-    """One session at one site: `demo`, `mic` or a recording, at most `seconds` of sound; nothing is stored.
+) -> SessionResult:
+    """Run one session on `demo`, `mic` or a recording, on at most `seconds` of sound; nothing is stored.
 
-    A microphone is heard in real time. Raises what the source, the bundle or the settings have against it.
+    A microphone is always in real time. Raises SourceError, AudioError, CaptureError, BundleError and SettingsError.
     """
     settings = settings or load_settings()
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"enabled": False})})
@@ -172,4 +169,4 @@ def auscultate(
     opened = open_source(source, settings, fast=fast and source != "mic", seconds=seconds)
     subject = Subject(age_years, site, live=opened.live, fallback=classifier.fallback)
     service = Service(opened, classifier, settings, subject, seconds, keep_cycles=True)
-    return Auscultated(service.run(), tuple(service.cycles))
+    return SessionResult(service.run(), tuple(service.cycles))

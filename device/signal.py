@@ -16,6 +16,7 @@ from device.runtime import one_blas_thread
 from firmware_config.errors import RespSAMError
 
 FloatArray = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 Span = tuple[int, int]
 """First sample of a cycle and one past its last, counted in the samples handed to the model."""
 
@@ -48,7 +49,7 @@ class SignalError(RespSAMError):
 
 
 class FrontEnd(BaseModel):
-    """What happens to a cycle before the model; travels inside the bundle, and the device applies whatever it says."""
+    """How a cycle is prepared for the model; the bundle contains it, and the device applies it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -87,7 +88,7 @@ class FrontEnd(BaseModel):
 
 
 def quantise(samples: FloatArray) -> FloatArray:
-    """Samples on the grid of 24-bit integers, so that what is stored as FLAC is exactly what was judged."""
+    """Samples (n,) on the grid of 24-bit integers, so that the stored FLAC is exactly what was judged."""
     whole = np.round(np.clip(samples, -1.0, 1.0 - 1.0 / INT24) * INT24).astype(np.float32)
     return whole / np.float32(INT24) + np.float32(0.0)  # an integer has no minus zero
 
@@ -112,7 +113,7 @@ def level(samples: FloatArray, rms: float) -> FloatArray:
     if samples.size == 0:
         raise SignalError("the cycle is empty (0 samples); check its start and end")
     # float64 accumulators: a minute of quiet float32 samples loses the mean otherwise
-    with np.errstate(invalid="ignore"):  # infinity minus infinity is said below, in words
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is reported below
         centred = samples - samples.mean(dtype=np.float64).astype(np.float32)
         measured = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64))))
     if not np.isfinite(measured):
@@ -129,7 +130,7 @@ def cyclic_pad(samples: FloatArray, length: int, seam_samples: int = SEAM_SAMPLE
 
     A hard seam (`seam_samples` = 0, as published in arXiv 2512.22564) is a click, and a click looks like a crackle.
     The fade overlaps the end of one repeat with the start of the next, so a repeat is n - seam samples long; the first
-    repeat starts unfaded. A cycle shorter than two seams fades over half of itself.
+    repeat starts unfaded. A cycle shorter than two seams fades over half of itself. SignalError for an empty cycle.
     """
     if samples.size == 0:
         raise SignalError("the cycle is empty (0 samples); check its start and end")
@@ -147,21 +148,21 @@ def cyclic_pad(samples: FloatArray, length: int, seam_samples: int = SEAM_SAMPLE
 
 
 def pad(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """Fill the window (WINDOW_SAMPLES,) from samples (n <= WINDOW_SAMPLES,) the way the front end says."""
+    """Fill the window (WINDOW_SAMPLES,) from samples (n <= WINDOW_SAMPLES,) by the front end's padding."""
     missing = WINDOW_SAMPLES - samples.size
     if front_end.padding == "cyclic":
         return cyclic_pad(samples, WINDOW_SAMPLES, SEAM_SAMPLES if front_end.seam == "crossfade" else 0)
     return np.pad(samples, (0, missing), mode="reflect" if front_end.padding == "reflect" else "constant")
 
 
-def mel_edges(mels: int, low_hz: float, high_hz: float) -> npt.NDArray[np.float64]:
+def mel_edges(mels: int, low_hz: float, high_hz: float) -> Float64Array:
     """Edges (mels + 2,) of kaldi's triangular filters, in mel."""
     return np.linspace(1127.0 * np.log1p(low_hz / 700.0), 1127.0 * np.log1p(high_hz / 700.0), mels + 2)
 
 
-def mel_centres(mels: int, low_hz: float, high_hz: float) -> npt.NDArray[np.float64]:
+def mel_centres(mels: int, low_hz: float, high_hz: float) -> Float64Array:
     """Hz (mels,) at the peaks of the same filters."""
-    result: npt.NDArray[np.float64] = 700.0 * np.expm1(mel_edges(mels, low_hz, high_hz)[1:-1] / 1127.0)
+    result: Float64Array = 700.0 * np.expm1(mel_edges(mels, low_hz, high_hz)[1:-1] / 1127.0)
     return result
 
 
@@ -180,11 +181,11 @@ def mel_filters(mels: int, low_hz: float, high_hz: float) -> FloatArray:
 
 
 @lru_cache(maxsize=1)
-def _hann() -> npt.NDArray[np.float64]:
+def _hann() -> Float64Array:
     return np.hanning(FRAME_SAMPLES)
 
 
-def _power_spectrum(frames: npt.NDArray[np.float64]) -> FloatArray:
+def _power_spectrum(frames: Float64Array) -> FloatArray:
     """Power (frames, bins) of frames (frames, FRAME_SAMPLES): mean removed, pre-emphasis, Hann."""
     frames = frames - frames.mean(axis=1, keepdims=True)
     emphasised = np.empty_like(frames)
@@ -227,7 +228,7 @@ def pad_frames(log_mels: FloatArray, front_end: FrontEnd) -> FloatArray:
 
 
 def raw_window(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to its log-mels (FRAMES, mels): nothing added, not yet normalised."""
+    """One cycle (n <= WINDOW_SAMPLES,) at 16 kHz to log-mels (FRAMES, mels), not normalised; SignalError as `level`."""
     if samples.size > WINDOW_SAMPLES:
         raise SignalError(
             f"a window holds {WINDOW_SECONDS} s; split the cycle of {samples.size / SAMPLE_RATE:.2f} s first"
@@ -246,7 +247,7 @@ def window(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
 
 
 def split(samples: FloatArray) -> list[FloatArray]:
-    """Cut a cycle longer than 8 s into equal-stride windows that overlap by at least half; else it stays whole."""
+    """Cut samples (n,) longer than 8 s into windows of equal stride that overlap by at least half; else [samples]."""
     if samples.size <= WINDOW_SAMPLES:
         return [samples]
     count = 1 + -(-(samples.size - WINDOW_SAMPLES) // (WINDOW_SAMPLES // 2))
@@ -255,5 +256,5 @@ def split(samples: FloatArray) -> list[FloatArray]:
 
 
 def windows(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """One cycle of any length to its windows (count, frames, mels); the worst of them speaks for the cycle."""
+    """One cycle of any length to its windows (count, frames, mels); the most abnormal of them decides."""
     return np.stack([window(part, front_end) for part in split(samples)])

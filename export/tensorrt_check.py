@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from device.bundle import Bundle, Manifest
-from device.model.tensorrt import TensorRTError, build, load_tensorrt
+from device.model.tensorrt import TensorRTError, build_serialized, load_tensorrt
 from export.onnx_graph import PRODUCTS
 from export.quantize import TENSORRT
 from firmware_config.errors import GateRefused, RespSAMError
@@ -97,7 +97,7 @@ def check_model(
     kind: Type = "float" if precision == "fp32" else precision
     began = time.monotonic()
     try:
-        plan = build(tensorrt, model, precision, capability=capability, verbose=True)
+        plan = build_serialized(tensorrt, model, precision, capability=capability, verbose=True)
     except TensorRTError as error:
         return Checked(file, kind, gpu, found, {}, refusal=str(error))
     ran = types(plan.log)

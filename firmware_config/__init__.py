@@ -1,1 +1,1 @@
-"""What a device is: its settings, their defaults, and the shell that its commands share."""
+"""What a device is: its settings and their defaults; and what the three commands share."""

@@ -1,4 +1,4 @@
-"""The shell that the three commands share: one line an error, the exit codes, and options that all have.
+"""What the three commands share: one line an error, exit codes, and common options.
 
 Exit codes: 0 done, 1 internal error (or the reader of our output went away), 2 bad input or usage, 3 a gate refused,
 130 interrupted. Nothing heavy is imported here, so that `--help` answers at once.
@@ -40,7 +40,7 @@ class ArgumentError(RespSAMError):
 
 
 def application(help: str) -> typer.Typer:
-    """A command with sub-commands, in plain text: rich help would cost 0.1 s a start."""
+    """A command with sub-commands; its help is plain text, because rich costs 0.1 s a start."""
     app = typer.Typer(
         help=help,
         add_completion=False,
@@ -62,7 +62,7 @@ def application(help: str) -> typer.Typer:
             str, typer.Option("--log-format", metavar="|".join(FORMS), help="Of the log's lines.")
         ] = "text",
     ) -> None:
-        # `run` has read these already, because they may stand anywhere; here they only show in --help.
+        # `run` reads these beforehand, because they may be anywhere; this is for --help
         pass
 
     return app
@@ -79,19 +79,19 @@ def run(app: typer.Typer, program: str) -> NoReturn:
         code = _answer(app, program, arguments or ["--help"], debug)
         sys.stdout.flush()
     except BrokenPipeError:
-        _close_stdout()  # the reader has enough (`| head`)
+        _close_stdout()  # the reader has closed the pipe (`| head`)
         code = 1
     except OSError as error:
         _close_stdout()
         remedy = "free the disk" if error.errno == errno.ENOSPC else "send it to a file or another terminal"
         _complain(f"{program}: error: stdout cannot be written ({error.strerror}); {remedy}")
         code = RespSAMError.exit_code
-    gc.freeze()  # the interpreter's last collection takes 0.25 s: on a busy machine, most of the time that a stop takes
+    gc.freeze()  # the interpreter's last collection would take 0.25 s, most of the time that a stop takes
     sys.exit(code)
 
 
 def _open_closed_streams() -> None:
-    """A caller may have closed stdin, stdout or stderr; the next file opened would get its number, and our prints."""
+    """Open streams that the caller has closed: the next file would get their number, and our output."""
     for number, name, mode in (0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
@@ -104,18 +104,18 @@ def _open_closed_streams() -> None:
 
 
 def _complain(line: str) -> None:
-    """One line on stderr, where somebody still reads it."""
+    """One line on stderr, if it is still open."""
     with suppress(OSError):
         print(wrapped(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _close_stdout() -> None:
-    # Python would flush once more at exit and complain, so give it somewhere
+    # Python flushes again at exit and would print an error
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(path: Path) -> str:
-    """The path on one line that every file and terminal takes; escaped are control characters and what is not UTF-8."""
+    """The path as one line of text; control characters and bytes that are not UTF-8 are escaped."""
     return "".join(map(_escaped, os.fsencode(path).decode(errors="backslashreplace")))
 
 
@@ -130,7 +130,7 @@ def counted(count: int, what: str) -> str:
 
 
 def wrapped(line: str, out: TextIO) -> str:
-    """The line as it is; on a terminal broken between words, as the terminal would break inside of them."""
+    """The line; on a terminal wrapped between words."""
     if not out.isatty():
         return line
     width = shutil.get_terminal_size().columns
@@ -143,7 +143,7 @@ def one_line(message: str) -> str:
 
 
 def json_text(value: Any) -> str:
-    """One line of JSON for every reader: NaN and infinity, which are no JSON, become null; paths become text."""
+    """One line of JSON; NaN and infinity, which JSON does not have, become null; other objects become text."""
     import json
 
     return json.dumps(json.loads(json.dumps(value, default=str), parse_constant=lambda _: None))
@@ -166,7 +166,7 @@ def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: boo
         if debug:
             traceback.print_exc()
     except Exception as error:
-        # of our output: every file that a user names is guarded where it is opened
+        # an error of stdout: files that a user names are handled where they are opened
         if isinstance(error, OSError) and error.errno in OUTPUT_FAILS:
             raise
         text, code = f"internal error: {type(error).__name__}: {error}", 1
@@ -179,7 +179,7 @@ def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: boo
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """An empty path would be the current folder, and an empty word is never meant."""
+    """ArgumentError for an empty argument: an empty path would be the current folder."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option = argument[:-1] if argument.startswith("--") and argument.endswith("=") else before
         if not argument or (argument.endswith("=") and argument.startswith("--")):
@@ -188,7 +188,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def _without_log(arguments: Sequence[str]) -> list[str]:
-    """The arguments without --log-level and --log-format, which are set up; ArgumentError for another word."""
+    """Set up the log, and return the other arguments; ArgumentError for an unknown level or format."""
     left, chosen, words = [], dict[str, str](), iter(arguments)
     known = {"--log-level": LEVELS, "--log-format": FORMS}
     for argument in words:

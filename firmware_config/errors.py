@@ -2,12 +2,12 @@
 
 
 class RespSAMError(Exception):
-    """One line that says what was wrong, where, and what to do; a command prints it and exits with `exit_code`."""
+    """A message of one line: what was wrong, where, and what to do. A command prints it and exits with `exit_code`."""
 
     exit_code = 2
 
 
 class GateRefused(RespSAMError):
-    """A gate measured something and refused: parity, accuracy, hashes of a build."""
+    """A gate refused after a measurement: parity, accuracy, hashes of a build."""
 
     exit_code = 3

@@ -1,11 +1,76 @@
-"""Files that are not ours to read."""
+"""Files that are whole or absent, and files that are not ours to read."""
 
+import glob
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from firmware_config.errors import RespSAMError
+
 CLUTTER: Final = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
+ABANDONED_SECONDS = 3600.0  # no writer takes so long; a process number says nothing where machines share the disk
+
+
+class FileError(RespSAMError):
+    """A file that cannot be written; its former content is kept."""
 
 
 def is_clutter(path: Path) -> bool:
     """Whether a file or folder is what macOS or Windows leaves beside the recordings: `._a.wav`, `Thumbs.db`."""
     return path.name.startswith("._") or path.name.lower() in CLUTTER
+
+
+@contextmanager
+def whole_file(path: Path, partial: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Where to write the new content of `path`: it replaces the old once it is complete and on the disk.
+
+    Whatever stops the writer, `path` keeps its old content and `partial` is removed. Raises OSError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, mode))
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        # the rename itself must survive a power cut too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+    """As `whole_file`, with a FileError for an OSError, or for one of the `failures` by which a writer reports it.
+
+    Removes what a killed writer of the same file left an hour ago or earlier.
+    """
+    refusals: tuple[type[Exception], ...] = (OSError, *failures)
+    try:
+        # the process number: two writers of one file must not share a partial file
+        with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as partial:
+            yield partial
+    except refusals as error:
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
+        raise FileError(
+            f"{path}: cannot be written ({reason}); free the disk or choose another place; what was there is kept"
+        ) from error
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        # another writer may have removed it meanwhile, and somebody else's file may not be ours to remove
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """A reader sees the old file or the new one, never half of one; FileError when it cannot be written."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)

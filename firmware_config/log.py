@@ -1,6 +1,6 @@
-"""The log of a command: what a box did, a line an event, to stderr (a service's journal). No personal data goes there.
+"""The log of a command: one line an event, on stderr (a service's journal), without personal data.
 
-One logger a package (`logging.getLogger("device")`). Nothing is logged until somebody asks: `--log-level`.
+One logger a package (`logging.getLogger("device")`). Nothing is written without `--log-level` or `--log-format`.
 """
 
 import json
@@ -24,7 +24,7 @@ class Lines(logging.Formatter):
         self.form = form
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; `extra={"fields": {...}}` of a call stands behind the words."""
+        """One line; the fields of `extra={"fields": {...}}` follow the message."""
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         known = {"time": at.replace("+00:00", "Z"), "level": record.levelname.lower(), "package": record.name}
         message, fields = " ".join(record.getMessage().split()), getattr(record, "fields", {})
@@ -35,19 +35,19 @@ class Lines(logging.Formatter):
 
 
 class Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Whatever stderr is when a line is written: a session puts an outlet in its place."""
+    """Writes to the stderr of the moment: a session replaces it by an outlet."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A reader that is gone takes nothing away from the session."""
+        """Write one line to the present stderr."""
         self.stream = sys.stderr
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say nothing: there is nowhere to say it."""
+        """Ignore errors: a missing reader must not end the session."""
 
 
 def set_up(level: Level, form: Form = "text") -> None:
-    """Write what the four packages log from `level` on; a second call replaces the first."""
+    """Write the log of the four packages from `level` on; a second call replaces the first."""
     handler = Stderr()
     handler.setFormatter(Lines(form))
     for name in PACKAGES:
@@ -57,7 +57,7 @@ def set_up(level: Level, form: Form = "text") -> None:
 
 
 def silence() -> None:
-    """Without `set_up` nothing is written: Python itself would print warnings that nobody asked for."""
+    """Write nothing unless `set_up` is called; Python itself would print warnings."""
     for name in PACKAGES:
         if not logging.getLogger(name).handlers:
             logging.getLogger(name).addHandler(logging.NullHandler())

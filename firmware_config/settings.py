@@ -26,11 +26,11 @@ else:
 DEFAULTS = Path(__file__).with_name("defaults.toml")
 ENVIRONMENT_PREFIX = "RESPSAM_"
 LONGEST_SHOWN = 100  # characters of a wrong value in an error
-NOT_SETTINGS = frozenset({"RESPSAM_DATA", "RESPSAM_SOAK"})  # where the tests find recordings, and how long they run
+NOT_SETTINGS = frozenset({"RESPSAM_DATA", "RESPSAM_SOAK"})  # used by the tests
 
 
 class SettingsError(RespSAMError):
-    """A setting that does not exist, has a wrong value, or stands in a file that cannot be read."""
+    """A setting that does not exist or has a wrong value, or a settings file that cannot be read."""
 
 
 class Section(BaseModel):
@@ -55,7 +55,7 @@ class AudioSettings(Section):
     block_seconds: Annotated[float, Field(ge=0.01, le=0.5)]
     """Length of one block of the capture."""
     queue_seconds: Annotated[float, Field(ge=1.0, le=600.0)]
-    """Sound that may wait to be heard; beyond it blocks are dropped and counted."""
+    """Sound that may wait to be read; beyond it blocks are dropped and counted."""
 
 
 class BundleSettings(Section):
@@ -84,7 +84,7 @@ class BundleSettings(Section):
 
     @property
     def engines(self) -> Path:
-        """Where TensorRT's engines are kept, following the XDG base directories."""
+        """The folder of TensorRT's engines, following the XDG base directories."""
         return cache_folder("engines")
 
 
@@ -110,14 +110,14 @@ class QualitySettings(Section):
 
 
 class StoreSettings(Section):
-    """Where verdicts are kept."""
+    """Where sessions are stored."""
 
     enabled: bool
     """Whether cycles are stored at all."""
     path: str
     """SQLite file; empty is respsam/respsam.sqlite in the user's state folder."""
     audio: bool
-    """Whether the sound of every cycle is kept beside it, so that it can be replayed: a patient's sound."""
+    """Whether the sound of every cycle is stored too, for a replay; it is a patient's sound."""
     audio_days: Annotated[float, Field(gt=0.0, le=36_500.0)]
     """Sound older than this is removed; the verdicts stay."""
     audio_megabytes: Annotated[float, Field(gt=0.0, le=10_000_000.0)]
@@ -164,7 +164,7 @@ class Settings(Section):
     quality: QualitySettings
     """What is too poor to judge."""
     store: StoreSettings
-    """Where verdicts are kept."""
+    """Where sessions are stored."""
     demo: DemoSettings
     """The built-in demo auscultation."""
     training: TrainingSettings
@@ -215,7 +215,7 @@ def load_settings(
 
 
 def read_toml(file: Path) -> Layer:
-    """A settings file as a layer that bears its name; SettingsError where it cannot be read or is not TOML."""
+    """Read a settings file as a layer; SettingsError when it cannot be read or is not TOML."""
     try:
         return Layer(str(file), tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except OSError as error:
@@ -228,7 +228,7 @@ def read_toml(file: Path) -> Layer:
 
 
 def cache_folder(below: str) -> Path:
-    """A folder for what can be made again, following the XDG base directories."""
+    """A cache folder, following the XDG base directories."""
     return _given_or("", "XDG_CACHE_HOME", "XDG_CACHE_HOME", ".cache", f"respsam/{below}")
 
 
@@ -241,7 +241,7 @@ def _given_or(given: str, setting: str, variable: str, home: str, below: str) ->
 
 
 def _expanded(path: str, setting: str) -> Path:
-    """With the home folder in place of ~; SettingsError where nobody knows it, as in a container without users."""
+    """The path with ~ expanded; SettingsError if the home folder is unknown, as in a container without users."""
     try:
         expanded = Path(path).expanduser()
     except RuntimeError:
@@ -269,7 +269,7 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, object
 
 
 def _typed(text: str, default: object) -> object:
-    """The text as the default's type, where it reads as one; otherwise the text, which validation then refuses."""
+    """The text in the type of the default; the text itself if it does not fit, which validation then refuses."""
     try:
         return TypeAdapter(type(default)).validate_python(text)
     except ValidationError:
@@ -281,7 +281,7 @@ def _checked_keys(layer: Layer, known: Mapping[str, object]) -> dict[str, object
     for key, value in list(values.items()):
         if key in known:
             continue
-        if key in Settings.model_fields:  # a section: empty is harmless, a value in its place is not
+        if key in Settings.model_fields:  # a section; an empty one is allowed
             if value != {}:
                 raise SettingsError(f"{layer.source}: '{key}' is a section, not a value; write [{key}] and its keys")
             del values[key]
@@ -308,7 +308,7 @@ def _validated(values: Mapping[str, object], layer: Layer) -> Settings:
 
 
 def _shown(value: object) -> str:
-    """On one line, in printable characters, not endless."""
+    """A value for an error message: one line, printable, not too long."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to write integers of more than 4300 digits
@@ -317,7 +317,7 @@ def _shown(value: object) -> str:
 
 
 def _name(key: str, layer: Layer) -> str:
-    """The key as a user of that layer writes it."""
+    """The key in the notation of that layer."""
     if layer.source == "environment":
         return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
     return key

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.runtime import NO_TELEMETRY
 from device.signal import SAMPLE_RATE
 from tests.conftest import REPOSITORY
@@ -87,14 +87,14 @@ def test_listening_and_screening_tell_nobody(home: Home) -> None:
     device = (sys.executable, "-m", "device")
     home.run(*device, "listen", "--source", "demo", "--fast", "--seconds", "12")
     for number in range(2):
-        soundfile.write(home.folder / f"{number}.wav", auscultate(number, 6.0).samples, SAMPLE_RATE)
+        soundfile.write(home.folder / f"{number}.wav", simulate(number, 6.0).samples, SAMPLE_RATE)
     home.run(*device, "screen", home.folder, "--out", home.folder / "results.csv")
 
 
 def test_what_is_started_in_other_processes_and_by_a_notebook_tells_nobody(home: Home) -> None:
     """Spawned workers of `screen`, and a caller of the API that never saw our command line."""
     for number in range(4):
-        soundfile.write(home.folder / f"{number}.wav", auscultate(number, 3.0).samples, SAMPLE_RATE)
+        soundfile.write(home.folder / f"{number}.wav", simulate(number, 3.0).samples, SAMPLE_RATE)
     script = home.folder / "notebook.py"
     script.write_text(
         "import os\nfrom pathlib import Path\nfrom device.listening import screening\n"

@@ -1,1 +1,1 @@
-"""From sound to breath cycles: where they are and whether they can be judged; and a simulator of breathing."""
+"""Breath cycles: where they are, whether they can be judged, and a simulator of breathing."""

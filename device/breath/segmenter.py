@@ -1,7 +1,7 @@
-"""Online breath cycles: a small causal network hears where a breath sounds and where one begins; else fixed windows.
+"""Online breath cycles: a small causal network detects where breaths sound and begin; fixed windows elsewhere.
 
-Decisions fall on a fixed 50 ms grid counted from the first sample, each step is computed by itself and in float64, so
-the cycles do not depend on how the stream was cut into blocks. Measured, and against what: docs/accuracy.md.
+Decisions are made on a fixed 50 ms grid from the first sample, and each step is computed by itself in float64, so the
+cycles do not depend on the size of the blocks. Accuracy: docs/accuracy.md.
 """
 
 from collections import deque
@@ -11,51 +11,51 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import correlate
 from scipy.special import expit
 
 from device.bundle import Segmentation
-from device.signal import SAMPLE_RATE, FloatArray, Span, exact_div
+from device.signal import SAMPLE_RATE, Float64Array, FloatArray, Span, exact_div
 
-Float64Array = npt.NDArray[np.float64]
 Weights = dict[str, Float64Array]
 
 STEP_SAMPLES = exact_div(SAMPLE_RATE, 20)  # 800: the 50 ms grid
 STEPS_PER_SECOND = exact_div(SAMPLE_RATE, STEP_SAMPLES)
 SPECTRUM_SAMPLES = 2 * STEP_SAMPLES
-# below lies the heart alone; 4 kHz stethoscopes end at 2 kHz
+# the heart is below; stethoscopes that sample at 4 kHz end at 2 kHz
 EDGES_HZ: Final = (60, 100, 150, 200, 250, 300, 350, 400, 500, 600, 700, 850, 1000, 1250, 1500)
 BANDS = len(EDGES_HZ) - 1
 BREATH_BANDS = slice(2, 11)  # 150-850 Hz
 FLOOR = 1e-12  # of a band's power: far below a 24-bit step's noise
-MEMORY_STEPS = 6 * STEPS_PER_SECOND  # each band is heard relative to its mean over so long: gain and microphone cancel
-DILATIONS: Final = (1, 2, 4, 8, 16, 32)  # three taps each: 6.4 s are heard
-DELAY_STEPS = 6  # the network speaks of what was 0.3 s ago
-WEIGHTS_FILE = Path(__file__).with_name("breath_detector.npz")
+MEMORY_STEPS = 6 * STEPS_PER_SECOND  # each band minus its mean over this time: gain and microphone cancel
+DILATIONS: Final = (1, 2, 4, 8, 16, 32)  # three taps each: a receptive field of 6.4 s
+DELAY_STEPS = 6  # the network's output is for 0.3 s ago
+DETECTOR_FILE = Path(__file__).with_name("breath_detector.npz")
 
 SOUNDING = 0.45  # a breath begins above, and ends below
-ONSET = 0.45  # within a breath another one begins at a peak above this
-LEAST_RHYTHM = 0.3  # confidence from which a rhythm is one
-LEAST_GAP_SECONDS = 1.2  # so much or more between breaths becomes a window; in a rhythm only its period or more
-RHYTHM_STEPS = 12 * STEPS_PER_SECOND  # how far back the rhythm is looked for
-LEAST_RHYTHM_SECONDS = 4.0  # less shows no rhythm
+ONSET = 0.45  # a peak above this within a breath begins another one
+LEAST_RHYTHM = 0.3  # a rhythm needs this confidence
+LEAST_GAP_SECONDS = 1.2  # a longer gap between breaths becomes a window; within a rhythm only a gap of its period
+RHYTHM_STEPS = 12 * STEPS_PER_SECOND  # the rhythm is that of this time
+LEAST_RHYTHM_SECONDS = 4.0  # less sound has no rhythm
 PERIOD_SECONDS = (1.0, 6.0)  # 60 down to 10 breaths a minute
-PERIOD_SHARE = 0.75  # two breaths often correlate better than one; a shorter peak this high is the breath
-LEAST_DEPTH = 0.05  # standard deviation of the activity; less than this is no coming and going
+PERIOD_SHARE = (
+    0.75  # of the highest peak: two breaths often correlate better than one, so a shorter peak wins from here
+)
+LEAST_DEPTH = 0.05  # standard deviation of the activity; below it breathing does not come and go
 FLOOR_PERCENT = 10
 CLARITY_PERCENT = (95, 99)
 LEAST_CLARITY_STEPS = 3 * STEPS_PER_SECOND
 DECIBELS = 10.0 / float(np.log(10.0))  # of a neper of power
-PHASE_DEPTH = 0.7  # nepers of power (3 dB) that the pause between in and out lies below both of them
-PHASE_SPAN = (0.2, 0.8)  # of a breath: where that pause may be
+PHASE_DEPTH = 0.7  # nepers of power (3 dB): so far the pause lies below both phases
+PHASE_SPAN = (0.2, 0.8)  # share of a breath: the pause lies between
 PHASE_SMOOTH_STEPS = 2.0
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch to be judged; sample numbers count from the session's start at 16 kHz."""
+    """One cycle to be judged; sample numbers count from the session's start at 16 kHz."""
 
     start: int
     samples: FloatArray
@@ -63,27 +63,27 @@ class Segment:
     rhythm: float
     """Confidence in the rhythm, 0-1: the autocorrelation of the breathing of the last 12 s at its period."""
     phase: int | None = None
-    """Sample number where inspiration gives way to expiration, where a pause between them was heard."""
+    """Sample number where expiration begins; None if no pause between the phases was found."""
     clarity: float | None = None
-    """How surely breaths sounded and began in the last 12 s, 0-1: 95th percentile of activity times 99th of onset."""
+    """How clear breaths and onsets were in the last 12 s, 0-1: 95th percentile of activity times 99th of onset."""
     snr_db: float | None = None
     """Power of 150-850 Hz over the quietest tenth of the last 12 s."""
     period_seconds: float = 0.0
-    """From breath to breath in the rhythm of the last 12 s; 0 where there was none."""
+    """Between the onsets of breaths, in the rhythm of the last 12 s; 0 without a rhythm."""
     context: FloatArray | None = None
-    """(m,) the samples with the sound around them; None where they are long enough by themselves."""
+    """(m,) the samples with the sound around them; None if they are long enough."""
     context_start: int = 0
     """Sample number of the context's first sample."""
 
     @property
     def span(self) -> Span | None:
-        """Where the cycle lies in what is judged; None where it is all of it."""
+        """Where the cycle lies in `judged`; None if it is all of it."""
         begins = self.start - self.context_start
         return None if self.context is None else (begins, begins + self.samples.size)
 
     @property
     def judged(self) -> FloatArray:
-        """What the model hears of this cycle, (m,) at 16 kHz."""
+        """The model's input for this cycle, (m,) at 16 kHz."""
         return self.samples if self.context is None else self.context
 
     @property
@@ -104,9 +104,9 @@ class Segment:
 
 @lru_cache(maxsize=1)
 def shipped_weights() -> Weights:
-    """What `trainer segmentation --out` wrote: `in`, `out`, per layer `taps` and `mix`, and their biases."""
-    with np.load(WEIGHTS_FILE) as held:
-        return {name: held[name].astype(np.float64) for name in held.files}
+    """The weights that `trainer segmentation --out` wrote: `in`, `out`, per layer `taps` and `mix`, and biases."""
+    with np.load(DETECTOR_FILE) as archive:
+        return {name: archive[name].astype(np.float64) for name in archive.files}
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +116,7 @@ def _spectrum_plan() -> tuple[Float64Array, list[int]]:
 
 
 def bands(samples: Float64Array) -> Float64Array:
-    """Log power (..., BANDS) of stretches (..., SPECTRUM_SAMPLES) between the edges of `EDGES_HZ`."""
+    """Log power (..., BANDS) of frames (..., SPECTRUM_SAMPLES) between the edges of `EDGES_HZ`."""
     shape, edges = _spectrum_plan()
     spectrum = np.fft.rfft(samples * shape)[..., edges[0] : edges[-1]]
     power = np.square(spectrum.real) + np.square(spectrum.imag)
@@ -125,7 +125,7 @@ def bands(samples: Float64Array) -> Float64Array:
 
 
 class Detector:
-    """Feed 50 ms of sound a time; it says how surely a breath sounds, and begins, `DELAY_STEPS` before."""
+    """The causal network: 50 ms of sound in; the probabilities that a breath sounds and begins out."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -134,19 +134,19 @@ class Detector:
         self._past = [np.zeros((2 * dilation + 1, weights["in"].shape[1])) for dilation in DILATIONS]
 
     def step(self, samples: FloatArray) -> tuple[float, float, float]:
-        """Activity 0-1 and onset 0-1 of `DELAY_STEPS` ago, and the log power now, from the next STEP_SAMPLES."""
+        """Activity 0-1 and onset 0-1 of `DELAY_STEPS` ago, and the log power now, from samples (STEP_SAMPLES,)."""
         self._latest = np.concatenate([self._latest[STEP_SAMPLES:], samples])
-        heard = bands(self._latest)
-        self._memory = np.vstack([self._memory[-MEMORY_STEPS + 1 :], heard])
+        powers = bands(self._latest)
+        self._memory = np.vstack([self._memory[-MEMORY_STEPS + 1 :], powers])
         weights = self._weights
-        state = (heard - self._memory.mean(axis=0)) @ weights["in"] + weights["in_bias"]
+        state = (powers - self._memory.mean(axis=0)) @ weights["in"] + weights["in_bias"]
         for layer, (dilation, past) in enumerate(zip(DILATIONS, self._past, strict=True)):
             past[:-1] = past[1:]
             past[-1] = state
             inner = past[::dilation].ravel() @ weights[f"taps{layer}"] + weights[f"taps{layer}_bias"]
             state = state + np.maximum(inner, 0.0) @ weights[f"mix{layer}"] + weights[f"mix{layer}_bias"]
         activity, onset = expit(np.maximum(state, 0.0) @ weights["out"] + weights["out_bias"])
-        return float(activity), float(onset), float(np.log(np.exp(heard[BREATH_BANDS]).sum()))
+        return float(activity), float(onset), float(np.log(np.exp(powers[BREATH_BANDS]).sum()))
 
 
 def rhythm(activity: Float64Array) -> tuple[float, float]:
@@ -157,7 +157,7 @@ def rhythm(activity: Float64Array) -> tuple[float, float]:
     """
     count = activity.size
     shortest, longest = round(PERIOD_SECONDS[0] * STEPS_PER_SECOND), round(PERIOD_SECONDS[1] * STEPS_PER_SECOND)
-    # a period has to be seen about twice
+    # a period must fit in about twice
     longest = min(longest, count // 2)
     if count < LEAST_RHYTHM_SECONDS * STEPS_PER_SECOND or longest <= shortest:
         return 0.0, 0.0
@@ -177,7 +177,7 @@ def rhythm(activity: Float64Array) -> tuple[float, float]:
 
 
 class Segmenter:
-    """Feed samples in, take segments out; `flush` at a gap or at the end."""
+    """Samples in, segments out; call `flush` at a gap or at the end."""
 
     def __init__(self, settings: Segmentation, weights: Weights | None = None) -> None:
         self.settings = settings
@@ -185,10 +185,10 @@ class Segmenter:
         self.reset(0)
 
     def reset(self, position: int) -> None:
-        """Forget everything; the next sample has the number `position`."""
+        """Start anew; the next sample has the number `position`."""
         self._audio = np.empty(0, np.float32)  # from the cursor on
         self._past = np.empty(0, np.float32)  # up to the cursor, as much as a context may need
-        self._heard_end = position  # sample number up to which a context may reach
+        self._received_end = position  # sample number up to which a context may reach
         self._cursor = position  # sample number from which the next segment may begin
         self._pending = np.empty(0, np.float32)  # not yet a whole step
         self._origin = position  # sample number of the first sample
@@ -197,9 +197,9 @@ class Segmenter:
         self._activity = deque([0.0, 0.0], RHYTHM_STEPS)
         self._onset = deque([0.0, 0.0], RHYTHM_STEPS)
         self._power: deque[float] = deque(maxlen=RHYTHM_STEPS)
-        self._began: int | None = None  # step at which the breath that sounds now, or paused, began
+        self._began: int | None = None  # step at which the present breath began
         self._ended: int | None = None  # and fell silent
-        self._endless = False  # it sounds for longer than any breath: noise
+        self._endless = False  # the sound is longer than any breath: noise
 
     def feed(self, samples: FloatArray) -> list[Segment]:
         """Take samples (n,) that follow the last ones; returns the segments they complete."""
@@ -213,27 +213,27 @@ class Segmenter:
         return segments
 
     def flush(self) -> list[Segment]:
-        """The stream breaks off here: what was not yet judged, in windows up to the end; `reset` comes next."""
-        self._heard_end = end = self._cursor + self._audio.size
+        """End the stream here: the remaining breath and windows; call `reset` before the next samples."""
+        self._received_end = end = self._cursor + self._audio.size
         latest = end if self._ended is None else min(end, self._sample(self._ended) + self._pause_samples)
         return [*self._close(latest), *self._between(end, self.settings.shortest_seconds)]
 
     def _advance(self, samples: FloatArray) -> list[Segment]:
         self._step += 1
-        self._heard_end += STEP_SAMPLES  # not the end of the block: cycles must not depend on how the stream was cut
+        self._received_end += STEP_SAMPLES  # not the end of the block: cycles must not depend on how the stream was cut
         activity, onset, power = self._detector.step(samples)
         self._activity.append(activity)
         self._onset.append(onset)
         self._power.append(power)
         if self.settings.method == "windows":
-            return self._windows(self._heard_end)
+            return self._windows(self._received_end)
         if self._step < 0:
             return []
         segments = self._decide(self._activity[-2])
         return segments if self._began is not None else segments + self._windows(self._sample(self._step))
 
     def _decide(self, activity: float) -> list[Segment]:
-        """A breath ends with its pause, or where the next one begins."""
+        """Begin or end a breath: it ends after its pause, or where the next one begins."""
         here = self._sample(self._step)
         if self._began is None:
             self._endless = self._endless and activity > SOUNDING
@@ -257,7 +257,7 @@ class Segmenter:
         return []
 
     def _close(self, end: int) -> list[Segment]:
-        """The breath that began, up to sample `end`; before it windows, where more lies unjudged than a pause."""
+        """The present breath up to sample `end`; before it windows, if the gap is longer than a pause."""
         began, ended = self._began, self._ended
         self._began = self._ended = None
         if began is None:
@@ -272,7 +272,7 @@ class Segmenter:
         return [*segments, self._emit(start, end, "breath", self._phase(start, start + sounding))]
 
     def _phase(self, start: int, end: int) -> int | None:
-        """Where the sound of a breath is faintest between two louder parts."""
+        """Sample number where a breath is faintest between two louder parts; None without a deep pause."""
         power: Float64Array = gaussian_filter1d(self._powers(start, end), PHASE_SMOOTH_STEPS)
         low, high = (round(share * power.size) for share in PHASE_SPAN)
         if high - low < 1:
@@ -283,7 +283,7 @@ class Segmenter:
         return start + valley * STEP_SAMPLES if deep else None
 
     def _powers(self, start: int, end: int) -> Float64Array:
-        """Log powers of the steps between two sample numbers, as far as they are held."""
+        """Log powers of the steps between two sample numbers, as far as they are in memory."""
         first = self._step + DELAY_STEPS + 2 - len(self._power)
         begins, ends = (max(0, (at - self._origin) // STEP_SAMPLES - first) for at in (start, end))
         return np.array(self._power)[begins:ends]
@@ -300,7 +300,7 @@ class Segmenter:
         return round(self.settings.context_seconds * SAMPLE_RATE)
 
     def _windows(self, limit: int) -> list[Segment]:
-        """As many windows as fit before sample `limit`, one after the other; none in the pauses of a rhythm."""
+        """As many windows as fit before sample `limit`; none in the pauses of a rhythm."""
         length = round(self.settings.window_seconds * SAMPLE_RATE)
         if self._cursor + length > limit or self._is_pause(limit):
             return []
@@ -310,7 +310,7 @@ class Segmenter:
         return segments
 
     def _between(self, end: int, least_seconds: float) -> list[Segment]:
-        """What lies unjudged before sample `end` in windows, the last one shorter."""
+        """Windows up to sample `end`, the last one shorter."""
         if end - self._cursor < least_seconds * SAMPLE_RATE or self._is_pause(end):
             return []
         segments = self._windows(end)
@@ -319,7 +319,7 @@ class Segmenter:
         return segments
 
     def _is_pause(self, end: int) -> bool:
-        """Whether a rhythm explains that no breath was found from the cursor to sample `end`."""
+        """Whether the gap from the cursor to sample `end` is a pause within a rhythm."""
         if self.settings.method == "windows":
             return False
         period, confidence = rhythm(np.array(self._activity))
@@ -332,7 +332,7 @@ class Segmenter:
         kind: Literal["breath", "window"],
         phase: int | None = None,
     ) -> Segment:
-        """Samples `start` to `end`; the next segment begins there or later."""
+        """The segment of samples `start` to `end`; moves the cursor to `end`."""
         samples = self._audio[start - self._cursor : end - self._cursor].copy()
         context, context_start = self._context(start, end)
         period, confidence = rhythm(np.array(self._activity))
@@ -344,23 +344,20 @@ class Segmenter:
         return Segment(start, samples, kind, confidence, phase, clarity, snr_db, period, context, context_start)
 
     def _context(self, start: int, end: int) -> tuple[FloatArray | None, int]:
-        """`context_seconds` around the middle of samples `start` to `end`, shifted to where there was sound in time.
-
-        And the sample number where they begin.
-        """
+        """`context_seconds` of sound around samples `start` to `end`, as far as received; its first sample number."""
         length = self._context_samples
         if length <= end - start:
             return None, start
         oldest = self._cursor - self._past.size
-        first = min((start + end - length) // 2, self._heard_end - length)
+        first = min((start + end - length) // 2, self._received_end - length)
         first = max(first, oldest)
-        last = min(first + length, self._heard_end)
+        last = min(first + length, self._received_end)
         return np.concatenate([self._past, self._audio])[first - oldest : last - oldest].copy(), first
 
     def _standing_out(self, start: int, end: int) -> tuple[float | None, float | None]:
-        """Clarity and SNR of what lies between two sample numbers."""
+        """Clarity and SNR of the sound between two sample numbers; None where there is too little sound."""
         powers = self._powers(start, end)
-        # of less sound nobody can say whether it comes and goes
+        # less sound does not show whether breathing comes and goes
         if not powers.size or len(self._power) < LEAST_CLARITY_STEPS:
             return None, None
         floor = float(np.percentile(np.array(self._power), FLOOR_PERCENT))

@@ -12,17 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy.signal
 
 from device.labels import LABELS, Label
-from device.signal import FloatArray
+from device.signal import Float64Array, FloatArray
 from firmware_config.errors import RespSAMError
 
-FloatArray64 = npt.NDArray[np.float64]  # while it is being put together; what leaves is float32
-
 LEVEL_DBFS = -40.0
-MICROPHONE_DB = -45.0  # its white noise, relative to the chest; in SPRSound this is the 16-bit quantisation
+MICROPHONE_DB = -45.0  # white noise relative to the chest; in SPRSound this is the 16-bit quantisation
 STETHOSCOPE_HZ = 500.0  # fourth-order roll-off of chest wall and pick-up; without it 600 Hz is 12 dB above SPRSound
 FINE_SECONDS = (0.0045, 0.0055)  # two-cycle durations
 COARSE_SECONDS = (0.010, 0.015)
@@ -44,14 +41,14 @@ class Breath:
     label: Label
 
     def later(self, seconds: float) -> "Breath":
-        """The same breath of an auscultation that began so much later."""
+        """The same breath, later by `seconds`."""
         onset, expiration, end = self.onset_seconds, self.expiration_seconds, self.end_seconds
         return Breath(onset + seconds, expiration + seconds, end + seconds, self.label)
 
 
 @dataclass(frozen=True)
-class Auscultation:
-    """What the stethoscope recorded, and the truth about it."""
+class Simulated:
+    """The simulated recording, and the truth about it."""
 
     samples: FloatArray
     """float32 (n,), full scale 1.0."""
@@ -63,7 +60,7 @@ class Auscultation:
     """Spans of contact noise in seconds, in order, apart from each other."""
 
 
-def auscultate(
+def simulate(
     seed: int,
     seconds: float,
     *,
@@ -73,8 +70,8 @@ def auscultate(
     heart_rate: float | None = 90.0,
     contacts_per_minute: float = 0.0,
     level_dbfs: float = LEVEL_DBFS,
-) -> Auscultation:
-    """An auscultation with its truth; the same arguments give the same samples, bit for bit.
+) -> Simulated:
+    """Simulate an auscultation; the same arguments give the same samples, bit for bit.
 
     Whole breaths fill the time (their number is rounded, at least one), and `abnormal_share` of them, rounded, are
     abnormal, with crackle, wheeze and both in turn. Heart (None for none) and contact noise leave the breaths as they
@@ -92,25 +89,25 @@ def auscultate(
     chest = _chest(chest_rng, breaths, round(seconds * sample_rate), sample_rate)
     if heart_rate is not None:
         _add_heart(heart_rng, chest, heart_rate, sample_rate)
-    recorded = _record(chest_rng, chest, level_dbfs, sample_rate)
+    recorded = _recorded(chest_rng, chest, level_dbfs, sample_rate)
     contacts = _contact_spans(contact_rng, seconds, contacts_per_minute)
     for start, end in contacts:
         first, stop = round(start * sample_rate), round(end * sample_rate)
         recorded[first:stop] += 10 ** (level_dbfs / 20) * _rub(contact_rng, stop - first, sample_rate)
-    return Auscultation(_float32(recorded), sample_rate, breaths, contacts)
+    return Simulated(_float32(recorded), sample_rate, breaths, contacts)
 
 
 def breath(seed: int, label: Label, seconds: float = 3.0, *, sample_rate: int = 16_000) -> FloatArray:
-    """One breath cycle without heart or contact noise: float32 (n,), RMS -40 dBFS; SimulatorError as `auscultate`."""
+    """One breath cycle without heart or contact noise: float32 (n,), RMS -40 dBFS; SimulatorError as `simulate`."""
     if label not in LABELS:
         raise SimulatorError(f"label is {label!r} in a simulated breath: take one of {', '.join(LABELS)}")
     plan_rng, chest_rng, _, _ = _generators(seed, seconds, sample_rate)
     cycle = Breath(0.0, seconds * plan_rng.uniform(0.33, 0.4), seconds, label)
     chest = _chest(chest_rng, (cycle,), round(seconds * sample_rate), sample_rate)
-    return _float32(_record(chest_rng, chest, LEVEL_DBFS, sample_rate))
+    return _float32(_recorded(chest_rng, chest, LEVEL_DBFS, sample_rate))
 
 
-def crackle(two_cycle_seconds: float, sample_rate: int) -> FloatArray64:
+def crackle(two_cycle_seconds: float, sample_rate: int) -> Float64Array:
     """One crackle: two decaying cycles, each half-cycle longer than the one before; peak 1 (n,).
 
     The waveform of Kiyokawa et al., Chest 2001, 119(6), 1886-1892.
@@ -121,8 +118,8 @@ def crackle(two_cycle_seconds: float, sample_rate: int) -> FloatArray64:
     return np.asarray(wave / np.abs(wave).max(), np.float64)
 
 
-def wheeze(rng: np.random.Generator, seconds: float, sample_rate: int) -> FloatArray64:
-    """One wheeze: a fundamental of 200-600 Hz that glides slowly, and two harmonics, faded in and out; peak about 1."""
+def wheeze(rng: np.random.Generator, seconds: float, sample_rate: int) -> Float64Array:
+    """One wheeze: a fundamental of 200-600 Hz that glides slowly, and two harmonics, faded; (n,), peak about 1."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     glide = rng.uniform(-0.12, 0.12) * (time / seconds - 0.5)
     vibrato = 0.01 * np.sin(2 * np.pi * rng.uniform(3, 6) * time)
@@ -145,7 +142,7 @@ def _generators(seed: int, seconds: float, sample_rate: int) -> list[np.random.G
     return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)]
 
 
-def _float32(samples: FloatArray64) -> FloatArray:
+def _float32(samples: Float64Array) -> FloatArray:
     return np.clip(samples, -1.0, 1.0).astype(np.float32)
 
 
@@ -164,14 +161,14 @@ def _plan(rng: np.random.Generator, seconds: float, per_minute: float, abnormal_
     )
 
 
-def _band_noise(white: FloatArray64, low_hz: float, high_hz: float, sample_rate: int) -> FloatArray64:
+def _band_noise(white: Float64Array, low_hz: float, high_hz: float, sample_rate: int) -> Float64Array:
     """White noise with 12 dB an octave off both sides of the band; RMS 1."""
     sections = scipy.signal.butter(2, (low_hz, high_hz), "bandpass", fs=sample_rate, output="sos")
     shaped = scipy.signal.sosfilt(sections, white)
     return np.asarray(shaped / np.sqrt(np.mean(shaped**2)), np.float64)
 
 
-def _chest(rng: np.random.Generator, breaths: tuple[Breath, ...], count: int, sample_rate: int) -> FloatArray64:
+def _chest(rng: np.random.Generator, breaths: tuple[Breath, ...], count: int, sample_rate: int) -> Float64Array:
     """Vesicular noise of each phase, and what the label adds to it, before chest wall and stethoscope (count,)."""
     white = rng.standard_normal(count)
     phases = np.zeros((2, count))
@@ -183,8 +180,8 @@ def _chest(rng: np.random.Generator, breaths: tuple[Breath, ...], count: int, sa
         amplitude = np.exp(rng.normal(0, 0.12))
         phases[0, onset:turn] = amplitude * np.sin(np.pi * np.linspace(0, 1, turn - onset))
         # Expiration peaks early, fades, and is over before the cycle is: the pause.
-        heard = round(rng.uniform(0.7, 0.85) * (end - turn))
-        phases[1, turn : turn + heard] = 0.45 * amplitude * np.sin(np.pi * np.linspace(0, 1, heard) ** 0.6)
+        filtered = round(rng.uniform(0.7, 0.85) * (end - turn))
+        phases[1, turn : turn + filtered] = 0.45 * amplitude * np.sin(np.pi * np.linspace(0, 1, filtered) ** 0.6)
         if cycle.label in ("crackle", "both"):
             for at, wave in _crackles(rng, cycle, sample_rate):
                 _add(added, at, amplitude * wave, sample_rate)
@@ -196,27 +193,27 @@ def _chest(rng: np.random.Generator, breaths: tuple[Breath, ...], count: int, sa
     return np.asarray(phases[0] * inspiration + phases[1] * expiration + added, np.float64)
 
 
-def _crackles(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iterator[tuple[float, FloatArray64]]:
+def _crackles(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iterator[tuple[float, Float64Array]]:
     """Fine crackles late in inspiration, or coarse ones early in both phases: start in seconds, waveform."""
     inspiration = cycle.expiration_seconds - cycle.onset_seconds
     expiration = cycle.end_seconds - cycle.expiration_seconds
     if rng.random() < 0.5:
         number, durations = int(rng.integers(8, 21)), FINE_SECONDS
-        starts = cycle.onset_seconds + inspiration * (0.5 + 0.48 * _spread(rng, number))
+        starts = cycle.onset_seconds + inspiration * (0.5 + 0.48 * _evenly(rng, number))
     else:
         number, durations = int(rng.integers(4, 9)), COARSE_SECONDS
-        early = cycle.onset_seconds + inspiration * (0.08 + 0.4 * _spread(rng, number - number // 2))
-        starts = np.append(early, cycle.expiration_seconds + expiration * (0.05 + 0.45 * _spread(rng, number // 2)))
+        early = cycle.onset_seconds + inspiration * (0.08 + 0.4 * _evenly(rng, number - number // 2))
+        starts = np.append(early, cycle.expiration_seconds + expiration * (0.05 + 0.45 * _evenly(rng, number // 2)))
     for at in starts:
         yield float(at), rng.uniform(6, 12) * crackle(rng.uniform(*durations), sample_rate)
 
 
-def _spread(rng: np.random.Generator, number: int) -> FloatArray64:
+def _evenly(rng: np.random.Generator, number: int) -> Float64Array:
     """Numbers in 0..1, one in each of as many equal parts, so that crackles rarely fall on each other."""
     return np.asarray((np.arange(number) + rng.random(number)) / number, np.float64)
 
 
-def _wheezes(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iterator[tuple[float, FloatArray64]]:
+def _wheezes(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Iterator[tuple[float, Float64Array]]:
     """A wheeze in expiration, in three cycles of ten a weaker one in inspiration too: start in seconds, waveform."""
     inspiration = cycle.expiration_seconds - cycle.onset_seconds
     expiration = cycle.end_seconds - cycle.expiration_seconds
@@ -227,13 +224,13 @@ def _wheezes(rng: np.random.Generator, cycle: Breath, sample_rate: int) -> Itera
         yield cycle.onset_seconds + 0.15 * inspiration, rng.uniform(1, 2) * wheeze(rng, seconds, sample_rate)
 
 
-def _add(samples: FloatArray64, at_seconds: float, wave: FloatArray64, sample_rate: int) -> None:
+def _add(samples: Float64Array, at_seconds: float, wave: Float64Array, sample_rate: int) -> None:
     first = round(at_seconds * sample_rate)
     room = len(samples) - first
     samples[first : first + len(wave)] += wave[: max(room, 0)]
 
 
-def _add_heart(rng: np.random.Generator, chest: FloatArray64, per_minute: float, sample_rate: int) -> None:
+def _add_heart(rng: np.random.Generator, chest: Float64Array, per_minute: float, sample_rate: int) -> None:
     """S1 and S2 as damped bursts of 40-75 Hz; the time between them follows the beat's length (Bazett)."""
     first_hz, second_hz, strength = rng.uniform(40, 55), rng.uniform(55, 75), rng.uniform(0.8, 1.5)
     beat = 60 / per_minute
@@ -246,13 +243,13 @@ def _add_heart(rng: np.random.Generator, chest: FloatArray64, per_minute: float,
         at += beat * float(np.exp(rng.normal(0, 0.03)))
 
 
-def _record(rng: np.random.Generator, chest: FloatArray64, level_dbfs: float, sample_rate: int) -> FloatArray64:
+def _recorded(rng: np.random.Generator, chest: Float64Array, level_dbfs: float, sample_rate: int) -> Float64Array:
     """Chest wall, stethoscope and microphone: roll-off, level, and the microphone's own noise."""
     sections = scipy.signal.butter(4, STETHOSCOPE_HZ, fs=sample_rate, output="sos")
-    heard = scipy.signal.sosfilt(sections, chest)
-    heard /= np.sqrt(np.mean(heard**2))
+    filtered = scipy.signal.sosfilt(sections, chest)
+    filtered /= np.sqrt(np.mean(filtered**2))
     noise = 10 ** (MICROPHONE_DB / 20) * rng.standard_normal(len(chest))
-    return np.asarray(10 ** (level_dbfs / 20) * (heard + noise), np.float64)
+    return np.asarray(10 ** (level_dbfs / 20) * (filtered + noise), np.float64)
 
 
 def _contact_spans(rng: np.random.Generator, seconds: float, per_minute: float) -> tuple[tuple[float, float], ...]:
@@ -264,7 +261,7 @@ def _contact_spans(rng: np.random.Generator, seconds: float, per_minute: float) 
     return tuple((float(start), float(start + length)) for start, length in zip(starts, lengths, strict=True))
 
 
-def _rub(rng: np.random.Generator, count: int, sample_rate: int) -> FloatArray64:
+def _rub(rng: np.random.Generator, count: int, sample_rate: int) -> Float64Array:
     """A membrane rubbing on skin or cloth: noise from 15 Hz up, coming and going, about 20 dB above the chest."""
     noise = _band_noise(rng.standard_normal(count), 15, 150, sample_rate) + 0.1 * rng.standard_normal(count)
     strokes = np.abs(np.sin(np.pi * rng.uniform(4, 9) * np.arange(count) / sample_rate))

@@ -1,4 +1,4 @@
-"""Sound as it comes: blocks of mono float32 at 16 kHz, and what gives them."""
+"""Blocks of sound, mono float32 at 16 kHz, and the sources that give them."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -16,19 +16,19 @@ SILENCE: Final = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class Block:
-    """Sound as it comes, perhaps none; `missing` samples at 16 kHz were lost right before it."""
+    """Samples (n,), n may be 0; `missing` samples at 16 kHz were lost right before them."""
 
     samples: FloatArray
     missing: int = 0
     kind: Kind = "gap"
-    """What happened right before it, when `note` says that something did."""
+    """The event right before it, if `note` is not empty."""
     note: str = ""
     waiting_seconds: float = 0.0
-    """Sound that has come in after this block and was not taken yet; only where sound does not wait for us."""
+    """Sound that was captured after this block and waits to be read; 0 for sources that wait for their reader."""
 
 
 class Source(Protocol):
-    """A stream of blocks with a name; `demo` sound is no patient's, `live` sound does not wait for its listener."""
+    """A stream of blocks with a name; `demo` means simulated sound, `live` that sound comes in real time."""
 
     name: str
     demo: bool
@@ -36,7 +36,7 @@ class Source(Protocol):
 
     @property
     def highest_hz(self) -> float | None:
-        """Half its own sample rate: nothing above it is heard; None while unknown."""
+        """Half its own sample rate: it carries nothing above; None while unknown."""
         ...
 
     def blocks(self) -> Iterator[Block]:
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 
 def recut(pieces: Iterable[FloatArray], length: int) -> Iterator[FloatArray]:
-    """Samples in pieces of any size as pieces of `length`, the last one shorter."""
+    """Cut pieces (n,) of any size into pieces of `length`, the last one shorter."""
     rest = SILENCE
     for piece in pieces:
         samples = np.concatenate([rest, piece]) if rest.size else piece
@@ -58,19 +58,19 @@ def recut(pieces: Iterable[FloatArray], length: int) -> Iterator[FloatArray]:
 
 
 def paced(samples: FloatArray | Iterable[FloatArray], fast: bool) -> Iterator[Block]:
-    """Samples (n,), or pieces of them, in 100 ms blocks, at the pace of a clock or as fast as they are taken."""
+    """Samples (n,), or pieces of them, in 100 ms blocks, in real time or `fast`."""
     began, end = time.monotonic(), 0
     for block in recut([samples] if isinstance(samples, np.ndarray) else samples, BLOCK_SAMPLES):
         late, end = 0.0, end + block.size
         if not fast:
-            # a block can be heard only once it has been said
+            # a block is complete only after its last sample
             late = time.monotonic() - began - end / SAMPLE_RATE
             time.sleep(max(0.0, -late))
         yield Block(block, waiting_seconds=max(0.0, late))
 
 
 class StreamResampler:
-    """One stretch of sound from any rate to 16 kHz, piece by piece; together the pieces are the one-shot result."""
+    """Resamples sound of any rate to 16 kHz, piece by piece; the result equals that of one call for all."""
 
     def __init__(self, sample_rate: int) -> None:
         import soxr
@@ -79,11 +79,11 @@ class StreamResampler:
         self._stream = None if same else soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, "float32", quality="HQ")
 
     def push(self, samples: FloatArray, last: bool = False) -> FloatArray:
-        """What can be given after these samples (n,); the resampler holds the last few milliseconds back."""
+        """Resampled sound (m,) after these samples (n,); the last few milliseconds stay inside until `flush`."""
         if self._stream is None:
             return samples
         return np.asarray(self._stream.resample_chunk(samples, last=last), dtype=np.float32)
 
     def flush(self) -> FloatArray:
-        """What it held back; the stretch ends here."""
+        """The remaining samples (m,); the sound ends here."""
         return self.push(SILENCE, last=True)

@@ -1,4 +1,4 @@
-"""The microphone as a source: through the capture process, lost and found again, every sample accounted for."""
+"""The microphone as a source: it is lost and found again, and every sample is accounted for."""
 
 import math
 import time
@@ -10,37 +10,36 @@ import numpy as np
 
 from device.breath.quality import FULL_SCALE
 from device.capture.blocks import SILENCE, Block, StreamResampler
-from device.capture.process import NO_ANSWER, Captured, CaptureError, CaptureProcess, Opened, Request, clock
+from device.capture.process import NO_ANSWER, Captured, CaptureError, CaptureProcess, InputRequest, OpenedInput, clock
 from device.capture.timeline import Kind
 from device.signal import SAMPLE_RATE, FloatArray
 from firmware_config.settings import AudioSettings
 
-# A microphone's way back. A fault is shown within 2 s, and sound is back within 5 s of the device.
-SILENT_SECONDS = 1.2  # without a block the microphone has gone; a busy machine was once late by 0.3 s
+# How a microphone is found again: a fault is shown within 2 s, and sound is back within 5 s of the device.
+SILENT_SECONDS = 1.2  # without a block the microphone is lost; a busy machine was once late by 0.3 s
 POLL_SECONDS = 0.1
 YIELD_SECONDS = 0.4  # a consumer can stop at least twice a second
 OPENING_SECONDS = 4.0  # from a capture process' start to its first block; a frozen sound server never answers
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.5  # between two tries, doubling
-STABLE_SECONDS = 5.0  # sound that lasts so long ends the doubling; a loose plug is not tried ten times a second
-EXPLAINING_SECONDS = 2.0  # a microphone that is unplugged or plugged in says why it does not open in several ways
-# A stream's pace
-STEADY_SECONDS = 1.0  # late for so long is late for good
+STABLE_SECONDS = 5.0  # so much sound ends the doubling; a loose plug is not tried ten times a second
+EXPLAINING_SECONDS = 2.0  # the reason why a microphone does not open changes while it is plugged in
+# The pace of a stream
+STEADY_SECONDS = 1.0  # a delay that lasts so long is lost sound
 SETTLING_SECONDS = 1.0
 GAP_SECONDS = 0.25
-MOST_DRIFT = 0.005  # share; no sound card's clock is as wrong
-DRIFT_TOLD = 0.001
-MOST_AHEAD_SECONDS = 2.0  # of the clock: no microphone hears what has not been said yet
-# What is wrong with sound that does come
-MUTE_SECONDS = 1.6  # and what the sound takes to come here: shown within two
+MOST_DRIFT = 0.005  # share of time; no sound card's clock drifts more
+REPORTED_DRIFT = 0.001
+MOST_AHEAD_SECONDS = 2.0  # ahead of the clock: no microphone records the future
+# Faults in the sound itself
+MUTE_SECONDS = 1.6  # plus the delay of the sound: shown within 2 s
 CLIPPED_SAMPLES = 3  # in one block
-CLIP_PAUSE_SECONDS = 1.0  # without clipping, before another run of it is told
+CLIP_PAUSE_SECONDS = 1.0  # without clipping, before clipping is reported again
 
 
 class Pace:
-    """A stream's samples against the clock: sound that vanished unreported, and a device whose clock drifts.
+    """A stream's samples against the clock: finds sound that vanished unreported, and a device clock that drifts.
 
-    Late for a moment is a busy machine, late by much and for good is vanished sound, and slowly later and later is the
-    drift of two clocks.
+    A short delay is a busy machine, a long and lasting one is vanished sound, a slowly growing one is clock drift.
     """
 
     def __init__(self, began: float) -> None:
@@ -50,11 +49,11 @@ class Pace:
 
     @property
     def drift_seconds(self) -> float:
-        """By which the stream lags behind the clock since it settled."""
+        """How far the stream lags behind the clock since it settled."""
         return self._late - self._late_when_settled
 
     def vanished(self, now: float, seconds: float) -> float:
-        """Seconds of sound that never came, when by `now` the stream has given `seconds`, missing ones included."""
+        """Seconds of sound that vanished, if by `now` the stream has given `seconds`, missing ones included."""
         late = now - self.began - seconds
         since = self._latest[-1][0] if self._latest else now
         self._latest.append((now, late))
@@ -72,7 +71,7 @@ class Pace:
         return 0.0
 
     def drift_share(self, now: float) -> float:
-        """Share by which the device's clock was slow over the last minute, once a minute; else 0."""
+        """Share by which the device's clock was slow in the last minute, once a minute; else 0."""
         seconds = now - self._minute_began
         if seconds < 60.0:
             return 0.0
@@ -82,7 +81,7 @@ class Pace:
 
 
 class Watch:
-    """Looks for what is wrong with sound that does come: silence that no microphone makes, and clipping."""
+    """Finds faults in the sound: complete silence, which no microphone makes, and clipping."""
 
     def __init__(self) -> None:
         self._constant_since: float | None = None
@@ -90,7 +89,7 @@ class Watch:
         self._clipped_at = -CLIP_PAUSE_SECONDS
 
     def look(self, samples: FloatArray, begin_seconds: float, end_seconds: float) -> Iterator[tuple[Kind, str]]:
-        """What begins or ends with these samples (n,), which lie at these times."""
+        """Faults that begin or end in these samples (n,), which are from `begin_seconds` to `end_seconds`."""
         if samples.min() == samples.max():
             self._constant_since = begin_seconds if self._constant_since is None else self._constant_since
             if not self._muted and end_seconds - self._constant_since > MUTE_SECONDS:
@@ -106,12 +105,12 @@ class Watch:
             self._clipped_at = end_seconds
 
 
-class Stretch:
-    """The sound of one capture process on its way to 16 kHz, with what happens to it."""
+class CaptureStream:
+    """The sound of one capture process as blocks at 16 kHz, with gaps, faults and remarks."""
 
-    def __init__(self, opened: Opened, began: float, gain_db: float, told: set[str]) -> None:
-        """`told` holds what is said once a session."""
-        self.opened, self._told = opened, told
+    def __init__(self, opened: OpenedInput, began: float, gain_db: float, reported: set[str]) -> None:
+        """`reported` holds what is reported once a session."""
+        self.opened, self._reported = opened, reported
         self._gain = np.float32(10.0 ** (gain_db / 20.0))
         self._resampler, self._pace, self._watch = StreamResampler(opened.sample_rate), Pace(began), Watch()
         self._before = Captured(SILENCE, began, 0, 0)
@@ -120,41 +119,41 @@ class Stretch:
 
     @property
     def position_clock(self) -> float:
-        """When the next sample is said, by the clock."""
+        """When the next sample is recorded, by the clock."""
         return self._pace.began + self._given / SAMPLE_RATE + self._pace.drift_seconds
 
-    def hear(self, heard: Captured, waiting_seconds: float) -> Iterator[Block]:
-        """One more block."""
-        rate, before, self._before = self.opened.sample_rate, self._before, heard
+    def add(self, block: Captured, waiting_seconds: float) -> Iterator[Block]:
+        """The blocks at 16 kHz that come of a captured block; CaptureError if sound comes faster than time passes."""
+        rate, before, self._before = self.opened.sample_rate, self._before, block
         begin = self._frames / rate
-        lost = heard.lost_frames - before.lost_frames
-        self._frames += lost + heard.samples.size
-        if self._frames / rate - (heard.clock - self._pace.began) > MOST_AHEAD_SECONDS:
+        lost = block.lost_frames - before.lost_frames
+        self._frames += lost + block.samples.size
+        if self._frames / rate - (block.clock - self._pace.began) > MOST_AHEAD_SECONDS:
             raise CaptureError(
                 f"{self.opened.device} is no microphone: it gives sound faster than time goes by, as ALSA's null "
                 "device does; set audio.device to another input",
                 hopeless=True,
             )
-        vanished = round(self._pace.vanished(heard.clock, self._frames / rate) * rate)
+        vanished = round(self._pace.vanished(block.clock, self._frames / rate) * rate)
         self._frames += vanished
         broken = ["our queue was full"] * bool(lost)
-        broken += ["the driver overflowed"] * (heard.overflows > before.overflows)
+        broken += ["the driver overflowed"] * (block.overflows > before.overflows)
         broken += ["sound was lost on its way here"] * bool(vanished)
         if broken:
             yield self.end()
-            # a new one: the old one would smear one side into the other
+            # a new one: the old one would mix the sound before and after
             self._resampler = StreamResampler(rate)
             missing = round((lost + vanished) * SAMPLE_RATE / rate)
             self._given += missing
             yield Block(SILENCE, missing, "gap" if vanished else "overflow", ", ".join(broken))
-        # a driver once gave NaN, which the resampler would never forget
-        samples = np.where(np.isfinite(heard.samples), heard.samples, np.float32(0.0)) * self._gain
+        # a driver once gave NaN, and every later sample became NaN in the resampler
+        samples = np.where(np.isfinite(block.samples), block.samples, np.float32(0.0)) * self._gain
         for kind, note in [*self._watch.look(samples, begin, self._frames / rate), *self._rate_notes()]:
             yield Block(SILENCE, 0, kind, note)
         yield self._block(self._resampler.push(samples), waiting_seconds)
 
     def end(self) -> Block:
-        """What the resampler held back."""
+        """The last samples of the resampler."""
         return self._block(self._resampler.flush(), 0.0)
 
     def _block(self, samples: FloatArray, waiting_seconds: float) -> Block:
@@ -162,38 +161,38 @@ class Stretch:
         return Block(samples, waiting_seconds=waiting_seconds)
 
     def _rate_notes(self) -> Iterator[tuple[Kind, str]]:
-        if self.opened.note and self.opened.note not in self._told:
-            self._told.add(self.opened.note)
+        if self.opened.note and self.opened.note not in self._reported:
+            self._reported.add(self.opened.note)
             yield "rate", self.opened.note
         drift = self._pace.drift_share(self._before.clock)
-        if abs(drift) > DRIFT_TOLD and "drift" not in self._told:
-            self._told.add("drift")
+        if abs(drift) > REPORTED_DRIFT and "drift" not in self._reported:
+            self._reported.add("drift")
             yield "rate", f"{self.opened.device}: its clock is {abs(drift):.2%} {'slow' if drift > 0 else 'fast'}"
 
 
 class MicrophoneSource:
-    """A PortAudio input that is listened to for as long as it takes: when it goes, it is waited for.
+    """A PortAudio input; when it is lost, the source waits until it is back.
 
-    Its name is known at once; CaptureError when there is no microphone and the settings name none to wait for, or when
-    waiting cannot help. Every sample between the first and the last block is either in a block or `missing`.
+    CaptureError when there is no microphone and the settings name none to wait for, or when waiting does not help.
+    Every sample between the first and the last block is either in a block or `missing`.
     """
 
     demo, live = False, True
 
     def __init__(self, settings: AudioSettings) -> None:
         self._settings = settings
-        self._request = Request(
+        self._request = InputRequest(
             settings.device, settings.sample_rate, settings.channel, settings.block_seconds, settings.queue_seconds
         )
         self.name = settings.device
         self.highest_hz: float | None = None
         self._doubt = ""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._pause = SHORTEST_PAUSE_SECONDS
         self._lost_at: float | None = None
-        self._remedy = ""  # what was told last about a microphone that is gone
-        self._other = ("", 0.0)  # another remedy that is asked for by now, and since when
-        self._position_clock = 0.0  # the time that the next sample belongs to
+        self._remedy = ""  # what was reported last about a lost microphone
+        self._other = ("", 0.0)  # another remedy that is needed by now, and since when
+        self._position_clock = 0.0  # the time of the next sample
         self._process = CaptureProcess(self._request)
         began = self._process.started
         while not (self._process.opened or self._process.ended) and clock() < began + OPENING_SECONDS:
@@ -207,12 +206,12 @@ class MicrophoneSource:
 
     @property
     def unverified(self) -> str:
-        """Why nobody can tell whether this is one microphone all the time; empty where one can."""
+        """Why it cannot be verified that the microphone is always the same; empty if it can."""
         self._doubt = self._process.unverified or self._doubt
         return self._doubt
 
     def blocks(self) -> Generator[Block, None, None]:
-        """Until the consumer stops; about ten a second with sound in them, at least two a second without."""
+        """Blocks until the consumer stops: about ten a second with sound, at least two a second without."""
         self._position_clock = clock()
         try:
             while True:
@@ -243,50 +242,50 @@ class MicrophoneSource:
                 yield self._lost()
             if now - yielded > YIELD_SECONDS:
                 yielded = now
-                # what is here next may have begun a little ago
+                # the next sound may have begun a little earlier
                 yield Block(SILENCE, 0 if self._lost_at is None else self._missed(now - 2 * YIELD_SECONDS))
 
     def _while_sound(self) -> Iterator[Block]:
-        """The sound of one capture process until no more comes."""
+        """The sound of one capture process until it stops."""
         process, opened = self._process, self._remember()
-        heard = process.take()
-        assert heard is not None
-        began = heard.clock - opened.block_seconds
+        captured = process.take()
+        assert captured is not None
+        began = captured.clock - opened.block_seconds
         if self._lost_at is None:
             self._position_clock = began
         else:
             yield Block(SILENCE, self._missed(began), "back", f"sound again after {began - self._lost_at:.1f} s")
             self._lost_at = None
-        stretch = Stretch(opened, self._position_clock, self._settings.gain_db, self._told)
+        stream = CaptureStream(opened, self._position_clock, self._settings.gain_db, self._reported)
         last = yielded = clock()
-        while heard is not None or (not process.ended and clock() - last < SILENT_SECONDS):
-            if heard is not None:
+        while captured is not None or (not process.ended and clock() - last < SILENT_SECONDS):
+            if captured is not None:
                 last = yielded = clock()
-                yield from stretch.hear(heard, process.waiting * opened.block_seconds)
+                yield from stream.add(captured, process.waiting * opened.block_seconds)
             elif clock() - yielded > YIELD_SECONDS:
                 yielded = clock()
                 yield Block(SILENCE)
             process.pump(0.0 if process.waiting else POLL_SECONDS)
-            heard = process.take()
-        yield stretch.end()
-        self._position_clock = stretch.position_clock
+            captured = process.take()
+        yield stream.end()
+        self._position_clock = stream.position_clock
         if self._position_clock - began > STABLE_SECONDS:
             self._pause = SHORTEST_PAUSE_SECONDS
         self._remember()
         yield self._lost(process.error)
 
     def _needs_something_else(self, reason: str, now: float) -> bool:
-        """Whether another remedy than the one told has been asked for, and for a while."""
-        if not reason or _remedy(reason) == self._remedy:
+        """Whether another remedy than the reported one has been needed for a while."""
+        if not reason or _remedy_in(reason) == self._remedy:
             self._other = ("", now)
-        elif _remedy(reason) != self._other[0]:
-            self._other = (_remedy(reason), now)
+        elif _remedy_in(reason) != self._other[0]:
+            self._other = (_remedy_in(reason), now)
         return bool(self._other[0]) and now - self._other[1] > EXPLAINING_SECONDS
 
     def _lost(self, reason: str = "") -> Block:
         self._lost_at = self._position_clock if self._lost_at is None else self._lost_at
         reason = reason or f"{self.name} gives no sound: plug it in again"
-        self._remedy = _remedy(reason)
+        self._remedy = _remedy_in(reason)
         return Block(SILENCE, 0, "lost", f"{reason}; listening goes on by itself when it is back")
 
     def _missed(self, until: float) -> int:
@@ -294,9 +293,9 @@ class MicrophoneSource:
         self._position_clock += samples / SAMPLE_RATE
         return samples
 
-    def _remember(self) -> Opened:
-        """From now on only this very input is opened."""
-        _ = self.unverified  # a doubt stays when the process that had it is gone
+    def _remember(self) -> OpenedInput:
+        """From now on only this input is opened."""
+        _ = self.unverified  # keeps the doubt of a process that has ended
         opened = self._process.opened
         assert opened is not None
         self.name, self.highest_hz = opened.device, opened.sample_rate / 2
@@ -310,6 +309,6 @@ class MicrophoneSource:
         return opened
 
 
-def _remedy(reason: str) -> str:
-    """What ends it: whatever says that a microphone is not there asks for the same plug."""
+def _remedy_in(reason: str) -> str:
+    """What to do about it: all reasons for a missing microphone have the same remedy."""
     return "plug it in" if "plug it in" in reason else reason

@@ -1,9 +1,9 @@
-"""Capture in a process of its own: PortAudio can crash, and hang when a device goes, and a process can be killed.
+"""Capture in a process of its own: PortAudio can crash or hang when a device goes, and a process can be killed.
 
 The capture process is `python -m device.capture.process FD REQUEST`. FD is shared memory without a name (nothing can be
-left behind) that holds the ring; stdin ends when the parent does, and the capture process with it. On stdout an empty
-line says that one more block is in the ring, any other line is a message in JSON: what was opened, the sound server's
-source, or why it ends. Whether sound comes is for the parent to judge, by the blocks and the clock alone.
+left behind) that holds the ring. When the parent ends, stdin closes and the capture process ends too. On stdout an
+empty line stands for one more block in the ring; any other line is a message in JSON: the opened input, the sound
+server's source, or the error. The parent judges by the blocks and the clock alone whether sound comes.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ RATES_HZ = (48_000, 44_100, 32_000, 16_000, 8_000)  # tried in this order after 
 READ_COUNT_BYTES = 64  # a cache line of its own
 INVALID_SAMPLE_RATE, UNAVAILABLE = -9997, -9985  # PortAudio's paInvalidSampleRate and paDeviceUnavailable
 SERVER_LIBRARIES = ("libpulse", "libpipewire", "libjack")  # a server behind these may move a stream to another source
-LONGEST_ERRORS = 100_000  # bytes of what a capture process complains about
+LONGEST_ERRORS = 100_000  # bytes of a capture process's stderr
 IDENTITY_SECONDS = 1.0  # from one look at the sound server to the next
 UNVERIFIED_SECONDS = 0.05  # the same before sound is taken from a source that has to be the one of before
 ANSWER_SECONDS = 10.0  # for the list of devices; a sound server that has stopped never answers
@@ -43,12 +43,12 @@ HARDWARE = re.compile(r"[\s:-]*\(hw:\d+,\d+\)$")
 NO_ANSWER = "the sound system does not answer; restart it, or the machine"
 
 FloatArray = npt.NDArray[np.float32]
-# what sounddevice tells of a device
+# an input as `input_devices` describes it
 Device = Mapping[str, Any]
 
 
 class CaptureError(RespSAMError):
-    """No microphone, or one that will not open; `hopeless` when waiting for a device will not help."""
+    """No microphone, or one that does not open; `hopeless` if waiting for a device does not help."""
 
     def __init__(self, reason: str, hopeless: bool = False) -> None:
         super().__init__(reason)
@@ -56,13 +56,13 @@ class CaptureError(RespSAMError):
 
 
 def clock() -> float:
-    """Seconds that never jump; on Linux those that the machine slept count too. The same in all processes."""
+    """Seconds on a monotonic clock, the same in all processes; on Linux it goes on while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to record; `remembered` is the identity of the device that was opened before, else the settings' words."""
+class InputRequest:
+    """What to record; `remembered` if `device` is the name of the input opened before, not the settings' text."""
 
     device: str
     sample_rate: int
@@ -71,21 +71,21 @@ class Request:
     queue_seconds: float
     host_api: str = ""
     source: str = ""
-    """The sound server's name of it; another source is not recorded."""
+    """The sound server's name of the source; no other source is recorded."""
     remembered: bool = False
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What was opened."""
+class OpenedInput:
+    """The input that was opened."""
 
     device: str
-    """Stable part of the name, or all of it where another input has the same."""
+    """Stable part of the name, or all of it if two inputs share that part."""
     host_api: str
     sample_rate: int
     block_frames: int
     note: str
-    """What is not as it was asked for."""
+    """How it differs from the request; empty if it does not."""
 
     @property
     def block_seconds(self) -> float:
@@ -95,11 +95,11 @@ class Opened:
 
 @dataclass(frozen=True)
 class Captured:
-    """One block as captured, with the counts at that moment: what was dropped was dropped before this block."""
+    """One captured block, with the counts of what was dropped before it."""
 
     samples: FloatArray
     clock: float
-    """When its last frame had come."""
+    """When its last frame came."""
     lost_frames: int
     overflows: int
 
@@ -107,11 +107,11 @@ class Captured:
 class Ring:
     """Blocks of one channel in shared memory: one process puts, one takes; what does not fit is dropped and counted.
 
-    Nobody waits for anybody. The taker learns of a block by a line in a pipe, and that orders the memory too.
+    Neither process waits for the other. A line in a pipe announces each block, and orders the memory accesses too.
     """
 
     def __init__(self, descriptor: int, block_frames: int, blocks: int = 0) -> None:
-        """Of so many blocks; without them the descriptor has its size already."""
+        """A new ring of `blocks`; without `blocks` the ring that the other process made."""
         slot = [("clock", "f8"), ("lost_frames", "i8"), ("overflows", "i8"), ("samples", "f4", (block_frames,))]
         size = np.dtype(slot).itemsize
         if blocks:
@@ -136,7 +136,7 @@ class Ring:
         return True
 
     def take(self) -> Captured:
-        """The oldest block; there must be one."""
+        """Remove and return the oldest block; there must be one."""
         slot = self._slots[int(self._taken[0]) % self._slots.size]
         taken = Captured(slot["samples"].copy(), float(slot["clock"]), int(slot["lost_frames"]), int(slot["overflows"]))
         self._taken[0] += 1
@@ -144,22 +144,22 @@ class Ring:
 
 
 class CaptureProcess:
-    """The parent's end: start it, `pump` what it says, `take` its blocks, `kill` it."""
+    """The capture process, seen from the parent: start it, `pump` its messages, `take` its blocks, `kill` it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: InputRequest) -> None:
         self.started = clock()
-        self.opened: Opened | None = None
+        self.opened: OpenedInput | None = None
         self.source = ""
-        """The sound server's name of what is recorded, where one can tell."""
+        """The sound server's name of the recorded source, if it is known."""
         self.unverified = ""
-        """Why nobody can tell whether it is still the same microphone."""
+        """Why it cannot be verified that the microphone is still the same."""
         self.waiting = 0
         """Blocks that can be taken."""
         self.ended = False
         self.error = ""
-        """Why it ended, in words."""
+        """Why it ended."""
         self.hopeless = False
-        """The error will not go away by waiting for a device."""
+        """Waiting for a device does not help."""
         self._memory, self._errors = _nameless_memory(), _nameless_memory()
         fcntl.fcntl(self._errors, fcntl.F_SETFL, os.O_APPEND)
         self._unread = b""
@@ -169,19 +169,19 @@ class CaptureProcess:
         self._output = self._process.stdout.fileno()
 
     def pump(self, timeout_seconds: float) -> None:
-        """Take in what it says, waiting for it at most so long."""
+        """Read its messages; wait at most `timeout_seconds` for one."""
         if self.ended or not select.select([self._output], [], [], timeout_seconds)[0]:
             return
         if os.fstat(self._errors).st_size > LONGEST_ERRORS:
             os.ftruncate(self._errors, 0)
-        said = os.read(self._output, 65_536)
-        *lines, self._unread = (self._unread + said).split(b"\n")
+        text = os.read(self._output, 65_536)
+        *lines, self._unread = (self._unread + text).split(b"\n")
         for line in lines:
             if line:
                 self._learn(json.loads(line))
             else:
                 self.waiting += 1
-        if not said:
+        if not text:
             self.ended = True
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(ENDING_SECONDS)
@@ -190,14 +190,14 @@ class CaptureProcess:
                 self.error, self.hopeless = _end_in_words(self._process.returncode, complaint), self.opened is None
 
     def take(self) -> Captured | None:
-        """The oldest block, if there is one."""
+        """The oldest block; None without one."""
         if not self.waiting:
             return None
         self.waiting -= 1
         return self._ring.take()
 
     def kill(self) -> None:
-        """End it now, whatever it hangs in; again does nothing."""
+        """End it at once, even if it hangs; a second call does nothing."""
         if self._memory < 0:
             return
         self._process.kill()
@@ -212,7 +212,7 @@ class CaptureProcess:
 
     def _learn(self, message: dict[str, Any]) -> None:
         if "opened" in message:
-            self.opened = Opened(**message["opened"])
+            self.opened = OpenedInput(**message["opened"])
             self._ring = Ring(self._memory, self.opened.block_frames)
         elif "source" in message:
             self.source = message["source"]
@@ -223,7 +223,7 @@ class CaptureProcess:
 
 
 def input_devices() -> list[dict[str, Any]]:
-    """Every input as {index, name, host_api, channels, sample_rate, default}, looked for now; else CaptureError."""
+    """Every input, now, as {index, name, host_api, channels, sample_rate, default}; CaptureError without an answer."""
     process = _start(["devices"], subprocess.PIPE)
     try:
         out, complaint = process.communicate(timeout=ANSWER_SECONDS)
@@ -239,23 +239,23 @@ def input_devices() -> list[dict[str, Any]]:
 
 
 def find_device(devices: Sequence[Device], wanted: str, host_api: str = "", *, remembered: bool = False) -> Device:
-    """The one input that is meant; CaptureError where there is none, or more than one.
+    """The input that `wanted` names; CaptureError if there is none, or more than one.
 
-    `wanted` is the settings' word: a name or a part of it, a number, or '' for the default; or, if `remembered`, the
-    stable name of what was opened before, in its host API.
+    `wanted` is a name or a part of it, a number, or '' for the default; or, if `remembered`, the stable name of the
+    input that was opened before, in its host API.
     """
     if not wanted:
-        found = [one for one in devices if one["default"]]
+        found = [device for device in devices if device["default"]]
     elif wanted.isdigit() and not remembered:
-        found = [one for one in devices if one["index"] == int(wanted)]
+        found = [device for device in devices if device["index"] == int(wanted)]
     else:
-        known = [one for one in devices if host_api in ("", one["host_api"])]
-        found = [one for one in known if one["name"] == wanted]
-        found = found or [one for one in known if stable_name(one["name"]) == wanted]
+        known = [device for device in devices if host_api in ("", device["host_api"])]
+        found = [device for device in known if device["name"] == wanted]
+        found = found or [device for device in known if stable_name(device["name"]) == wanted]
         if not found and not remembered:
-            found = [one for one in known if wanted.casefold() in one["name"].casefold()]
+            found = [device for device in known if wanted.casefold() in device["name"].casefold()]
     if len(found) > 1:
-        listed = ", ".join(one["name"] for one in found)
+        listed = ", ".join(device["name"] for device in found)
         raise CaptureError(
             f"several microphones are called {wanted!r} ({listed}); set audio.device to one of them", True
         )
@@ -273,7 +273,7 @@ def stable_name(name: str) -> str:
 def _start(arguments: list[str], errors: int, source: str = "", *descriptors: int) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     if source:
-        environment["PULSE_SOURCE"] = source  # what libpulse records where ALSA's settings name no source
+        environment["PULSE_SOURCE"] = source  # libpulse records this source where ALSA's settings name none
     return subprocess.Popen(
         [sys.executable, "-m", "device.capture.process", *arguments],
         stdin=subprocess.PIPE,
@@ -294,7 +294,7 @@ def _nameless_memory() -> int:
 
 
 def _end_in_words(code: int | None, complaint: bytes) -> str:
-    """Why a capture process ended, with the last that it wrote on stderr."""
+    """Why a capture process ended, with its last line on stderr."""
     if code == -signal.SIGKILL:
         return "the capture process was killed"
     if code is not None and code < 0:
@@ -310,7 +310,7 @@ def _end_in_words(code: int | None, complaint: bytes) -> str:
 
 
 def main() -> None:
-    """Record as asked until the stream, the identity or the parent ends."""
+    """Record until the stream or the parent ends, or the source is no longer the same."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a service's stop reaches every process; the parent ends this one
         signal.signal(number, signal.SIG_IGN)
     # libraries print to stdout too
@@ -318,15 +318,15 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         if sys.argv[1] == "devices":
-            signal.alarm(round(2 * ANSWER_SECONDS))  # ends it where it hangs and nobody waits any more
-            _tell(output, {"devices": _query(_portaudio())})
+            signal.alarm(round(2 * ANSWER_SECONDS))  # ends it if it hangs and the parent has given up
+            _send(output, {"devices": _input_devices(_portaudio())})
         else:
             threading.Thread(target=_end_with_parent, daemon=True).start()
             os.set_blocking(output, False)
-            _record(Request(**json.loads(sys.argv[2])), int(sys.argv[1]), output)
+            _record(InputRequest(**json.loads(sys.argv[2])), int(sys.argv[1]), output)
     except CaptureError as error:
         os.set_blocking(output, True)
-        _tell(output, {"error": str(error), "hopeless": error.hopeless})
+        _send(output, {"error": str(error), "hopeless": error.hopeless})
     os._exit(0)  # not through PortAudio's end, which may hang
 
 
@@ -336,7 +336,7 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _tell(output: int, message: dict[str, Any]) -> None:
+def _send(output: int, message: dict[str, Any]) -> None:
     os.write(output, json.dumps(message).encode() + b"\n")
 
 
@@ -353,53 +353,53 @@ def _portaudio() -> Any:
     return sounddevice
 
 
-def _query(sounddevice: Any) -> list[dict[str, Any]]:
+def _input_devices(sounddevice: Any) -> list[dict[str, Any]]:
     hosts, default = sounddevice.query_hostapis(), sounddevice.default.device[0]
     return [
         {
-            "index": one["index"],
-            "name": one["name"],
-            "host_api": hosts[one["hostapi"]]["name"],
-            "channels": one["max_input_channels"],
-            "sample_rate": round(one["default_samplerate"]),
-            "default": one["index"] == default,
+            "index": device["index"],
+            "name": device["name"],
+            "host_api": hosts[device["hostapi"]]["name"],
+            "channels": device["max_input_channels"],
+            "sample_rate": round(device["default_samplerate"]),
+            "default": device["index"] == default,
         }
-        for one in sounddevice.query_devices()
-        if one["max_input_channels"]
+        for device in sounddevice.query_devices()
+        if device["max_input_channels"]
     ]
 
 
 class Listener:
-    """Copies one channel of a stream into the ring and says so, once it may; waits for nothing but the sound.
+    """Copies one channel of a stream into the ring and announces each block, while `may_capture`.
 
-    It reads the stream rather than giving PortAudio a callback: that is code made at run time, which systemd's
+    It reads the stream instead of giving PortAudio a callback: a callback is code made at run time, which systemd's
     MemoryDenyWriteExecute forbids.
     """
 
     def __init__(self, ring: Ring, channel: int, output: int) -> None:
         self.ring, self.channel, self.output = ring, channel, output
-        self.may_hear = False
-        self._unsaid = 0
+        self.may_capture = False
+        self._unannounced = 0
 
     def listen(self, stream: Any, block_frames: int, finished: threading.Event) -> None:
-        """Until the stream fails, as it does when its device has gone."""
+        """Read until the stream fails, as it does when its device is gone."""
         try:
             while True:
-                self.hear(*stream.read(block_frames))
+                self.put(*stream.read(block_frames))
         finally:
             finished.set()
 
-    def hear(self, data: FloatArray, overflowed: bool) -> None:
-        """Samples (frames, channels), and whether PortAudio lost some before them."""
-        if self.may_hear and self.ring.put(data[:, self.channel], clock(), overflowed):
-            self._unsaid += 1
-            with suppress(BlockingIOError):  # the pipe is full of them: said with the next one
-                self._unsaid -= os.write(self.output, b"\n" * self._unsaid)
+    def put(self, data: FloatArray, overflowed: bool) -> None:
+        """Copy samples (frames, channels); `overflowed` if PortAudio lost some before them."""
+        if self.may_capture and self.ring.put(data[:, self.channel], clock(), overflowed):
+            self._unannounced += 1
+            with suppress(BlockingIOError):  # the pipe is full: announced with the next block
+                self._unannounced -= os.write(self.output, b"\n" * self._unannounced)
 
 
-def _record(request: Request, memory: int, output: int) -> None:
+def _record(request: InputRequest, memory: int, output: int) -> None:
     sounddevice = _portaudio()
-    devices = _query(sounddevice)
+    devices = _input_devices(sounddevice)
     device = find_device(devices, request.device, request.host_api, remembered=request.remembered)
     if request.channel >= device["channels"]:
         raise CaptureError(
@@ -407,13 +407,13 @@ def _record(request: Request, memory: int, output: int) -> None:
             "set a lower one",
             hopeless=not request.remembered,
         )
-    twins = [one for one in devices if stable_name(one["name"]) == stable_name(device["name"])]
+    twins = [device for device in devices if stable_name(device["name"]) == stable_name(device["name"])]
     name = device["name"] if len(twins) > 1 else stable_name(device["name"])
     finished = threading.Event()
     stream, listener, opened = _open(sounddevice, request, device, memory, output)
-    _tell(output, {"opened": {"device": name, "host_api": device["host_api"], **opened}})
+    _send(output, {"opened": {"device": name, "host_api": device["host_api"], **opened}})
     expected = request.source
-    listener.may_hear = not expected
+    listener.may_capture = not expected
     try:
         stream.start()
     except sounddevice.PortAudioError as error:
@@ -425,19 +425,19 @@ def _record(request: Request, memory: int, output: int) -> None:
         source, why = pulse_source(os.getpid())
         if why and why != doubt:
             doubt = why
-            _tell(output, {"unverified": doubt})
+            _send(output, {"unverified": doubt})
         if source and not expected:
             expected = source
-            _tell(output, {"source": source})
-        listener.may_hear = listener.may_hear if not source else source == expected
+            _send(output, {"source": source})
+        listener.may_capture = listener.may_capture if not source else source == expected
         if source and source != expected:
             raise CaptureError(f"{expected} has gone and the sound server took {source} instead; plug it in again")
-        pause = IDENTITY_SECONDS if listener.may_hear else UNVERIFIED_SECONDS
+        pause = IDENTITY_SECONDS if listener.may_capture else UNVERIFIED_SECONDS
     raise CaptureError(f"{name} has gone; plug it in again")
 
 
 def _open(
-    sounddevice: Any, request: Request, device: Device, memory: int, output: int
+    sounddevice: Any, request: InputRequest, device: Device, memory: int, output: int
 ) -> tuple[Any, Listener, dict[str, Any]]:
     asked = request.sample_rate or device["sample_rate"]
     refused: list[str] = []
@@ -460,15 +460,15 @@ def _open(
 
 
 def _remedy(error: Exception) -> str:
-    """Only a device that is there can be in use."""
+    """What to do: a device that is not available is in use."""
     busy = error.args[1:2] == (UNAVAILABLE,)
     return "close what else uses it" if busy else "plug it in again, or close what else uses it"
 
 
 def pulse_source(process: int) -> tuple[str, str]:
-    """The source that a process records from a PulseAudio or PipeWire server; else why nobody can tell.
+    """The source that a process records from a PulseAudio or PipeWire server, and why it is unknown.
 
-    Both are empty where no server is between us and the microphone.
+    Both are empty if no server is between us and the microphone.
     """
     try:
         libraries = Path(f"/proc/{process}/maps").read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""Recordings on disk: what libsndfile reads, at any rate, of one channel; checked as a whole, and read in blocks."""
+"""Recordings on disk, in any format that libsndfile reads: checked as a whole, read in blocks, one channel."""
 
 import os
 import warnings
@@ -22,14 +22,14 @@ _SOUND = (
     "wav wave bwf rf64 w64 flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf m4a mp4 aac wma amr 3gp webm mka ape wv"
 )
 SOUND_SUFFIXES: Final = frozenset("." + name for name in _SOUND.split())
-"""Of files that look like a recording; those that cannot be read are refused by name."""
+"""Suffixes of files that look like a recording; those that cannot be read are refused by name."""
 SOUND_MAGIC: Final = (b"fLaC", b"OggS", b"ID3", b"caff", b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 CONTAINERS: Final = {(b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC")}
 SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a damaged header's 1 Hz, resampled to 16 kHz, would fill the memory
 BLOCK_VALUES = 1 << 20  # of all channels together
-UNKNOWN_FRAMES = 1 << 62  # a FLAC from a pipe does not know its length, and libsndfile says the largest number
+UNKNOWN_FRAMES = 1 << 62  # a FLAC from a pipe has no length; libsndfile gives the largest number
 ESTIMATED = frozenset({"MP3", "OGG"})  # the header's length may be a guess
-LARGEST_FLOAT = 4.0  # a float wav above this is not overdriven: its full scale is that of an integer
+LARGEST_FLOAT = 4.0  # float samples above this are on an integer's scale, not overdriven
 INTEGER_SCALES = (1 << 15, 1 << 23, 1 << 31)
 
 Channel = int | Literal["auto"]
@@ -40,16 +40,16 @@ class AudioError(RespSAMError):
 
 
 class AudioWarning(UserWarning):
-    """A recording that is read, but is not what it seems."""
+    """A recording that is read, with a remark."""
 
 
 class ChannelWarning(AudioWarning):
-    """A recording has several channels; only one is heard."""
+    """A recording has several channels; only one is used."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a recording says of itself."""
+    """Format and length of a recording."""
 
     sample_rate: int
     frames: int
@@ -67,7 +67,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording that was read from end to end and can be read again, in blocks."""
+    """A recording that was checked from end to end, to be read again in blocks."""
 
     path: Path
     header: Header
@@ -75,10 +75,10 @@ class Recorded:
     """Counted from 0."""
     gain: float = 1.0
     remarks: tuple[AudioWarning, ...] = ()
-    """What is left out, or not as it should be."""
+    """What is left out or irregular."""
 
     def samples(self) -> FloatArray:
-        """All of it, (n,)."""
+        """All samples (n,) float32."""
         return np.concatenate([np.zeros(0, np.float32), *self.blocks()])
 
     def blocks(self) -> Iterator[FloatArray]:
@@ -88,7 +88,7 @@ class Recorded:
 
 
 def looks_like_sound(path: Path) -> bool:
-    """By its suffix, else by its first bytes."""
+    """Whether a file is sound by its suffix, else by its first bytes."""
     if path.suffix.lower() in SOUND_SUFFIXES:
         return True
     with suppress(OSError):
@@ -100,7 +100,7 @@ def looks_like_sound(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """Rate, length and channels, without reading the samples where it can; raises AudioError."""
+    """Rate, length and channels; reads the samples only where the length is unknown; raises AudioError."""
     with _opened(path) as (file, header):
         if header.frames < UNKNOWN_FRAMES:
             return header
@@ -111,8 +111,8 @@ def read_header(path: Path) -> Header:
 def read_audio(path: Path, channel: Channel = 0) -> tuple[FloatArray, int]:
     """Samples (n,) float32 of one channel, counted from 0, and the sample rate in Hz.
 
-    `auto` takes the channel with breathing in it. Raises AudioError on anything but a whole, finite recording; warns
-    (AudioWarning) of what is left out or not as it should be.
+    `auto` takes the channel with most breathing. Raises AudioError unless the recording is complete and finite; warns
+    (AudioWarning) of what is left out or irregular.
     """
     recorded = scan(path, channel)
     for remark in recorded.remarks:
@@ -121,7 +121,7 @@ def read_audio(path: Path, channel: Channel = 0) -> tuple[FloatArray, int]:
 
 
 def scan(path: Path, channel: Channel = 0) -> Recorded:
-    """Read a recording once from end to end, in blocks; as `read_audio`, without keeping it and with no warnings."""
+    """Check a recording from end to end, in blocks; as `read_audio`, but without samples and warnings; AudioError."""
     remarks: list[AudioWarning] = []
     with _opened(path, remarks) as (_, header):
         pass
@@ -132,7 +132,7 @@ def scan(path: Path, channel: Channel = 0) -> Recorded:
                 f"{path}: has no channel {chosen}, its {header.channels} are counted from 0; set audio.channel or give "
                 "--channel"
             )
-        chosen = 0  # a setting of the microphone does not refuse a mono recording
+        chosen = 0  # the setting is for the microphone: a mono recording is still read
     frames, peak = 0, 0.0
     for block in _blocks(path, chosen):
         finite = np.isfinite(block)
@@ -152,14 +152,14 @@ def scan(path: Path, channel: Channel = 0) -> Recorded:
 
 
 def _of_channels(path: Path, channels: int, chosen: int, by_itself: bool) -> ChannelWarning:
-    which = "only the first is heard" if chosen == 0 and not by_itself else f"only channel {chosen} is heard"
-    counted = "" if which.endswith("first is heard") else " (counted from 0)"
+    which = "only the first is used" if chosen == 0 and not by_itself else f"only channel {chosen} is used"
+    counted = "" if which.endswith("first is used") else " (counted from 0)"
     because = ", the one with breathing in it" if by_itself else ""
     return ChannelWarning(f"{path}: {channels} channels, {which}{counted}{because}")
 
 
 def _gain(path: Path, header: Header, peak: float, remarks: list[AudioWarning]) -> float:
-    """What brings float samples on an integer's scale to full scale 1.0."""
+    """The factor that brings float samples on an integer's scale to full scale 1.0."""
     if not header.is_float or peak <= LARGEST_FLOAT:
         return 1.0
     scale = next((scale for scale in INTEGER_SCALES if peak <= scale), None)
@@ -171,7 +171,7 @@ def _gain(path: Path, header: Header, peak: float, remarks: list[AudioWarning]) 
 
 
 def breathing_channel(path: Path, header: Header) -> int:
-    """The channel whose first minutes hold most gradable breathing; the first of equals."""
+    """The channel with most gradable breathing in its first minutes; the first of equals."""
     from device.capture.channels import breathing
 
     if header.channels == 1:
@@ -182,7 +182,7 @@ def breathing_channel(path: Path, header: Header) -> int:
 
 @contextmanager
 def _opened(path: Path, remarks: list[AudioWarning] | None = None) -> Iterator[tuple["soundfile.SoundFile", Header]]:
-    """libsndfile's view of a recording, behind a header that counts what is there; AudioError when there is none."""
+    """Open a recording with libsndfile, behind a corrected header where needed; AudioError when it cannot be opened."""
     import soundfile
 
     try:
@@ -216,7 +216,7 @@ def _refuse_what_is_no_file(path: Path) -> None:
 
 
 def _mended(path: Path, wav: WavHeader | None, remarks: list[AudioWarning]) -> Mended | None:
-    """The file behind a better header where its own is wrong; AudioError where sound is missing."""
+    """The file with a corrected header where its own is wrong, else None; AudioError where sound is missing."""
     if wav is None:
         return None
     if wav.seconds_missing:

@@ -1,4 +1,4 @@
-"""What a process records from a PulseAudio or PipeWire server, asked through libpulse: no program has to be there."""
+"""Which source a process records from a PulseAudio or PipeWire server; asks libpulse, needs no program."""
 
 import ctypes
 import time
@@ -14,7 +14,7 @@ ITERATION_MICROSECONDS = 20_000
 
 
 class ServerError(Exception):
-    """The sound server cannot be asked."""
+    """The sound server cannot be reached, or does not answer."""
 
 
 class SourceOutput(Structure):
@@ -44,7 +44,7 @@ class SourceInfo(Structure):
 
 
 def recorded_source(process: int, timeout_seconds: float) -> str:
-    """Name of the source that a process records; empty when it records none (yet). Raises ServerError."""
+    """Name of the source that a process records; empty if it records none (yet). Raises ServerError."""
     try:
         pulse = ctypes.CDLL(LIBRARY)
     except OSError as error:
@@ -87,8 +87,8 @@ def _ask(pulse: Any, loop: c_void_p, context: c_void_p, process: int, until: flo
     _finish(pulse, loop, until, pulse.pa_context_get_source_output_info_list(context, outputs, None))
     if not sources:
         return ""
-    one = ctypes.CFUNCTYPE(None, c_void_p, POINTER(SourceInfo), c_int, c_void_p)(source)
-    _finish(pulse, loop, until, pulse.pa_context_get_source_info_by_index(context, c_uint32(sources[-1]), one, None))
+    found = ctypes.CFUNCTYPE(None, c_void_p, POINTER(SourceInfo), c_int, c_void_p)(source)
+    _finish(pulse, loop, until, pulse.pa_context_get_source_info_by_index(context, c_uint32(sources[-1]), found, None))
     return names[0].decode(errors="replace") if names else ""
 
 

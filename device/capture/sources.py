@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from device.breath.simulator import Breath
 
 PIECE_SECONDS = 60.0  # simulating ten minutes at once takes 500 MB
-SEEDS = 1 << 32  # that the settings can ask for: no piece repeats another demo's
+SEEDS = 1 << 32  # of the settings' range: no piece repeats another demo's
 
 
 class FileSource:
-    """A recording's channel, streamed at its own pace or as fast as possible; AudioError when it cannot be read whole.
+    """One channel of a recording, in real time or `fast`; AudioError when it cannot be read whole.
 
-    It is read in blocks, once to check it and once to hear it: memory does not depend on its length.
+    It is read in blocks, once to check it and once for its sound: memory does not depend on its length.
     """
 
     demo = False
@@ -45,9 +45,9 @@ class FileSource:
 
 
 class DemoSource:
-    """Simulated auscultations, one after the other, of at most `PIECE_SECONDS`: memory does not depend on the length.
+    """Simulated auscultations of at most `PIECE_SECONDS` in a row: memory does not depend on the length.
 
-    `breaths` are the truth of what has sounded, for the report at the end alone; no verdict sees them.
+    `breaths` is the truth so far, for the report at the end; no verdict depends on it.
     """
 
     demo, highest_hz = True, SAMPLE_RATE / 2
@@ -63,11 +63,11 @@ class DemoSource:
         return paced(self._pieces(), not self.live)
 
     def _pieces(self) -> Iterator[FloatArray]:
-        from device.breath.simulator import auscultate
+        from device.breath.simulator import simulate
 
         pieces = math.ceil(self._seconds / PIECE_SECONDS)
         seconds = self._seconds / pieces
         for number in range(pieces):
-            one = auscultate(self._seed + number * SEEDS, seconds)
-            self.breaths += [breath.later(number * seconds) for breath in one.breaths]
-            yield one.samples
+            piece = simulate(self._seed + number * SEEDS, seconds)
+            self.breaths += [breath.later(number * seconds) for breath in piece.breaths]
+            yield piece.samples

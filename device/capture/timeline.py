@@ -1,4 +1,4 @@
-"""Every sample has a number: what was heard, what was missing or dropped, and what happened in between."""
+"""The timeline: every sample has a number, and is counted as heard, missing or dropped."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -7,7 +7,7 @@ from device.signal import SAMPLE_RATE
 
 Kind = Literal["start", "lost", "back", "gap", "overflow", "restart", "clip", "mute", "rate", "dropped", "end"]
 BREAKS: Final[frozenset[Kind]] = frozenset({"lost", "back", "gap", "overflow", "restart"})
-"""The sound before and after does not belong together: no cycle crosses these."""
+"""The sound before and after is not continuous: no cycle crosses these."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Entry:
     sample: int
     kind: Kind
     missing_samples: int = 0
-    """Of a loss's end: all that it cost."""
+    """For the end of a loss: all samples that it cost."""
     note: str = ""
 
     @property
@@ -32,14 +32,14 @@ class Entry:
 
 @dataclass
 class Timeline:
-    """Account of one session's samples: `heard + missing + dropped` is always the position."""
+    """The account of a session's samples: `heard + missing + dropped` is always the position."""
 
     heard: int = 0
-    """Arrived, and were offered to the model."""
+    """Received, and judged or waiting to be judged."""
     missing: int = 0
-    """Never arrived."""
+    """Never received."""
     dropped: int = 0
-    """Arrived, but in cycles that the model had no time for: unheard too."""
+    """Received, but in cycles that the model had no time to judge."""
     _losing: int = 0
 
     @property
@@ -47,21 +47,21 @@ class Timeline:
         """Number of the next sample."""
         return self.heard + self.missing + self.dropped
 
-    def hear(self, samples: int) -> None:
-        """So many samples arrived."""
+    def receive(self, samples: int) -> None:
+        """Count samples that were received."""
         self.heard += samples
 
     def drop(self, samples: int) -> None:
-        """So many that had arrived were never judged."""
+        """Count samples that were received but are not judged."""
         self.heard -= samples
         self.dropped += samples
 
     def miss(self, samples: int) -> None:
-        """So many samples were lost; the entry that ends the loss names their sum."""
+        """Count lost samples; the entry that ends the loss has their sum."""
         self.missing += samples
         self._losing += samples
 
     def entry(self, kind: Kind, note: str) -> Entry:
-        """Something happened here."""
+        """An entry at the present position."""
         lost, self._losing = (self._losing, 0) if kind in BREAKS else (0, self._losing)
         return Entry(self.position, kind, lost, note)

@@ -1,4 +1,4 @@
-"""What a wav's header promises and what the file holds: recorders stream, are killed, and count wrong."""
+"""The header of a wav against the length of the file: recorders stream, are killed, and count wrong."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 RIFF_SIZES = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<"}  # magic -> byte order
 SAMPLE_FORMATS = frozenset({1, 3, 6, 7, 0xFFFE})  # PCM, float, A-law, mu-law, extensible: a frame has a fixed size
-PLACEHOLDER_SLACK = 1 << 16  # sizes that writers to a pipe put here lie as close to 2 and 4 GiB: SoX, arecord, ffmpeg
+PLACEHOLDER_SLACK = 1 << 16  # writers to a pipe (SoX, arecord, ffmpeg) put sizes so near to 2 or 4 GiB
 SLOPPY_SECONDS = 0.01  # less than this is a wrong count, not lost sound
 SLOPPY_BYTES = 8  # writers count the head of the file, or not, and leave out a pad byte
 MOST_CHUNKS = 1000
@@ -19,7 +19,7 @@ WHOLE_U32 = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class WavHeader:
-    """Where the samples of a wav lie, and how many bytes of them were promised."""
+    """Where the samples of a wav are, and how many bytes the header promises."""
 
     order: str
     format: bytes
@@ -30,7 +30,7 @@ class WavHeader:
     """Bytes of samples by the chunk `data`."""
     file_bytes: int
     riff_whole: bool
-    """Whether the file is as long as the RIFF header says."""
+    """Whether the file has the length that the RIFF header gives."""
 
     @property
     def tag(self) -> int:
@@ -54,17 +54,17 @@ class WavHeader:
 
     @property
     def streamed(self) -> bool:
-        """Whether the size is what a writer puts there that cannot seek back."""
+        """Whether the size is the placeholder of a writer that cannot seek back."""
         return any(abs(self.promised - size) <= PLACEHOLDER_SLACK for size in (1 << 31, WHOLE_U32))
 
     @property
     def seconds_there(self) -> float:
-        """Of sound in the file."""
+        """Seconds of sound in the file."""
         return min(self.there, self.promised) / self.bytes_per_second
 
     @property
     def seconds_missing(self) -> float:
-        """Of sound that was promised and is not there; 0 where only the header is wrong."""
+        """Seconds of sound that are promised and missing; 0 if only the header is wrong."""
         missing = self.promised - self.there
         if missing <= 0 or self.streamed or self.riff_whole:
             return 0.0
@@ -73,7 +73,7 @@ class WavHeader:
 
 
 def read_wav_header(path: Path) -> WavHeader | None:
-    """None where the file is no wav, or its chunks are damaged: libsndfile says what is wrong with it."""
+    """The header; None if the file is no wav or its chunks are damaged, which libsndfile then reports."""
     size = path.stat().st_size
     with path.open("rb") as file:
         magic, length, form = file.read(4), file.read(4), file.read(4)
@@ -112,12 +112,12 @@ def _body(file: BinaryIO, start: int, length: int) -> bytes:
 
 
 def unfinished(path: Path, header: WavHeader) -> bool:
-    """Whether the recorder never wrote how much it recorded, though samples follow: it was killed or streams."""
+    """Whether the recorder never wrote the length, though samples follow: it was killed or streams."""
     if header.promised or header.there < header.frame_bytes or header.tag not in SAMPLE_FORMATS:
         return False
     with path.open("rb") as file:
         chunks = list(_chunks(file, header.order, header.start, header.file_bytes))
-    # what follows an empty `data` may also be other chunks, which end where the file ends
+    # an empty `data` may also be followed by other chunks, which end where the file ends
     if not chunks or not all(name.isascii() and name.decode().isprintable() for name, _, _ in chunks):
         return True
     _, start, length = chunks[-1]
@@ -125,7 +125,7 @@ def unfinished(path: Path, header: WavHeader) -> bool:
 
 
 class Mended(io.RawIOBase):
-    """The file with a header that counts all samples there are; to be read as a wav of any length."""
+    """The file behind a new header that counts all its samples, for reading; it may be of any length."""
 
     def __init__(self, path: Path, header: WavHeader) -> None:
         self._file = path.open("rb")
@@ -164,13 +164,13 @@ class Mended(io.RawIOBase):
         return len(piece)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._file.close()
         super().close()
 
 
 def _rf64_head(header: WavHeader, length: int) -> bytes:
-    """Of EBU Tech 3306, whose sizes have 64 bits."""
+    """Header by EBU Tech 3306, with sizes of 64 bits."""
     body = struct.pack("<4sI", b"fmt ", len(header.format)) + header.format + struct.pack("<4sI", b"data", WHOLE_U32)
     sizes = struct.pack("<QQQI", 4 + 36 + len(body) + length, length, length // header.frame_bytes, 0)
     return struct.pack("<4sI4s4sI", b"RF64", WHOLE_U32, b"WAVE", b"ds64", len(sizes)) + sizes + body

@@ -1,4 +1,4 @@
-"""How the demo's verdicts agree with the simulator's truth, whatever comes out; no verdict ever sees that truth."""
+"""How the flags of a demo agree with the simulated breaths; no verdict depends on that truth."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
@@ -31,9 +31,9 @@ class Agreement:
 
 
 def truly_abnormal(start_seconds: float, end_seconds: float, breaths: Sequence[Breath]) -> bool:
-    """Whether a stretch holds at least half of an abnormal breath, or consists of one by at least a half.
+    """Whether an abnormal breath overlaps this interval by at least half of the shorter of the two.
 
-    `breaths` are in order and apart.
+    `breaths` are in order and do not overlap.
     """
     first = bisect_right(breaths, start_seconds, key=lambda breath: breath.end_seconds)
     for breath in breaths[first : bisect_left(breaths, end_seconds, key=lambda breath: breath.onset_seconds)]:
@@ -44,8 +44,8 @@ def truly_abnormal(start_seconds: float, end_seconds: float, breaths: Sequence[B
     return False
 
 
-def agreement(results: Iterable[CycleResult], breaths: Sequence[Breath]) -> Agreement:
-    """Every graded cycle against the breaths that were simulated in it."""
+def agreement_of(results: Iterable[CycleResult], breaths: Sequence[Breath]) -> Agreement:
+    """Compare every graded cycle with the breaths that were simulated in it."""
     graded = [
         (truly_abnormal(result.start_seconds, result.end_seconds, breaths), result.flagged)
         for result in results

@@ -1,4 +1,4 @@
-"""One judged cycle: its fields, and the names and units under which every outlet gives them."""
+"""One judged cycle: its fields, and their names and units in JSON and in the store."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -12,7 +12,7 @@ from device.signal import SAMPLE_RATE, FloatArray, Span
 
 @dataclass(frozen=True)
 class CycleResult:
-    """One judged stretch of sound; `judgement` is None when it was not gradable. Samples count from the start."""
+    """One cycle; `judgement` is None when it was not gradable. Sample numbers count from the session's start."""
 
     number: int
     start_sample: int
@@ -24,13 +24,13 @@ class CycleResult:
     judgement: Judgement | None
     demo: bool
     samples: FloatArray = field(repr=False, compare=False)
-    """(n,) at 16 kHz, exactly as they were judged: the cycle, and the sound around a short one."""
+    """(n,) at 16 kHz, exactly as judged: the cycle, and for a short one the sound around it."""
     span: Span | None = None
-    """Where the cycle lies in these samples; None where it is all of them."""
+    """Where the cycle lies in `samples`; None if it is all of them."""
     phase_sample: int | None = None
-    """Where inspiration gives way to expiration, where a pause between them was found."""
+    """Where expiration begins; None if no pause between the phases was found."""
     period_seconds: float = 0.0
-    """From breath to breath; 0 where there was no rhythm."""
+    """Between the onsets of breaths; 0 without a rhythm."""
     inference_seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -49,11 +49,11 @@ class CycleResult:
         return self.judgement is not None and self.judgement.abnormal
 
     def without_samples(self) -> "CycleResult":
-        """The same, for lists that grow with a session; no view, which would keep all the samples."""
+        """A copy for lists that grow with a session; it keeps no reference to the samples."""
         return replace(self, samples=np.empty(0, np.float32))
 
     def row(self) -> dict[str, Any]:
-        """What is stored of it, by the names of the store's columns; times in samples."""
+        """Its values by the names of the store's columns; times in samples."""
         judgement = self.judgement
         return {
             "number": self.number,
@@ -73,7 +73,7 @@ class CycleResult:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """One `cycle` object of `listen --json`: the same by the same names, times in seconds."""
+        """The `cycle` object of `listen --json`: the same names, times in seconds."""
         row, shown = self.row(), ("kind", "rhythm", "reason", "level_dbfs", "probability", "class", "flag", "demo")
         digits = {"rhythm": 3, "level_dbfs": 1, "probability": 6}
         return {

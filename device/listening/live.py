@@ -1,4 +1,4 @@
-"""The live path, source to decision; `listen`, `screen` and the trainer's `recordings` protocol all run it."""
+"""The live path, from source to decision; `listen`, `screen` and the trainer's `recordings` protocol run it."""
 
 import math
 import signal
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from device.breath.quality import SILENCE_DBFS, judge, level_dbfs
+from device.breath.quality import SILENCE_DBFS, assess, level_dbfs
 from device.breath.segmenter import Segment, Segmenter
 from device.bundle import Segmentation, SiteRule
 from device.capture.blocks import Block, Source
 from device.capture.process import CaptureError
 from device.capture.timeline import BREAKS, Entry, Timeline
 from device.listening.cycle import CycleResult
-from device.listening.rate import respiratory_rate
+from device.listening.respiratory_rate import respiratory_rate
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span, quantise
 from device.verdict.site import SiteDecision
@@ -23,33 +23,41 @@ from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
-LATEST_CYCLES = 16  # kept for the view
-PAUSED_SECONDS = 1.5  # from one block to the next, beside the processor's time: this program did not run
-PATIENCE_SECONDS = 0.3  # sound that has waited so long is taken before another cycle is judged
-WAITING_CYCLES = 4  # more than these wait: the oldest is dropped
-FINISH_SECONDS = 0.5  # for the cycles that still wait when a session is stopped
+LATEST_CYCLES = 16  # that the view can show
+PAUSED_SECONDS = 1.5  # between two blocks, without processor time: this program was stopped
+PATIENCE_SECONDS = 0.3  # sound that waits longer is read before another cycle is judged
+WAITING_CYCLES = 4  # when more wait, the oldest is dropped
+FINISH_SECONDS = 0.5  # to judge the cycles that wait when a session is stopped
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Judge(Protocol):
-    """What the live path needs of a model: a bundle's Classifier on the device, a run's own model in the trainer."""
+    """What the live path needs of a model: the device has a bundle's Classifier, the trainer a run's model."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identifies the model."""
+        ...
 
     @property
-    def segmentation(self) -> Segmentation: ...
+    def segmentation(self) -> Segmentation:
+        """How the stream is cut into cycles."""
+        ...
 
     @property
-    def site_rule(self) -> SiteRule: ...
+    def site_rule(self) -> SiteRule:
+        """How cycles decide about a site."""
+        ...
 
-    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement: ...
+    def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
+        """Judge samples (n,) at 16 kHz, or their part `span`; RespSAMError when the model fails."""
+        ...
 
 
-class Auscultation:
-    """One session at one site: iterate `run` for what happens, read `summary` at any time.
+class Session:
+    """One session at one site: iterate `run` for cycles and timeline entries, read `summary` at any time.
 
-    It ends with its source, after `seconds` of sound, or soon after `stop`. Memory stays bounded however long it runs.
+    It ends with its source, after `seconds` of sound, or soon after `stop`. Memory is bounded.
     """
 
     def __init__(
@@ -60,9 +68,9 @@ class Auscultation:
         seconds: float | None = None,
         not_validated: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        """`not_validated` says why nobody knows how good this session's verdict is; it stands in every summary.
+        """`not_validated` gives the reasons why the model is not validated here; they are part of every summary.
 
-        It is asked anew each time: what a microphone hears is known only when it has been opened.
+        It is called each time: the bandwidth of a microphone is known only after it was opened.
         """
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
@@ -75,7 +83,7 @@ class Auscultation:
         self.dropped_cycles = 0
         self.level_dbfs = SILENCE_DBFS
         self.lost_seconds: float | None = None
-        """Since when no sound comes, for a microphone is gone; None while it comes."""
+        """Since when the microphone is lost; None while sound comes."""
         self._waiting: deque[Segment] = deque()
         self._idle, self._paused = math.inf, False
         self._gradable_samples = 0
@@ -83,14 +91,14 @@ class Auscultation:
     def run(self) -> Iterator[CycleResult | Entry]:
         """Cycles and timeline entries as they come.
 
-        CaptureError, after all that was heard, when a microphone goes; the model's error when it fails, and then nobody
-        is cleared by what it had judged before.
+        Raises CaptureError when the microphone is lost for good, after the last cycle; and the model's error when it
+        fails: the verdict is then never 'nothing flagged'.
         """
         yield self.timeline.entry("start", self.source.name)
         try:
             try:
                 for block in self.source.blocks():
-                    yield from self._hear(block)
+                    yield from self._receive(block)
                     if self._ending:
                         break
                     yield from self._judge_waiting(block.waiting_seconds)
@@ -107,10 +115,10 @@ class Auscultation:
             raise
 
     def stop(self, note: str) -> None:
-        """End at the next block; safe in a signal handler, as it only sets a word."""
+        """End at the next block; safe in a signal handler."""
         self._ending = note
 
-    def _hear(self, block: Block) -> Iterator[CycleResult | Entry]:
+    def _receive(self, block: Block) -> Iterator[CycleResult | Entry]:
         broken = bool(block.missing) or (bool(block.note) and block.kind in BREAKS)
         if broken:
             self._waiting.extend(self.segmenter.flush())
@@ -124,7 +132,7 @@ class Auscultation:
         samples = quantise(block.samples)
         if self._limit is not None:
             samples = samples[: max(0, self._limit - self.timeline.position)]
-        self.timeline.hear(samples.size)
+        self.timeline.receive(samples.size)
         if samples.size:
             self.level_dbfs, self.lost_seconds = level_dbfs(samples), None
         self._waiting.extend(self.segmenter.feed(samples))
@@ -132,8 +140,8 @@ class Auscultation:
             self.stop(f"{self._limit / SAMPLE_RATE:g} s are over")
 
     def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
-        """All of them, unless sound comes in meanwhile: that is taken first, and the oldest cycles may be dropped."""
-        # sources give a block at least twice a second, also without sound; a slow model takes the processor's time
+        """Judge the waiting cycles; new sound comes first, and the oldest cycles may be dropped."""
+        # sources give a block at least twice a second, also without sound; a slow model uses processor time
         idle = time.monotonic() - time.process_time()
         paused = idle - self._idle > PAUSED_SECONDS
         self._idle = idle
@@ -158,7 +166,7 @@ class Auscultation:
         until = time.monotonic() + FINISH_SECONDS
         while self._waiting:
             if self.source.live and time.monotonic() > until:
-                yield self._drop("the session was stopped before the model came to it")
+                yield self._drop("the session was stopped before the model received to it")
             else:
                 yield self._judge(self._waiting.popleft())
         self.decision.end()
@@ -172,7 +180,7 @@ class Auscultation:
         return self.timeline.entry("dropped", f"cycle at {span} not judged: {reason}")
 
     def _judge(self, segment: Segment) -> CycleResult:
-        quality = judge(segment.samples, self.quality, segment.clarity, segment.snr_db)
+        quality = assess(segment.samples, self.quality, segment.clarity, segment.snr_db)
         judgement, seconds = None, 0.0
         if quality.gradable:
             began = time.perf_counter()
@@ -232,21 +240,21 @@ class Auscultation:
 
 
 @contextmanager
-def stopped_by_signals(session: Auscultation) -> Iterator[list[signal.Signals]]:
-    """SIGINT, SIGTERM and SIGHUP end the session properly, with its account; yields those that came.
+def stopped_by_signals(session: Session) -> Iterator[list[signal.Signals]]:
+    """SIGINT, SIGTERM and SIGHUP stop the session, so that it ends with a summary; yields the signals received.
 
-    A signal that is ignored, as SIGHUP is below nohup, stays so.
+    A signal that is ignored, as SIGHUP under nohup, stays ignored.
     """
-    came: list[signal.Signals] = []
+    received: list[signal.Signals] = []
 
     def stop(number: int, _frame: Any) -> None:
-        came.append(signal.Signals(number))
-        session.stop(f"stopped by {came[-1].name}")
+        received.append(signal.Signals(number))
+        session.stop(f"stopped by {received[-1].name}")
 
-    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heeded}
+    handled = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The results of a screening: one recording's row, and a file of rows that a stopped screening goes on with."""
+"""The results of a screening: the row of one recording, and a file of rows that a stopped screening resumes."""
 
 import csv
 import hashlib
@@ -21,19 +21,19 @@ from firmware_config.settings import QualitySettings
 
 @dataclass(frozen=True)
 class Screened:
-    """One recording's summary, or why there is none."""
+    """The summary of one recording, or the error that prevented it."""
 
     recording: Path
     summary: Summary | None
     error: str = ""
     warnings: tuple[str, ...] = ()
     sha256: str = ""
-    """Of the file as it was judged."""
+    """Of the file that was judged."""
     channel: int | None = None
-    """The one that was heard, counted from 0."""
+    """The channel that was judged, counted from 0."""
 
     def as_json(self) -> dict[str, Any]:
-        """One object of `screen --json`; null where the recording was refused."""
+        """The object of `screen --json`; null values for a refused recording."""
         full: dict[str, Any] = defaultdict(lambda: None, self.summary.as_json() if self.summary else {})
         share = full["flagged"] / full["gradable"] if full["gradable"] else None
         return {
@@ -49,15 +49,15 @@ class Screened:
 
 
 class ResultsError(RespSAMError):
-    """A file of results that cannot be gone on with."""
+    """A file of results that cannot be resumed or written."""
 
 
 class Results:
-    """Verdicts in a file that a stopped screening goes on with: JSON lines, or CSV by the suffix `.csv`.
+    """Verdicts in a file that a stopped screening resumes: JSON lines, or CSV by the suffix `.csv`.
 
     Every row names the recording's content, and the bundle, precision, thresholds and quality limits that judged it;
-    rows of others are not mixed in. A half-written last row is written anew. A refused recording has a row with the
-    `error` and no verdict; it is tried again, and gets another row when it ends otherwise.
+    a file never mixes two of these. A half-written last row is replaced. A refused recording has a row with the
+    `error` and no verdict; it is tried again, and gets another row when the result differs.
     """
 
     COLUMNS = (
@@ -68,7 +68,7 @@ class Results:
     )
 
     def __init__(self, path: Path, model: Classifier, quality: QualitySettings) -> None:
-        """ResultsError when the file is of another bundle, thresholds or limits, or cannot be written."""
+        """ResultsError when the file has another bundle, thresholds or limits, or cannot be written."""
         self.path = path
         self.judged_by = {
             "bundle": model.fingerprint,
@@ -81,7 +81,7 @@ class Results:
         self._done: dict[str, set[str]] = defaultdict(set)
         self._refused: set[tuple[str, str, str]] = set()
         try:
-            # a device or a pipe may have no end
+            # not a device or a pipe, which may have no end
             if path.is_file():
                 self._resume(path.read_bytes())
             self._file = path.open("a", encoding="utf-8", newline="")
@@ -91,17 +91,17 @@ class Results:
         if self._is_csv and empty:
             self._write(_csv_line(self.COLUMNS))
 
-    def _resume(self, held: bytes) -> None:
-        whole = held[: held.rfind(b"\n") + 1]
-        begun = held[len(whole) :]
+    def _resume(self, content: bytes) -> None:
+        whole = content[: content.rfind(b"\n") + 1]
+        begun = content[len(whole) :]
         opening = (",".join(self.COLUMNS) if self._is_csv else '{"recording": ').encode()
-        lines = whole.decode("utf-8", "replace").split("\n")[:-1]  # a reason may hold what else ends a line
+        lines = whole.decode("utf-8", "replace").split("\n")[:-1]  # not splitlines: a reason may contain U+2028
         try:
             table = csv.DictReader(lines, strict=True)
             rows = list(table) if self._is_csv else [json.loads(line) for line in lines]
             if self._is_csv and lines and table.fieldnames != [*self.COLUMNS]:
                 raise ValueError("other columns")
-            # a file without a whole line may be anybody's
+            # a file without a complete line may be another program's
             if not whole and begun[: len(opening)] != opening[: len(begun)]:
                 raise ValueError("another opening")
             for row in rows:
@@ -118,19 +118,19 @@ class Results:
                     f"{self.path}: holds results of {name.replace('_', ' ')} {min(found)[:12]}, this one is "
                     f"{str(self.judged_by[name])[:12]}; choose another --out"
                 )
-        # only now that it is ours
+        # only now is it certain that the file is ours
         if begun:
-            os.truncate(self.path, len(whole))  # not written anew: a full disk would take the whole rows, too
+            os.truncate(self.path, len(whole))  # not rewritten: a full disk would lose the complete rows too
 
     def holds(self, recording: Path) -> bool:
-        """Whether this very sound was judged under this name: another patient's may have the same name elsewhere."""
+        """Whether this recording was judged: by name and content, as files of two patients may share a name."""
         known = self._done.get(printable(recording), set())
         return bool(known) and sha256_of(recording) in known
 
-    def add(self, one: "Screened") -> None:
-        """One more verdict, handed to the system when this returns; ResultsError when the disk is full."""
-        row = {**one.as_json(), "error": one_line(one.error), "sha256": one.sha256, **self.judged_by}
-        if one.summary is None:
+    def add(self, screened: Screened) -> None:
+        """Add one row, written when this returns; ResultsError when the disk is full."""
+        row = {**screened.as_json(), "error": one_line(screened.error), "sha256": screened.sha256, **self.judged_by}
+        if screened.summary is None:
             refusal = (row["recording"], row["sha256"], row["error"])
             if refusal in self._refused:
                 return
@@ -148,18 +148,18 @@ class Results:
             self._file.flush()
         except OSError as error:
             raise ResultsError(
-                f"{self.path}: cannot be written ({error.strerror}); when it can be, the same command goes on"
+                f"{self.path}: cannot be written ({error.strerror}); free the disk, then run the same command again"
             ) from error
 
     def close(self) -> None:
-        """Give the file back."""
-        # what cannot be written has been told, and closing tries once more
+        """Close the file."""
+        # an error was reported already; closing tries to write once more
         with suppress(OSError):
             self._file.close()
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content; empty where there is none to read, as of a pipe: screening it says why."""
+    """SHA-256 (hex) of a file's content; empty where there is no file to read: screening it reports why."""
     digest = hashlib.sha256()
     with suppress(OSError):
         if path.is_file():

@@ -15,7 +15,7 @@ from threading import Thread
 
 from device.capture.recording import AudioError, Channel, looks_like_sound
 from device.capture.sources import FileSource
-from device.listening.live import Auscultation
+from device.listening.live import Session
 from device.listening.results import Screened, sha256_of
 from device.model.classifier import Classifier
 from device.model.opening import open_classifier
@@ -23,19 +23,19 @@ from device.verdict.population import Subject, not_validated
 from firmware_config.files import is_clutter
 from firmware_config.settings import BundleSettings, QualitySettings, Settings, load_settings
 
-FILES_PER_PROCESS = 8  # fewer than this are judged sooner than another process starts
+FILES_PER_PROCESS = 8  # fewer are judged sooner than another process starts
 
 
 @dataclass(frozen=True)
-class Heard:
-    """How recordings are heard, and of whom they are as far as that was said of all of them."""
+class ScreenOptions:
+    """The channel, age and site that apply to all recordings of a screening."""
 
     channel: Channel = 0
     age_years: float | None = None
     site: str | None = None
 
 
-ANYBODY = Heard()
+NO_OPTIONS = ScreenOptions()
 
 
 @dataclass(frozen=True)
@@ -43,55 +43,54 @@ class _Job:
     recording: Path
     bundle: BundleSettings
     quality: QualitySettings
-    heard: Heard
+    options: ScreenOptions
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below the paths that were given."""
+    """What was found below the given paths."""
 
     recordings: list[Path]
-    """To be screened: sound, and what may be sound but cannot be looked at, which is then refused by name."""
+    """To be screened: sound, and files that cannot be opened, which are then refused by name."""
     ignored: int
-    """Files that are no sound."""
+    """Number of other files."""
 
 
 def find_recordings(paths: Sequence[Path]) -> Found:
-    """The files given, and all that looks like sound below the folders given, sorted, each once.
+    """The given files, and everything that looks like sound below the given folders, sorted, each once.
 
-    A folder without any stays in the list: screening it then fails by name, and the others go on.
+    A folder without sound stays in the list: screening it is then an error that names it.
     """
     recordings: list[Path] = []
     ignored = 0
     for path in paths:
-        below = _below(path, set()) if path.is_dir() else Found([path], 0)
+        below = _below(path) if path.is_dir() else Found([path], 0)
         recordings += below.recordings or [path]
         ignored += below.ignored
     return Found(list(dict.fromkeys(recordings)), ignored)
 
 
-def _below(folder: Path, entered: set[tuple[int, int]]) -> Found:
-    """Links to folders are followed, and no folder is `entered` twice: a link may lead back."""
+def _below(folder: Path) -> Found:
+    """Links to folders are followed, and no folder is entered twice: a link may lead back."""
     recordings: list[Path] = []
-    ignored = 0
-    try:
-        status, items = folder.stat(), sorted(folder.iterdir())
-    except OSError:
-        return Found([folder], 0)
-    if (status.st_dev, status.st_ino) in entered:
-        return Found([], 0)
-    entered.add((status.st_dev, status.st_ino))
-    for item in items:
-        if is_clutter(item):
-            ignored += 1
-        elif _is_folder(item):
-            below = _below(item, entered)
-            recordings, ignored = recordings + below.recordings, ignored + below.ignored
-        elif looks_like_sound(item) or not _is_there(item):
-            recordings.append(item)
-        else:
-            ignored += 1
-    return Found(recordings, ignored)
+    ignored, entered = 0, set[tuple[int, int]]()
+
+    def unreadable(error: OSError) -> None:
+        recordings.append(Path(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        files = [Path(place, name) for name in names if not is_clutter(Path(name))]
+        sound = [file for file in files if looks_like_sound(file) or not _is_there(file)]
+        own = sorted(name for name in folders if not is_clutter(Path(name)))
+        recordings += sound
+        ignored += len(names) - len(sound) + len(folders) - len(own)
+        folders[:] = own
+    return Found(sorted(recordings), ignored)
 
 
 def _is_folder(path: Path) -> bool:
@@ -101,33 +100,37 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_there(path: Path) -> bool:
-    """Not so a link that leads nowhere, nor what may not be looked at: either may be a recording."""
+    """False for a broken link and where permission is missing: either may be a recording."""
     with suppress(OSError):
         return path.exists()
     return False
 
 
-def screen_recording(path: Path, model: Classifier, quality: QualitySettings, heard: Heard = ANYBODY) -> Screened:
-    """One recording, as fast as possible, exactly as `listen --fast` hears it; AudioError when it cannot be read."""
-    source = FileSource(path, fast=True, channel=heard.channel)
-    subject = Subject(heard.age_years, heard.site, source.highest_hz, fallback=model.fallback)
+def screen_recording(
+    path: Path, model: Classifier, quality: QualitySettings, options: ScreenOptions = NO_OPTIONS
+) -> Screened:
+    """Screen one recording, exactly as `listen --fast` does; AudioError when it cannot be read."""
+    source = FileSource(path, fast=True, channel=options.channel)
+    subject = Subject(options.age_years, options.site, source.highest_hz, fallback=model.fallback)
     outside = not_validated(model.bundle.manifest, subject)
-    session = Auscultation(source, model, quality, not_validated=lambda: outside)
+    session = Session(source, model, quality, not_validated=lambda: outside)
     for _ in session.run():
         pass
     remarks = tuple(map(str, source.recorded.remarks))
     return Screened(path, session.summary, warnings=remarks, channel=source.recorded.channel)
 
 
-def screen(paths: Sequence[str | Path], settings: Settings | None = None, heard: Heard = ANYBODY) -> Iterator[Screened]:
-    """Every recording, and all in folders, in as many processes as cores when there are many.
+def screen(
+    paths: Sequence[str | Path], settings: Settings | None = None, options: ScreenOptions = NO_OPTIONS
+) -> Iterator[Screened]:
+    """Screen recordings, and all in folders; many of them in as many processes as cores.
 
-    The verdicts do not depend on how many. One that cannot be read has an `error` and no summary. Raises BundleError
-    before the first one when the bundle does not hold.
+    The verdicts do not depend on the number of processes. A recording that cannot be read has an `error` and no
+    summary. Raises BundleError before the first one.
     """
     settings = settings or load_settings()
     recordings = find_recordings([Path(path) for path in paths]).recordings
-    jobs = [_Job(path, settings.bundle, settings.quality, heard) for path in recordings]
+    jobs = [_Job(path, settings.bundle, settings.quality, options) for path in recordings]
     _ = model(settings.bundle)
     processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
     if processes < 2:
@@ -136,14 +139,14 @@ def screen(paths: Sequence[str | Path], settings: Settings | None = None, heard:
     done = 0
     try:
         # spawn: ONNX Runtime's threads do not survive a fork
-        with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
+        with ProcessPoolExecutor(processes, get_context("spawn"), _exit_with_parent) as pool:
             with _interrupts_held_back():
                 screened = pool.map(_screen_one, jobs, chunksize=4)
             for one in screened:
                 done += 1
                 yield one
     except BrokenProcessPool:
-        # the kernel ends a process that takes too much memory; one alone takes least
+        # the kernel kills a process that uses too much memory; a single process uses least
         yield from map(_screen_one, jobs[done:])
 
 
@@ -152,15 +155,15 @@ def _screen_one(job: _Job) -> Screened:
     try:
         if _is_folder(job.recording):
             _refuse_folder(job.recording)
-        one = screen_recording(job.recording, model(job.bundle), job.quality, job.heard)
+        screened = screen_recording(job.recording, model(job.bundle), job.quality, job.options)
         if sha256_of(job.recording) != content:
             raise AudioError(f"{job.recording}: changed while it was judged; screen it again")
     except AudioError as refused:
-        one = Screened(job.recording, None, str(refused))
+        screened = Screened(job.recording, None, str(refused))
     except MemoryError:
         error = f"{job.recording}: takes more memory than there is here; close other programs"
-        one = Screened(job.recording, None, error)
-    return replace(one, sha256=content)
+        screened = Screened(job.recording, None, error)
+    return replace(screened, sha256=content)
 
 
 def _refuse_folder(folder: Path) -> None:
@@ -173,12 +176,12 @@ def _refuse_folder(folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def model(bundle: BundleSettings) -> Classifier:
-    """The classifier that the settings choose, loaded once a process; BundleError when it does not hold."""
+    """The classifier that the settings choose, loaded once a process; BundleError as `open_classifier`."""
     return open_classifier(bundle)
 
 
-def _end_with_parent() -> None:
-    """A killed parent cannot stop its pool, whose processes would wait for work forever."""
+def _exit_with_parent() -> None:
+    """Exit when the parent is killed; the processes of its pool would wait for work forever."""
     parent = parent_process()
     assert parent is not None
 
@@ -191,7 +194,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Processes started here never see a Ctrl-C, which goes to all of a terminal's; this one gets it afterwards."""
+    """Processes started inside never receive Ctrl-C; this one receives it afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,4 +1,4 @@
-"""The classifier: one breath cycle in, logits and a judgement out; on ONNX Runtime, or on an engine of TensorRT's."""
+"""The classifier: from one breath cycle to logits and a judgement, on ONNX Runtime or a TensorRT engine."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -6,26 +6,25 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from device.bundle import Bundle, BundleError, ModelFile
 from device.labels import LABELS
 from device.model.judgement import Judgement, abnormal_probability, judge, pool
 from device.runtime import load_onnxruntime
-from device.signal import WINDOW_SAMPLES, FloatArray, SignalError, Span, windows
+from device.signal import WINDOW_SAMPLES, Float64Array, FloatArray, SignalError, Span, windows
 
 CPU: Final = "CPUExecutionProvider"
-# onnxruntime's names of what runs a model, the fastest first, and ours
+# onnxruntime's providers, the fastest first, and their names in messages
 PROVIDERS: Final = {
     "TensorrtExecutionProvider": "ONNX Runtime with TensorRT",
     "CUDAExecutionProvider": "ONNX Runtime with CUDA",
     CPU: "ONNX Runtime on the CPU",
 }
-ORT_FOLDER: Final = "onnxruntime"  # inside the folder of engines: those that ONNX Runtime builds itself
+ORT_FOLDER: Final = "onnxruntime"  # inside the folder of engines: the cache of ONNX Runtime's own TensorRT engines
 
 
 class Engine(Protocol):
-    """What runs a model."""
+    """Runs a model."""
 
     def logits(self, inputs: FloatArray) -> FloatArray:
         """Logits (batch, moments, 4) of model inputs (batch, frames, mels)."""
@@ -35,10 +34,10 @@ class Engine(Protocol):
 def open_session(
     model: bytes, threads: int = 1, providers: Sequence[Any] = (CPU,), *, exact_integers: bool = False
 ) -> Any:
-    """An onnxruntime session of an ONNX model, on the CPU unless told; its threads are stated and never spin.
+    """An onnxruntime session of an ONNX model, by default on the CPU; idle threads sleep.
 
-    `exact_integers` computes quantized layers as the file defines them, for a file that is for another machine: the
-    integer instructions of a CPU without VNNI saturate where weights have eight bits (TensorRT's do).
+    `exact_integers` computes quantized layers as the file defines them, for files built for TensorRT: the integer
+    instructions of a CPU without VNNI saturate with 8-bit weights.
     """
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -48,21 +47,21 @@ def open_session(
     if exact_integers:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.log_severity_level = 3
-    # with its own fallback it would print to stdout, where verdicts are
+    # onnxruntime's own fallback prints to stdout, where the verdicts are
     return onnxruntime.InferenceSession(model, options, providers=list(providers), enable_fallback=0)
 
 
 def fallback_providers(engines: Path) -> list[Any]:
-    """What onnxruntime can run a model with here, the fastest first; what TensorRT builds inside of it is kept."""
+    """onnxruntime's providers here with their options, the fastest first; TensorRT's cache is in `engines`."""
     onnxruntime = load_onnxruntime()
-    kept = {"trt_fp16_enable": True, "trt_engine_cache_enable": True, "trt_engine_cache_path": engines / ORT_FOLDER}
-    options = {"TensorrtExecutionProvider": {name: str(value) for name, value in kept.items()}}
+    cache = {"trt_fp16_enable": True, "trt_engine_cache_enable": True, "trt_engine_cache_path": engines / ORT_FOLDER}
+    options = {"TensorrtExecutionProvider": {name: str(value) for name, value in cache.items()}}
     available = onnxruntime.get_available_providers()
     return [(name, options.get(name, {})) for name in PROVIDERS if name in available]
 
 
 class Classifier:
-    """A checked bundle, on a CPU unless told; threads are few and idle ones sleep, so that capture is not starved."""
+    """A checked bundle, by default on the CPU; few threads, so that capture is not starved."""
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class Classifier:
     ) -> None:
         """`sensitivity` sets the thresholds at which held-out patients reached it; 0 keeps the bundle's own.
 
-        `engine` runs instead of ONNX Runtime, built from `file`; `missing` says why one that was asked for does not.
+        `engine`, built from `file`, replaces ONNX Runtime; `missing` is the reason why a requested engine does not.
         """
         self.bundle = bundle
         self.file = file or bundle.file(precision)
@@ -114,7 +113,7 @@ class Classifier:
 
     @property
     def fallback(self) -> str:
-        """What runs instead of the engine that was asked for, and why; empty where nothing does."""
+        """Which engine replaces the requested one, and why; empty if none does."""
         return f"fallback engine, {PROVIDERS[self.session.get_providers()[0]]}: {self.missing}" if self.missing else ""
 
     def logits(self, inputs: FloatArray) -> FloatArray:
@@ -124,14 +123,14 @@ class Classifier:
         session = self.session
         return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0], dtype=np.float32)
 
-    def pooled(self, inputs: FloatArray) -> npt.NDArray[np.float64]:
-        """Logits (batch, 4) over all moments of model inputs (batch, frames, mels)."""
+    def pooled(self, inputs: FloatArray) -> Float64Array:
+        """Logits (batch, 4), pooled over all moments, of model inputs (batch, frames, mels)."""
         return pool(self.logits(inputs))
 
     def judge(self, samples: FloatArray, span: Span | None = None) -> Judgement:
-        """One cycle: all of the samples (n,) at 16 kHz, or the part `span` of at most 8 s of them.
+        """Judge one cycle: all samples (n,) at 16 kHz, or the part `span` of at most 8 s; SignalError for another span.
 
-        The windows of a long one run one by one, as batching changes the last bits.
+        The windows of a long cycle run one by one, because batching changes the last bits.
         """
         if span is not None and not 0 <= span[0] < span[1] <= samples.size <= WINDOW_SAMPLES:
             raise SignalError(f"the cycle {span} does not lie in a window of {samples.size} samples, at most 8 s")
@@ -146,7 +145,7 @@ def _gives_moments(shape: Sequence[Any]) -> bool:
 
 
 def self_test(classifier: Classifier) -> float:
-    """Largest deviation from the bundle's expected probabilities on simulated breaths; BundleError beyond tolerance."""
+    """Largest deviation from the expected probabilities on simulated breaths; BundleError above the tolerance."""
     from device.breath.simulator import breath
 
     expected = classifier.bundle.manifest.self_test
@@ -155,7 +154,7 @@ def self_test(classifier: Classifier) -> float:
     for seed, label, wanted in zip(expected.seeds, expected.labels, expected.expected_probability, strict=True):
         logits = classifier.pooled(windows(breath(seed, label), front_end))
         found = float(abnormal_probability(logits, classifier.file.temperature).max())
-        worst = float(np.maximum(worst, abs(found - wanted)))  # max() would pass over NaN
+        worst = float(np.maximum(worst, abs(found - wanted)))  # max() would ignore NaN
     if not worst <= expected.tolerance:
         raise BundleError(
             f"{classifier.bundle.path}: self-test off by {worst:.4f}, allowed is {expected.tolerance}; this machine "

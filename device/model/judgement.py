@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 from device.bundle import BundleError
 from device.labels import LABELS, NORMAL, Label
-from device.signal import FRAME_SAMPLES, WINDOW_SAMPLES, Span
+from device.signal import FRAME_SAMPLES, WINDOW_SAMPLES, Float64Array, Span
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the model says of one cycle."""
+    """The model's result for one cycle."""
 
     probability: float
     """Of being abnormal, calibrated."""
@@ -27,17 +27,17 @@ class Judgement:
         return self.leading if self.abnormal else LABELS[NORMAL]
 
 
-def softmax(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> npt.NDArray[np.float64]:
-    """Class probabilities (n, classes) of logits (n, classes) over `temperature`."""
+def softmax(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> Float64Array:
+    """Class probabilities (n, classes) of logits (n, classes) divided by `temperature`."""
     scaled = logits.astype(np.float64) / temperature
     exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    result: npt.NDArray[np.float64] = exponent / exponent.sum(axis=1, keepdims=True)
+    result: Float64Array = exponent / exponent.sum(axis=1, keepdims=True)
     return result
 
 
-def abnormal_probability(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> npt.NDArray[np.float64]:
+def abnormal_probability(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> Float64Array:
     """1 - softmax(logits / temperature)[normal], (n,)."""
-    result: npt.NDArray[np.float64] = 1.0 - softmax(logits, temperature)[:, NORMAL]
+    result: Float64Array = 1.0 - softmax(logits, temperature)[:, NORMAL]
     return result
 
 
@@ -47,24 +47,22 @@ def leading_class(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
     return result
 
 
-def pool(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def pool(logits: npt.NDArray[np.floating]) -> Float64Array:
     """Logits (..., classes) of moments' (..., moments, classes): log of the mean odds against normal, normal at 0."""
     against_normal = logits.astype(np.float64) - logits[..., NORMAL : NORMAL + 1].astype(np.float64)
-    with np.errstate(invalid="ignore"):  # NaN stays NaN: whoever judges says so in words
-        result: npt.NDArray[np.float64] = np.logaddexp.reduce(against_normal, axis=-2) - np.log(logits.shape[-2])
+    with np.errstate(invalid="ignore"):  # NaN stays NaN: `judge` reports it
+        result: Float64Array = np.logaddexp.reduce(against_normal, axis=-2) - np.log(logits.shape[-2])
     return result
 
 
-def moment_centres(moments: int) -> npt.NDArray[np.float64]:
-    """Samples (moments,) of a window that its moments are about."""
-    result: npt.NDArray[np.float64] = (
-        np.arange(moments, dtype=np.float64) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
-    )
+def moment_centres(moments: int) -> Float64Array:
+    """Sample numbers (moments,) of the centres of a window's moments."""
+    result: Float64Array = np.arange(moments, dtype=np.float64) * (WINDOW_SAMPLES / moments) + FRAME_SAMPLES / 2
     return result
 
 
 def moments_of(span: Span, moments: int) -> slice:
-    """The moments of a window whose centre lies in a span; where there is none, the one nearest to its middle."""
+    """The moments whose centre lies in the span; without one, the moment nearest to the span's middle."""
     centres = moment_centres(moments)
     first, last = (int(place) for place in np.searchsorted(centres, span))
     if first == last:
@@ -76,19 +74,19 @@ def moments_of(span: Span, moments: int) -> slice:
 def judge(
     logits: npt.NDArray[np.floating], temperature: float, threshold: float, span: Span | None = None
 ) -> Judgement:
-    """Verdict of one cycle from the logits of its windows (count, moments, classes): the worst window speaks.
+    """Judge one cycle from the logits of its windows (count, moments, classes): the most abnormal window decides.
 
-    `span` is where the cycle lies in its window, None where it is all of it. BundleError when a logit is not a number:
-    it would be below every threshold, and so look like health.
+    `span` is where the cycle lies in its window, None for all of it. BundleError when a logit is not finite: NaN is
+    below every threshold and would look healthy.
     """
     if not np.isfinite(logits).all():
         raise BundleError(
             "the model answers NaN: this machine computes something else than its maker did; do not use it, run "
             "'respsam-device doctor'"
         )
-    heard = pool(logits if span is None else logits[:, moments_of(span, logits.shape[1])])
-    probability = abnormal_probability(heard, temperature)
+    pooled = pool(logits if span is None else logits[:, moments_of(span, logits.shape[1])])
+    probability = abnormal_probability(pooled, temperature)
     worst = int(probability.argmax())
     return Judgement(
-        float(probability[worst]), bool(probability[worst] >= threshold), LABELS[int(leading_class(heard)[worst])]
+        float(probability[worst]), bool(probability[worst] >= threshold), LABELS[int(leading_class(pooled)[worst])]
     )

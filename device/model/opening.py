@@ -1,4 +1,4 @@
-"""The bundle that the settings choose, loaded into what runs it here."""
+"""A bundle, loaded into the fastest engine that this machine has for it."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,15 +11,15 @@ from firmware_config.settings import BundleSettings, Settings, load_settings
 
 
 def open_bundle(path: str | Path | None = None, settings: Settings | None = None) -> Classifier:
-    """A bundle, ready to judge: the one at `path`, else the one that the settings choose, else the shipped one."""
+    """Load the bundle at `path`, else that of the settings, else the shipped one; BundleError as `open_classifier`."""
     chosen = (settings or load_settings()).bundle
     return open_classifier(chosen if path is None else chosen.model_copy(update={"path": str(path)}))
 
 
 def open_classifier(settings: BundleSettings) -> Classifier:
-    """The bundle that the settings choose, checked and loaded; BundleError when anything about it does not hold."""
+    """Check and load the bundle that the settings choose; BundleError when a check fails or the model does not load."""
     bundle = read_bundle(settings.chosen or DEFAULT_BUNDLE)
-    # a bundle need not have the file that TensorRT was asked for in a form for the CPU
+    # the bundle may have no fp16 file for a CPU
     precision = "auto" if settings.precision == "fp16" else settings.precision
     if settings.engine == "tensorrt":
         return _with_engine(bundle, precision, settings)
@@ -28,12 +28,12 @@ def open_classifier(settings: BundleSettings) -> Classifier:
             "bundle.precision = 'fp16' is for TensorRT only; set bundle.engine = 'tensorrt', or take fp32 or int8"
         )
     classifier = Classifier(bundle, precision, settings.threads, settings.sensitivity)
-    _ = classifier.session  # a model that does not load is an error now, not at the first breath
+    _ = classifier.session  # a model that does not load must fail now, not at the first breath
     return classifier
 
 
 def _with_engine(bundle: Bundle, precision: Literal["auto", "fp32", "int8"], settings: BundleSettings) -> Classifier:
-    """On the engine built before, else on the fastest that ONNX Runtime has."""
+    """On the TensorRT engine of this machine, else on the fastest provider of ONNX Runtime."""
     common = (bundle, precision, settings.threads, settings.sensitivity)
     try:
         file, engine = open_engine(bundle, settings.engine_precision, settings.engines)
@@ -44,7 +44,7 @@ def _with_engine(bundle: Bundle, precision: Literal["auto", "fp32", "int8"], set
     try:
         _ = classifier.session
     except BundleError:
-        # a provider that is installed, but whose GPU or libraries are not there
+        # the provider is installed, its GPU or libraries are not
         classifier = Classifier(*common, missing=missing)
         _ = classifier.session
     return classifier

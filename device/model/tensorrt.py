@@ -1,7 +1,7 @@
-"""TensorRT: an ONNX model built into an engine for one GPU, and that engine run.
+"""TensorRT: build an engine from an ONNX model for one GPU, and run it.
 
-One path for TensorRT 8.6, 10 and 11 and for TensorRT-RTX; where they differ, what a module has decides, never its
-version. CUDA is reached through the driver's library, which is wherever a GPU is: nothing else has to be installed.
+The same code serves TensorRT 8.6, 10, 11 and TensorRT-RTX: it looks at what the module offers, never at its version.
+CUDA is called through the driver's library, which every GPU machine has; no other package is needed.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ from firmware_config.errors import RespSAMError
 
 LARGEST_BATCH: Final = 8
 DRIVER: Final = "libcuda.so.1"
-LONGEST_REASON = 300  # characters of TensorRT's own words
-# What the parser's commonest refusals mean: a part of its own words, and ours.
+LONGEST_REASON = 300  # characters of TensorRT's own message
+# Common refusals of the parser: a part of its message, and what it means.
 MEANINGS = {
     "zero point": "a zero point other than 0; quantize symmetrically to int8",
     "UINT8": "uint8 values; quantize symmetrically to int8",
@@ -28,8 +28,8 @@ MEANINGS = {
     "false": "TensorRT has no such operator; quantize statically",
 }
 
-Progress = Callable[[str, int, int], None]
-"""Called with a phase, its steps done, and all of its steps."""
+BuildProgress = Callable[[str, int, int], None]
+"""Called with a phase's name, the number of steps done, and the number of all steps."""
 
 
 class TensorRTError(RespSAMError):
@@ -37,7 +37,7 @@ class TensorRTError(RespSAMError):
 
 
 def load_tensorrt(name: str = "tensorrt") -> ModuleType:
-    """The module; TensorRTError when it is not installed or finds no libraries."""
+    """Import the module; TensorRTError when it or its libraries are not installed."""
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
@@ -47,38 +47,37 @@ def load_tensorrt(name: str = "tensorrt") -> ModuleType:
 
 
 def weakly_typed(tensorrt: Any) -> bool:
-    """Whether the builder chooses precisions by flag; else, from 11 on, it takes them from the model."""
+    """Whether precisions are builder flags; from version 11 on they come from the model."""
     return hasattr(tensorrt.BuilderFlag, "FP16")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A built engine, as it is kept on disk."""
+class BuiltEngine:
+    """A serialized engine."""
 
     data: bytes
     timing_cache: bytes
-    """What was measured on the way; makes the next build shorter."""
+    """Kernel timings of this build; they make the next one shorter."""
     log: tuple[str, ...]
-    """What TensorRT said, where that was asked for."""
+    """TensorRT's messages, if `verbose` was set."""
 
 
-def build(
+def build_serialized(
     tensorrt: Any,
     model: bytes,
     precision: Literal["fp32", "fp16", "int8"],
     *,
     timing_cache: bytes = b"",
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
     capability: str | None = None,
     verbose: bool = False,
-) -> Plan:
-    """An engine for batches of 1 to LARGEST_BATCH, best at 1; TensorRTError says which node is refused and why.
+) -> BuiltEngine:
+    """An engine for batches of 1 to LARGEST_BATCH, tuned for 1; TensorRTError names a refused node and the reason.
 
-    `capability` (`SM86`) builds for another GPU than this machine's, which TensorRT-RTX alone can; `verbose` logs every
-    layer of the engine with its types.
+    `capability` (`SM86`) builds for another GPU (TensorRT-RTX only); `verbose` logs every layer with its types.
     """
     log = _log(tensorrt, verbose)
-    builder = _start(tensorrt.Builder, log)
+    builder = _create(tensorrt.Builder, log)
     kinds = tensorrt.NetworkDefinitionCreationFlag
     kind = kinds.EXPLICIT_BATCH if weakly_typed(tensorrt) else kinds.STRONGLY_TYPED
     network = builder.create_network(1 << int(kind))
@@ -90,7 +89,7 @@ def build(
         raise TensorRTError(f"a model takes one input and gives one output, not {ends[0]} and {ends[1]}")
     config = builder.create_builder_config()
     if weakly_typed(tensorrt):
-        # int8 comes from the model's Q/DQ; what that leaves alone runs in fp16 as well
+        # int8 comes from the model's Q/DQ nodes; the other layers may run in fp16
         for flag in {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[precision]:
             config.set_flag(getattr(tensorrt.BuilderFlag, flag))
     if verbose:
@@ -106,7 +105,7 @@ def build(
     smallest, largest = ((batch, *tuple(window.shape)[1:]) for batch in (1, LARGEST_BATCH))
     profile.set_shape(window.name, smallest, smallest, largest)
     config.add_optimization_profile(profile)
-    # one of another version or GPU is refused, and building without it is only slower
+    # a cache of another version or GPU is refused; an empty one only makes the build slower
     for content in (timing_cache, b""):
         timing = config.create_timing_cache(content)
         if timing is not None and config.set_timing_cache(timing, ignore_mismatch=False):
@@ -116,11 +115,11 @@ def build(
         raise KeyboardInterrupt
     if data is None:
         raise TensorRTError(f"TensorRT cannot build this model: {log.reason}")
-    return Plan(bytes(data), bytes(config.get_timing_cache().serialize()), tuple(log.lines))
+    return BuiltEngine(bytes(data), bytes(config.get_timing_cache().serialize()), tuple(log.lines))
 
 
 def _refusal(error: Any) -> str:
-    """One parser error: node, operator, reason; 8.6 gives the node's number only."""
+    """A parser error in words: node, operator, reason; version 8.6 gives only the node's number."""
     name = getattr(error, "node_name", str)() or f"number {error.node()}"
     operator = getattr(error, "node_operator", str)()
     words = _short(error.desc().split("[checkMacros")[0])
@@ -129,7 +128,7 @@ def _refusal(error: Any) -> str:
 
 
 def _log(tensorrt: Any, verbose: bool = False) -> Any:
-    """A logger that keeps errors, and all the rest when told; a class in a function, because its base is TensorRT's."""
+    """A logger that keeps errors, and with `verbose` everything; its base class comes with the imported TensorRT."""
 
     class Log(tensorrt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -150,8 +149,8 @@ def _log(tensorrt: Any, verbose: bool = False) -> Any:
     return Log()
 
 
-def _monitor(tensorrt: Any, progress: Progress) -> Any:
-    """Passes on the outermost phases; the ones inside of them come and go too fast to read."""
+def _monitor(tensorrt: Any, progress: BuildProgress) -> Any:
+    """Reports the outermost phases; nested ones are too short to read."""
 
     class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -162,28 +161,28 @@ def _monitor(tensorrt: Any, progress: Progress) -> Any:
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if parent is None:
                 self.steps[phase] = steps
-                self.tell(phase, 0)
+                self.report(phase, 0)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            self.tell(phase, step + 1)
+            self.report(phase, step + 1)
             return not self.interrupted
 
         def phase_finish(self, phase: str) -> None:
-            self.tell(phase, self.steps.get(phase, 0))
+            self.report(phase, self.steps.get(phase, 0))
 
-        def tell(self, phase: str, done: int) -> None:
+        def report(self, phase: str, done: int) -> None:
             try:
                 if phase in self.steps:
                     progress(phase, done, self.steps[phase])
-            # Ctrl-C arrives here, where no exception may pass: TensorRT is asked to stop instead
+            # an exception must not pass through TensorRT: after Ctrl-C it is asked to stop
             except KeyboardInterrupt:
                 self.interrupted = True
 
     return Monitor()
 
 
-def _start(kind: Any, log: Any) -> Any:
-    """A builder or a runtime; without a usable GPU TensorRT gives a TypeError, its reason is in the log."""
+def _create(kind: Any, log: Any) -> Any:
+    """A builder or a runtime; TensorRTError without a usable GPU (TensorRT raises TypeError and logs the reason)."""
     try:
         return kind(log)
     except TypeError as error:
@@ -216,25 +215,25 @@ class Cuda:
         self.stream = int(stream.value or 0)
 
     def use(self) -> None:
-        """In this thread: which GPU a thread talks to is its own."""
+        """Make this GPU current in the calling thread."""
         self._call("cuCtxSetCurrent", self.context)
 
     def allocate(self, size: int) -> int:
-        """Address of so many bytes on the GPU."""
+        """Allocate `size` bytes on the GPU; returns their address."""
         address = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
         return address.value
 
     def upload(self, address: int, values: FloatArray) -> None:
-        """Values to the GPU."""
+        """Copy values (any shape) to the GPU; TensorRTError when the driver fails."""
         self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), values.ctypes.data_as(ctypes.c_void_p), _size(values))
 
     def download(self, values: FloatArray, address: int) -> None:
-        """Values from the GPU, into `values`."""
+        """Copy from the GPU into `values` (any shape); TensorRTError when the driver fails."""
         self._call("cuMemcpyDtoH_v2", values.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(address), _size(values))
 
     def wait(self) -> None:
-        """Until the stream has done everything."""
+        """Wait until the stream is idle."""
         self._call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
 
     def _call(self, function: str, *arguments: Any) -> None:
@@ -250,15 +249,15 @@ def _size(values: FloatArray) -> ctypes.c_size_t:
 
 
 class TensorRTEngine:
-    """A built engine on a GPU; model inputs in, logits out."""
+    """An engine on a GPU: from model inputs to logits."""
 
     def __init__(self, tensorrt: Any, cuda: Cuda, data: bytes, window: Sequence[int], classes: int) -> None:
-        """For windows (frames, mels); TensorRTError when the engine is of another TensorRT, GPU or shape."""
+        """`window` is (frames, mels); TensorRTError when the engine is for another TensorRT, GPU or shape."""
         self.cuda = cuda
         cuda.use()
         self.log = _log(tensorrt)
         # the engine does not keep its runtime alive
-        self.runtime = _start(tensorrt.Runtime, self.log)
+        self.runtime = _create(tensorrt.Runtime, self.log)
         self.engine = self.runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise TensorRTError(f"TensorRT cannot load the engine: {self.log.reason}")

@@ -1,1 +1,1 @@
-"""What a device remembers: sessions, cycles and timeline, their sound, and how they are judged again."""
+"""The store: sessions with cycles, timeline and sound, and how they are judged again."""

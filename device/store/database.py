@@ -1,7 +1,4 @@
-"""What a device remembers: sessions, cycles and timeline in SQLite; a committed row survives kill -9 and power loss.
-
-The tables, and what survives what, are described in docs/store.md.
-"""
+"""Sessions, cycles and timeline in SQLite; a committed row survives kill -9 and power loss. See docs/store.md."""
 
 import sqlite3
 import time
@@ -12,16 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from device.signal import SAMPLE_RATE
-from device.store.file import SIDE_FILES, close_to_others, side_file
+from device.store.database_file import SIDE_FILES, close_to_others, side_file
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
 
 VERSION: Final = 3
-LOCK_SECONDS = 1.0  # waiting for another writer; sound waits in the queue meanwhile
-KEPT, DELETED = "kept", "deleted"  # of a cycle's audio; empty where it never was
+LOCK_SECONDS = 1.0  # to wait for another writer; sound waits in the queue meanwhile
+KEPT, DELETED = "kept", "deleted"  # state of a cycle's audio; empty if it was never stored
 CHECK_SECONDS, CHECK_STEPS = 0.3, 1000  # for the integrity check when a session begins
-UNSTORED = "unstored"  # kind of the timeline row that counts what could not be kept
-REMOVED: Final = "deleted"  # in place of the owner of a session that somebody deleted
+UNSTORED = "unstored"  # kind of the timeline row that counts what could not be stored
+REMOVED: Final = "deleted"  # replaces the owner of a deleted session
 
 TABLES = (
     """CREATE TABLE sessions (
@@ -58,16 +55,16 @@ FROM_VERSION_1 = (
     "INSERT INTO timeline SELECT session, demo, sample, kind, missing_samples, note FROM old_timeline",
     *(f"DROP TABLE old_{table}" for table in ("timeline", "cycles", "sessions")),
 )
-# Version 2 judged all of a cycle's samples, and told sites by any cycles in a row.
+# Version 2 judged all of a cycle's samples, and had no stretches.
 FROM_VERSION_2 = (
     "ALTER TABLE cycles ADD COLUMN context_start_sample INTEGER",
     "ALTER TABLE sessions ADD COLUMN stretches INTEGER",
     "ALTER TABLE sessions ADD COLUMN stretches_flagged INTEGER",
 )
 MIGRATIONS = {0: TABLES, 1: FROM_VERSION_1, 2: FROM_VERSION_2}
-# Beside the versioned tables, made where it is missing. It holds the owner of each session: its one writer's mark.
+# Beside the versioned tables, made where it is missing: the owner of each session, which is the mark of its writer.
 META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
-# What `list` says of each session's cycles, counted as they come: it must not read the whole history.
+# The counts of each session's cycles for `list`, kept up to date by triggers: `list` must not read the whole history.
 COUNTS = ("cycles", "graded", "flagged", "with_audio")
 TOTALS = "CREATE TABLE IF NOT EXISTS totals (session INTEGER PRIMARY KEY, cycles, graded, flagged, with_audio)"
 COUNT_ALL = f"""INSERT OR REPLACE INTO totals SELECT session, count(*), count(probability), coalesce(sum(flag), 0),
@@ -91,11 +88,11 @@ COUNTING = (
 
 
 class StoreError(RespSAMError):
-    """The store cannot be opened or written; listening goes on without it."""
+    """The store cannot be opened, read or written."""
 
 
 class DamagedError(StoreError):
-    """The file is no database, or one that fails its integrity check."""
+    """The file is no database, or fails its integrity check."""
 
 
 class GoneError(StoreError):
@@ -103,12 +100,12 @@ class GoneError(StoreError):
 
 
 class SessionDeletedError(StoreError):
-    """Somebody deleted the session that is being written; nothing more of it may be kept."""
+    """The session that is being written was deleted; no more of it may be stored."""
 
 
 @contextmanager
 def as_store_error(file: Path, what: str) -> Iterator[None]:
-    """Errors of SQLite and of the disk as a StoreError: DamagedError where the file itself is broken."""
+    """Turn errors of SQLite and of the disk into a StoreError, or a DamagedError when the file itself is broken."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -119,13 +116,13 @@ def as_store_error(file: Path, what: str) -> Iterator[None]:
             ) from error
         raise StoreError(f"{file}: {what} ({error}); check the disk or set store.path") from error
     except ValueError as error:
-        # a path, a site or a setting with bytes that are no text
+        # a path, a site or a setting that is not UTF-8
         raise StoreError(f"{printable(file)}: {what}: not UTF-8 ({error}); set store.path to a plain name") from error
 
 
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, on the disk when it ends."""
+    """One transaction: all or nothing, and on the disk at the end."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -138,9 +135,9 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
-    """The database, made or migrated to this version where needed; StoreError when it cannot be, left as it was."""
+    """Open the database; make or migrate it where needed. StoreError when that fails; the file is then unchanged."""
     with as_store_error(file, "cannot be opened"):
-        # autocommit: every statement outside `transaction` is one of its own
+        # autocommit: every statement outside `transaction` is its own transaction
         database = sqlite3.connect(file, isolation_level=None, timeout=LOCK_SECONDS)
     try:
         with as_store_error(file, "cannot be opened"):
@@ -153,7 +150,7 @@ def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
                 database.execute(f"PRAGMA {pragma}")
             if version != VERSION:
                 with transaction(database):
-                    # two devices may begin at once on one file: only now is it ours
+                    # two processes may migrate at once: only inside the transaction is the version certain
                     for statement in MIGRATIONS.get(_version(file, database), ()):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {VERSION}")
@@ -175,7 +172,7 @@ def _add_what_has_no_version(database: sqlite3.Connection) -> None:
 
 
 def _quick_check(database: sqlite3.Connection) -> None:
-    """As much of it as a short while allows: a long history must not keep a patient waiting."""
+    """An integrity check that is cut short: a long history must not keep a patient waiting."""
     until = time.monotonic() + CHECK_SECONDS
     database.set_progress_handler(lambda: time.monotonic() > until, CHECK_STEPS)
     try:
@@ -191,11 +188,11 @@ def _quick_check(database: sqlite3.Connection) -> None:
 
 
 def open_to_read(file: Path) -> tuple[sqlite3.Connection, str]:
-    """The database for reading, also where nothing can be written, and in words what may be missing then."""
+    """Open the database for reading, even on a read-only disk; and what may be missing then. Raises StoreError."""
     try:
         return open_database(file), ""
     except StoreError as error:
-        # what another process is writing just now is not read past its lock
+        # a lock of another writer is an error: its data must not be read half written
         if not isinstance(error.__cause__, sqlite3.OperationalError) or "locked" in str(error):
             raise
         first = error
@@ -235,7 +232,7 @@ def _version(file: Path, database: sqlite3.Connection) -> int:
 
 
 def session_owner(database: sqlite3.Connection, session: int) -> str:
-    """The mark of a session's one writer, which its sound bears too; empty for a session older than marks are."""
+    """The mark of a session's writer, which its sound has too; empty for a session older than marks."""
     if not _has(database, "meta"):
         return ""
     found = database.execute("SELECT value FROM meta WHERE name = ?", (owner_name(session),)).fetchone()
@@ -247,17 +244,17 @@ def _has(database: sqlite3.Connection, name: str) -> bool:
 
 
 def mark_removed(database: sqlite3.Connection, session: int) -> None:
-    """So that whoever still writes this session learns of it."""
+    """Mark a session as deleted, for a process that still writes it."""
     database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (owner_name(session), REMOVED))
 
 
 def owner_name(session: int) -> str:
-    """Under which its mark is kept."""
+    """The key of a session's mark in the table `meta`."""
     return f"session {session}"
 
 
 def set_aside(file: Path) -> Path:
-    """Rename a damaged database, with what belongs to it; its new name."""
+    """Rename a damaged database, its log and its sound; returns the new path."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     aside = file.with_name(f"{file.name}.damaged-{stamp}")
     for suffix in (*SIDE_FILES, "-audio", ""):

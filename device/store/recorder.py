@@ -1,7 +1,4 @@
-"""What a session writes: cycles and timeline as they come, the verdict at the end; and what happens when it cannot.
-
-The tables, and what survives what, are described in docs/store.md.
-"""
+"""The writer of a session: cycles and timeline as they come, then the verdict; it resumes after a failure."""
 
 import json
 import secrets
@@ -31,38 +28,38 @@ from device.store.database import (
     set_aside,
     transaction,
 )
-from device.store.file import OpenFile, alone, make_private
+from device.store.database_file import OpenFile, alone, make_private
 from device.verdict.summary import Summary
 from firmware_config.settings import Settings, SettingsError
 
-RETRY_SECONDS = (5.0, 60.0)  # from one try to the next while nothing can be stored: at first, and at most
-CLOCK_JUMP_SECONDS = 3 * 86_400.0  # from one session to the next; more may be a clock that is wrong
-CLOCK_STANDS_SECONDS = 86_400.0  # a clock that jumped is believed when sessions went on by it for so long
-RETENTION_CYCLES = 100  # the audio's age and size are looked at once in so many cycles
+RETRY_SECONDS = (5.0, 60.0)  # between two tries while nothing can be stored: the first, and the longest
+CLOCK_JUMP_SECONDS = 3 * 86_400.0  # between two sessions; more may be a wrong clock
+CLOCK_STANDS_SECONDS = 86_400.0  # a clock is trusted again so long after a jump
+RETENTION_CYCLES = 100  # the audio's age and size are checked once in so many cycles
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What is known of a session when it begins."""
+    """What is stored of a session when it begins."""
 
     source: str
     demo: bool
-    """Stands on every row of a simulated session."""
+    """Whether the sound is simulated; stored in every row."""
     bundle: str
-    """Fingerprint."""
+    """Fingerprint of the bundle."""
     bundle_name: str
     settings: Settings
     site: str = ""
-    """Where on the chest; empty where nobody said."""
+    """The place on the chest; empty if unknown."""
     not_validated: tuple[str, ...] = ()
-    """Why no verdict of this session is inside of what was validated."""
+    """Why the model is not validated for this subject."""
     started_at: float = field(default_factory=time.time)
-    """Wall time, seconds since 1970. An attribute only: what happens in a session is counted in samples."""
+    """Wall time, seconds since 1970; within the session time is counted in samples."""
 
 
 @dataclass(frozen=True)
 class Outage:
-    """What could not be stored for a while; `sample` is where it began."""
+    """Cycles and entries that could not be stored; `sample` is where that began."""
 
     sample: int
     reason: str
@@ -71,16 +68,16 @@ class Outage:
 
     @property
     def lost(self) -> str:
-        """In words."""
-        return f"{self.cycles} cycles and {self.entries} timeline entries not kept"
+        """As a phrase."""
+        return f"{self.cycles} cycles and {self.entries} timeline entries not stored"
 
 
 def trusted_time(began: Sequence[float], now: float) -> float:
-    """The time by which sound ages: `now`, or less when the clock jumped a short while ago.
+    """The time for the age of sound: `now`, or less when the clock jumped recently; seconds since 1970.
 
-    `began` has the times at which sessions began, in their order. A clock that went back or far ahead since the
-    session before is wrong, or was wrong then, or the device was put away; until it has stood for a day, the earliest
-    of the last three such stretches counts.
+    `began` has the start times of the sessions, in order. When the clock goes back or far ahead between two sessions,
+    it is or was wrong, or the device was not used; until a day has passed, the earliest of the last three times
+    around such jumps is used.
     """
     times = [*began, now]
     jumps = [at for at in range(1, len(times)) if not 0 <= times[at] - times[at - 1] <= CLOCK_JUMP_SECONDS]
@@ -93,14 +90,14 @@ class Store:
     """The writer of one session; every call is one commit."""
 
     def __init__(self, beginning: Beginning) -> None:
-        """Open or make the file and begin a session. A damaged file is set aside. Raises StoreError."""
+        """Open or make the file, set a damaged one aside, and begin a session; raises StoreError."""
         settings = beginning.settings
         try:
             self.file, self.demo = settings.store.file, beginning.demo
         except SettingsError as error:
             raise StoreError(f"sessions cannot be stored: {error}") from error
         self.warning = ""
-        """What happened at the opening that somebody should know."""
+        """What went wrong when the file was opened; empty if nothing did."""
         self._owner = secrets.token_hex(16)
         with as_store_error(self.file, "sessions cannot be stored"):
             make_private(self.file, own_folder=not settings.store.path)
@@ -127,7 +124,7 @@ class Store:
         }
         with transaction(self._database):
             (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
-            # sound may lie here of a database that is gone: its numbers are not given again either
+            # sound of a lost database may be here: its numbers are not used again either
             session = self._insert("sessions", id=max(last, self.audio.last_session()) + 1, **about)
             self._insert("meta", name=owner_name(session), value=self._owner)
         return session
@@ -142,22 +139,22 @@ class Store:
             self.warning = f"{self.file} was damaged ({cause}); it is kept as {aside}, and a new one is begun"
             return open_database(self.file)
 
-    def add(self, happened: CycleResult | Entry, outage: Outage | None = None) -> None:
-        """One judged cycle with its sound, or one timeline entry; and what was not kept before it."""
+    def add(self, item: CycleResult | Entry, outage: Outage | None = None) -> None:
+        """Store a cycle with its sound, or a timeline entry; and the outage before it. Raises StoreError."""
         with as_store_error(self.file, "not stored"):
-            if isinstance(happened, Entry):
+            if isinstance(item, Entry):
                 with self._ours(), transaction(self._database):
                     self._add_outage(outage)
-                    self._add_entry(happened.sample, happened.kind, happened.missing_samples, happened.note)
+                    self._add_entry(item.sample, item.kind, item.missing_samples, item.note)
             else:
                 self._check()
                 self._retain()
-                with self._sound(happened), self._ours(), transaction(self._database):
+                with self._sound(item), self._ours(), transaction(self._database):
                     self._add_outage(outage)
-                    self._add_cycle(happened)
+                    self._add_cycle(item)
 
     def end(self, summary: Summary, outage: Outage | None = None) -> None:
-        """The session's verdict and account."""
+        """Store the session's verdict and account. Raises StoreError."""
         account = (summary.heard_samples, summary.missing_samples, summary.dropped_samples, summary.gradable_samples)
         words = ("; ".join(summary.reasons), "; ".join(summary.not_validated))
         stretches = (summary.stretches, summary.stretches_flagged)
@@ -172,9 +169,9 @@ class Store:
             )
 
     def close(self, damaged: bool = False) -> None:
-        """Give the file back, aside when it is damaged; what has taken its place meanwhile is left as it is."""
+        """Close the file, and set a damaged one aside; another file in its place is not touched."""
         with ExitStack() as stack, as_store_error(self.file, "cannot be closed"):
-            with suppress(OSError):  # its folder may be locked, or gone
+            with suppress(OSError):  # the folder may be locked, or deleted
                 stack.enter_context(alone(self.file.parent, LOCK_SECONDS))
             self._opened.close(self._database.close)
             if damaged and self._opened.is_there():
@@ -182,17 +179,17 @@ class Store:
 
     @contextmanager
     def _ours(self) -> Iterator[None]:
-        """A write that counts only when the file was this session's before it and after it."""
+        """A write that is valid only if the file belongs to this session before and after it."""
         self._check()
         yield
         self._check()
 
     def _check(self) -> None:
-        """Whether what is written goes to where somebody will find it; raises GoneError or SessionDeletedError."""
+        """Check that the file still belongs to this session; raises GoneError or SessionDeletedError."""
         owner = session_owner(self._database, self.session)
         if owner == REMOVED:
             raise SessionDeletedError(
-                f"{self.file}: session {self.session} was deleted while it listens; nothing more of it is kept"
+                f"{self.file}: session {self.session} was deleted while it runs; no more of it is stored"
             )
         if owner != self._owner or not self._opened.is_there():
             raise GoneError(f"{self.file}: it was deleted, moved or replaced while session {self.session} was written")
@@ -203,7 +200,7 @@ class Store:
 
     @contextmanager
     def _sound(self, cycle: CycleResult) -> Iterator[None]:
-        """On the disk before its row is, and gone again where there will be no row, as in a session just deleted."""
+        """Write the sound before its row; remove it again if the row fails, as in a session just deleted."""
         if not self._settings.audio:
             yield
             return
@@ -230,7 +227,7 @@ class Store:
         self._insert("cycles", session=self.session, audio=KEPT if self._settings.audio else "", **row)
 
     def _retain(self) -> None:
-        """Remove audio that is too old or too much; the rows say so first, so that none promises what is gone."""
+        """Remove audio that is too old or too much; first the rows change, so that none refers to a missing file."""
         self._cycles_to_retention -= 1
         if self._cycles_to_retention >= 0:
             return
@@ -243,18 +240,18 @@ class Store:
         if trusted < now and (spared := len(self.audio.surplus(now, *limits)) - len(surplus)):
             self.warning = self.warning or (
                 f"the clock jumped by {(now - trusted) / 86_400:.0f} days; {spared} cycles' sound that it calls too "
-                "old is kept until the clock has stood for a day"
+                "old is kept until the clock has been right for a day"
             )
         with transaction(self._database):
             self._database.executemany(
                 f"UPDATE cycles SET audio='{DELETED}' WHERE session=? AND number=?",
-                [(one.session, one.number) for one in surplus],
+                [(file.session, file.number) for file in surplus],
             )
         self.audio.remove(surplus)
 
 
 class Recorder:
-    """A store that may be missing: a failure is told in one warning, listening goes on, and storing resumes."""
+    """A store that may fail: one warning, listening continues, and storing resumes when it works again."""
 
     def __init__(
         self,
@@ -262,7 +259,7 @@ class Recorder:
         warn: Callable[[str], None],
         retry_seconds: float = RETRY_SECONDS[0],
     ) -> None:
-        """`opening` makes the store, None where nothing is to be kept."""
+        """`opening` opens the store; None if nothing is to be stored."""
         self._opening, self._warn = opening, warn
         self._store: Store | None = None
         self._outage: Outage | None = None
@@ -271,28 +268,28 @@ class Recorder:
         if opening is not None:
             self._try(lambda store, outage: None, Outage(0, ""))
 
-    def add(self, happened: CycleResult | Entry) -> None:
+    def add(self, item: CycleResult | Entry) -> None:
         """As Store.add; never fails."""
-        if isinstance(happened, Entry):
-            this = Outage(happened.sample, "", entries=1)
+        if isinstance(item, Entry):
+            lost = Outage(item.sample, "", entries=1)
         else:
-            this = Outage(happened.start_sample, "", cycles=1)
+            lost = Outage(item.start_sample, "", cycles=1)
         if self._opening is None:
             return
         if self._outage is None or time.monotonic() >= self._next_try:
-            self._try(lambda store, outage: store.add(happened, outage), this)
+            self._try(lambda store, outage: store.add(item, outage), lost)
         else:
-            self._miss(this)
+            self._miss(lost)
 
     def end(self, summary: Summary) -> None:
-        """As Store.end, and gives the file back; never fails."""
+        """As Store.end, and closes the file; never fails."""
         was_open = self._store is not None
         self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
-        if was_open and self._store is None:  # the file is gone: the verdict goes where the next session would
+        if was_open and self._store is None:  # the file is gone: the verdict goes into a new one
             self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
         self._leave()
 
-    def _try(self, write: Callable[[Store, Outage | None], None], this: Outage) -> None:
+    def _try(self, write: Callable[[Store, Outage | None], None], lost: Outage) -> None:
         if self._opening is None:
             return
         try:
@@ -310,25 +307,25 @@ class Recorder:
             if isinstance(error, GoneError | DamagedError):
                 self._leave(damaged=isinstance(error, DamagedError))
             if self._outage is None:
-                self._outage = Outage(this.sample, str(error))
-                self._warn(f"{error}; listening goes on, but nothing is kept until this works again")
-            self._miss(this)
+                self._outage = Outage(lost.sample, str(error))
+                self._warn(f"{error}; listening continues, but nothing is stored until this works again")
+            self._miss(lost)
             self._next_try = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, RETRY_SECONDS[1])
             return
         if self._outage is not None:
             self._warn(f"{self._store.file}: sessions are stored again; {self._outage.lost} meanwhile")
             self._outage = None
-        # slowly: a disk that is full every other time would else warn every few seconds
+        # reduce the pause slowly: a disk that is full now and then would warn every few seconds
         self._pause = max(self._first_pause, 0.9 * self._pause)
 
     def _leave(self, damaged: bool = False) -> None:
         store, self._store = self._store, None
         if store is not None:
-            with suppress(StoreError):  # whatever was committed is there
+            with suppress(StoreError):  # all that was committed is safe
                 store.close(damaged)
 
-    def _miss(self, this: Outage) -> None:
+    def _miss(self, lost: Outage) -> None:
         before = self._outage
         assert before is not None
-        self._outage = Outage(before.sample, before.reason, before.cycles + this.cycles, before.entries + this.entries)
+        self._outage = Outage(before.sample, before.reason, before.cycles + lost.cycles, before.entries + lost.entries)

@@ -1,4 +1,4 @@
-"""A stored session through the model again: every answer must come out the same, bit for bit."""
+"""Judge a stored session again: every result must be identical, bit for bit."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from device.model.opening import open_classifier
 from device.signal import Span
 from device.store.audio import AudioStore
 from device.store.database import KEPT, UNSTORED, StoreError
-from device.store.sessions import Row, Warn, read_session, silent, sound_is_its_own
+from device.store.sessions import Row, Warn, no_warning, read_session, sound_is_its_own
 from device.verdict.site import SiteDecision
 from firmware_config.settings import Layer, load_settings
 
@@ -17,8 +17,8 @@ NOT_GRADED, DAMAGED = "not graded", "whose audio is damaged"
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One answer that came out otherwise: a cycle's, or with number None the site's."""
+class ReplayDifference:
+    """A result that differs: that of a cycle, or with number None that of the site."""
 
     number: int | None
     stored: tuple[float | None, str | None]
@@ -33,25 +33,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Replay:
-    """What replaying a session came to."""
+    """The result of a replay."""
 
     session: int
     demo: bool
     bundle: str
     other_bundle: bool
-    """Compared with another bundle than the session's, because somebody asked for it."""
+    """Whether another bundle than the session's was used, by `anyway`."""
     replayed: int
     identical: int
-    """Cycles of which probability, class and flag came out the same, bit for bit."""
-    differing: tuple[Difference, ...]
+    """Cycles with identical probability and class."""
+    differing: tuple[ReplayDifference, ...]
     left_out: dict[str, tuple[int, ...]]
-    """Why cycles could not be compared, with their numbers."""
+    """Reasons why cycles could not be compared, with the cycles' numbers."""
     verdict: str | None
-    """The site's, decided again; None where cycles are missing, or the session never came to one."""
+    """The site's verdict, decided again; None if cycles are missing or the session had no verdict."""
 
     @property
     def exact(self) -> bool:
-        """Whether all that was kept came out the same."""
+        """Whether all stored results are identical."""
         return not self.differing and DAMAGED not in self.left_out
 
     def as_json(self) -> dict[str, Any]:
@@ -59,20 +59,22 @@ class Replay:
         return {"type": "replay", **asdict(self), "exact": self.exact}
 
     def lines(self) -> list[str]:
-        """In words."""
+        """The lines of `replay`."""
         other = f"; COMPARED WITH ANOTHER BUNDLE ({self.bundle[:12]})" if self.other_bundle else ""
         lines = [f"session {self.session}: {self.identical} of {self.replayed} replayed cycles identical{other}"]
-        lines += [f"  {one}" for one in self.differing]
+        lines += [f"  {difference}" for difference in self.differing]
         lines += [f"  {len(which)} cycles {why}: {', '.join(map(str, which))}" for why, which in self.left_out.items()]
         lines.append(f"verdict: {self.verdict or 'not decided again, as cycles or the end are missing'}")
         return [f"DEMO {line}" if self.demo else line for line in lines]
 
 
-def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = silent) -> Replay:
-    """Judge a session's stored audio again, one cycle at a time, on its own settings; nothing is written.
+def replay(
+    file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = no_warning
+) -> Replay:
+    """Judge a session's stored audio again, one cycle at a time, with its own settings; nothing is written.
 
-    Probabilities, classes and the site's verdict are compared for equality: on the CPU engine the tolerance is 0.
-    Raises StoreError where there is no audio, and where another bundle than the session's is given, unless `anyway`.
+    Probabilities, classes and the site's verdict must be equal, without a tolerance. Raises StoreError when no audio
+    is stored, and when the bundle is not the session's, unless `anyway`.
     """
     session = read_session(file, number, warn)
     if not session["cycles"]:
@@ -80,8 +82,8 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
     if not sound_is_its_own(file, number):
         raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
-        raise StoreError(f"{file}: no audio of session {number} is kept; set store.audio before listening")
-    # what is a new setting since then has its default
+        raise StoreError(f"{file}: no audio of session {number} is stored; set store.audio before listening")
+    # settings that are newer than the session have their defaults
     own = load_settings(environment={}, layers=[Layer(f"session {number}", session["settings"])]).bundle
     classifier = open_classifier(own if bundle is None else own.model_copy(update={"path": str(bundle)}))
     other = classifier.fingerprint != session["bundle"]
@@ -91,7 +93,7 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
             f"{session['bundle']} ({session['bundle_name']}); give that one with --bundle, or compare with --anyway"
         )
     audio, decision, replayed = AudioStore(file), SiteDecision(classifier.site_rule), 0
-    differing: list[Difference] = []
+    differing: list[ReplayDifference] = []
     left_out: dict[str, tuple[int, ...]] = {}
     for cycle in session["cycles"]:
         why, at = _unreplayable(cycle, audio), cycle["number"]
@@ -99,25 +101,25 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
             decision.refuse(cycle["reason"])
         elif not why:
             try:
-                judgement = classifier.judge(audio.read(number, at), _span(cycle))
+                judgement = classifier.judge(audio.read(number, at), _cycle_span(cycle))
             except AudioError:
                 why = DAMAGED
             else:
                 replayed += 1
                 decision.add(judgement)
                 stored, answer = (cycle["probability"], cycle["class"]), (judgement.probability, judgement.label)
-                differing += [Difference(at, stored, answer)] * (stored != answer)
+                differing += [ReplayDifference(at, stored, answer)] * (stored != answer)
         if why:
             left_out[why] = (*left_out.get(why, ()), at)
     identical, verdict = replayed - len(differing), None
     unstored = any(entry["kind"] == UNSTORED for entry in session["timeline"])
-    # before schema 3 sites were decided by another rule
+    # before schema 3 another rule decided about sites
     decided = session["verdict"] and session["stretches"] is not None
     if decided and not unstored and not left_out.keys() - {NOT_GRADED}:
         decision.end()
         verdict = decision.verdict
         before, now = (session["probability"], session["verdict"]), (decision.probability, verdict)
-        differing += [Difference(None, before, now)] * (before != now)
+        differing += [ReplayDifference(None, before, now)] * (before != now)
     return Replay(
         number,
         session["demo"],
@@ -131,14 +133,14 @@ def replay(file: Path, number: int, bundle: Path | None = None, *, anyway: bool 
     )
 
 
-def _span(cycle: Row) -> Span | None:
-    """Where a cycle lies in its stored sound; None where it is all of it, as before schema 3."""
+def _cycle_span(cycle: Row) -> Span | None:
+    """Where a cycle lies in its stored sound; None if it is all of it, as before schema 3."""
     before = cycle["context_start_sample"]
     return None if before is None else (cycle["start_sample"] - before, cycle["end_sample"] - before)
 
 
 def _unreplayable(cycle: Row, audio: AudioStore) -> str:
-    """Why there is nothing to compare; '' if there is."""
+    """Why a cycle cannot be compared; '' if it can."""
     if cycle["probability"] is None:
         return NOT_GRADED
     if not cycle["audio"]:

@@ -33,19 +33,19 @@ SESSIONS = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {na
     FROM sessions LEFT JOIN totals ON session = id"""
 SESSION_COLUMNS = "demo id started_at site verdict heard_samples flagged with_audio source"
 CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
-ADDED_COLUMNS = ("source", "site", "bundle")  # of the session, on every row of a CSV
+ADDED_COLUMNS = ("source", "site", "bundle")  # of the session, added to every row of a CSV
 ENTRY_COLUMNS = "demo sample kind missing_samples note"
 
 
 Warn = Callable[[str], None]
 
 
-def silent(_warning: str) -> None:
-    pass
+def no_warning(_warning: str) -> None:
+    """Ignore a warning."""
 
 
 @contextmanager
-def _opened(file: Path, warn: Warn = silent) -> Iterator[sqlite3.Connection]:
+def _reading(file: Path, warn: Warn = no_warning) -> Iterator[sqlite3.Connection]:
     _look_for(file)
     database, missing = open_to_read(file)
     if missing:
@@ -60,7 +60,7 @@ def _look_for(file: Path) -> None:
         raise StoreError(f"{file}: no sessions are stored here; set store.path, or listen first")
 
 
-def _rows(database: sqlite3.Connection, query: str, *values: int, without: str = "") -> list[Row]:
+def _query(database: sqlite3.Connection, query: str, *values: int, without: str = "") -> list[Row]:
     rows = [{name: row[name] for name in row.keys() if name != without} for row in database.execute(query, values)]  # noqa: SIM118
     for row in rows:
         row |= {name: bool(row[name]) for name in ("demo", "flag") if name in row}
@@ -68,34 +68,35 @@ def _rows(database: sqlite3.Connection, query: str, *values: int, without: str =
     return rows
 
 
-def list_sessions(file: Path, warn: Warn = silent) -> list[Row]:
-    """One row a session, in the order they began, without its settings; none where nothing was ever stored."""
+def list_sessions(file: Path, warn: Warn = no_warning) -> list[Row]:
+    """One row a session in the order of their start, without settings; [] without a store. Raises StoreError."""
     if not file.exists():
         return []
-    with _opened(file, warn) as database:
-        return _rows(database, f"{SESSIONS} ORDER BY id", without="settings")
+    with _reading(file, warn) as database:
+        return _query(database, f"{SESSIONS} ORDER BY id", without="settings")
 
 
-def read_session(file: Path, number: int, warn: Warn = silent) -> Row:
-    """A session's row, and in it `cycles` and `timeline`, lists of rows. Raises StoreError where there is none."""
-    with _opened(file, warn) as database:
-        database.execute("BEGIN")  # all of one moment
-        found = _rows(database, f"{SESSIONS} WHERE id=?", number)
+def read_session(file: Path, number: int, warn: Warn = no_warning) -> Row:
+    """A session's row with `cycles` and `timeline`, lists of rows. Raises StoreError if there is no such session."""
+    with _reading(file, warn) as database:
+        database.execute("BEGIN")  # one consistent state
+        found = _query(database, f"{SESSIONS} WHERE id=?", number)
         if not found:
             raise StoreError(f"{file}: there is no session {number}; see 'respsam-device sessions list'")
         return found[0] | {
-            "cycles": _rows(database, "SELECT * FROM cycles WHERE session=? ORDER BY number", number),
-            "timeline": _rows(database, "SELECT * FROM timeline WHERE session=? ORDER BY sample, rowid", number),
+            "cycles": _query(database, "SELECT * FROM cycles WHERE session=? ORDER BY number", number),
+            "timeline": _query(database, "SELECT * FROM timeline WHERE session=? ORDER BY sample, rowid", number),
         }
 
 
 def sound_is_its_own(file: Path, number: int) -> bool:
-    with _opened(file) as database:
+    """Whether the sound beside the database was written by this session. Raises StoreError."""
+    with _reading(file) as database:
         return AudioStore(file).belongs_to(number, session_owner(database, number))
 
 
 def delete_session(file: Path, number: int) -> None:
-    """Remove a session's rows, then its audio, and nothing else."""
+    """Remove a session's rows, then its audio. Raises StoreError."""
     _look_for(file)
     with closing(open_database(file)) as database, as_store_error(file, "cannot be changed"):
         with transaction(database):
@@ -108,42 +109,42 @@ def delete_session(file: Path, number: int) -> None:
             ):
                 database.execute(f"DELETE FROM {table} WHERE {key}=?", (number,))
             mark_removed(database, number)
-        # what was deleted must not live on in the write-ahead log
+        # deleted data must not stay in the write-ahead log
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     audio = AudioStore(file)
     if audio.belongs_to(number, owner):
-        audio.remove(audio.kept(number))
+        audio.remove(audio.files(number))
 
 
 def export_session(session: Row, form: Literal["csv", "json"], out: TextIO) -> None:
-    """A session as one JSON object with everything, or its cycles as CSV, a row each."""
+    """Write a session: all of it as one JSON object, or its cycles as rows of a CSV."""
     if form == "json":
         out.write(json.dumps(session, indent=1) + "\n")
         return
-    rows = [_flat(cycle) | {name: session[name] for name in ADDED_COLUMNS} for cycle in session["cycles"]]
+    rows = [_csv_row(cycle) | {name: session[name] for name in ADDED_COLUMNS} for cycle in session["cycles"]]
     writer = csv.DictWriter(out, list(rows[0]) if rows else _csv_columns(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 
 
 def _csv_columns() -> list[str]:
-    """Those of a session without cycles, as of any other."""
+    """The header of a CSV without rows."""
     with closing(sqlite3.connect(":memory:")) as database:
         for statement in TABLES:
             database.execute(statement)
         names = [column[0] for column in database.execute("SELECT * FROM cycles").description]
-    measures = [f"quality_{one.name}" for one in fields(Quality) if one.name not in names]
+    measures = [f"quality_{measure.name}" for measure in fields(Quality) if measure.name not in names]
     return [*(name for name in names if name != "quality"), *measures, *ADDED_COLUMNS]
 
 
-def _flat(cycle: Row) -> Row:
+def _csv_row(cycle: Row) -> Row:
     measures = {f"quality_{name}": value for name, value in cycle["quality"].items() if name not in cycle}
     known = {name: value for name, value in cycle.items() if name != "quality"}
-    return known | measures | {"demo": _text("demo", cycle["demo"]), "flag": int(cycle["flag"])}
+    return known | measures | {"demo": _cell_text("demo", cycle["demo"]), "flag": int(cycle["flag"])}
 
 
-def _text(name: str, value: Any) -> str:
-    """A value of a row for people; the name's unit says which kind it is."""
+def _cell_text(name: str, value: Any) -> str:
+    """A value for people; the unit in its name decides the format."""
     if isinstance(value, bool):
         return name.upper() if value else ""
     if value is None:
@@ -156,8 +157,8 @@ def _text(name: str, value: Any) -> str:
 
 
 def cells(rows: list[Row], columns: str) -> list[Cells]:
-    """These columns of rows as text under their headings, without those in which no row has anything."""
-    texts = [{name: _text(name, row[name]) for name in columns.split()} for row in rows]
+    """The `columns` of rows as texts by their headings; a column without any text is left out."""
+    texts = [{name: _cell_text(name, row[name]) for name in columns.split()} for row in rows]
     used = [name for name in columns.split() if any(row[name] for row in texts)]
     return [{_heading(name): row[name] for name in used} for row in texts]
 
@@ -167,8 +168,8 @@ def _heading(name: str) -> str:
 
 
 def about_lines(session: Row) -> list[str]:
-    """What `show` says above its tables."""
-    text = {name: _text(name, value) for name, value in session.items() if name not in ("cycles", "timeline")}
+    """The lines of `show` above its tables."""
+    text = {name: _cell_text(name, value) for name, value in session.items() if name not in ("cycles", "timeline")}
     account = ", ".join(f"{text[f'{name}_samples']} s {name}" for name in ACCOUNT)
     lines = [
         f"session {text['id']}, from {text['started_at']} to {text['ended_at']}",
@@ -183,7 +184,7 @@ def about_lines(session: Row) -> list[str]:
 
 
 def plain_lines(rows: list[Cells]) -> list[str]:
-    """One line a row (there is at least one), below their headings, columns under each other; for a pipe."""
+    """Aligned lines for a pipe: the headings, then one line a row; there is at least one row."""
     headed = [{name: name for name in rows[0]}, *rows]
     widths = {name: max(len(row[name]) for row in headed) for name in rows[0]}
     return ["  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip() for row in headed]

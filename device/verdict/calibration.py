@@ -1,25 +1,25 @@
-"""Healthy people heard through another stethoscope raise the site's threshold, within bounds that keep sensitivity."""
+"""Healthy people raise the site's threshold for another stethoscope, within bounds that keep sensitivity."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.special import expit, logit
 
-from device.bundle import Calibration, SiteRule
+from device.bundle import CalibrationBounds, SiteRule
 from firmware_config.errors import RespSAMError
 
 LEAST_PEOPLE = 2
 
 
 class CalibrationError(RespSAMError):
-    """Healthy recordings that no threshold can be set on."""
+    """Healthy recordings that cannot set a threshold."""
 
 
-def calibrated(rule: SiteRule, healthy: Mapping[str, Sequence[float]], calibration: Calibration) -> SiteRule:
-    """The rule with the smallest rise of its threshold at which few enough healthy people are flagged.
+def calibrated(rule: SiteRule, healthy: Mapping[str, Sequence[float]], calibration: CalibrationBounds) -> SiteRule:
+    """The rule with the lowest threshold, not below its own, at which few enough healthy people are flagged.
 
-    `healthy` holds the probabilities of each person's sites; a person is flagged when a site is. The threshold never
-    falls, and rises by at most `largest_shift` log-odds. Raises CalibrationError when there are too few people.
+    `healthy` maps each person to the probabilities of their sites; one flagged site flags the person. The threshold
+    rises by at most `largest_shift` log-odds. Raises CalibrationError when there are too few people or no verdicts.
     """
     if len(healthy) < LEAST_PEOPLE:
         raise CalibrationError(
@@ -30,7 +30,7 @@ def calibrated(rule: SiteRule, healthy: Mapping[str, Sequence[float]], calibrati
             raise CalibrationError(f"{person}: no site with a verdict; record this person again, or leave them out")
     highest = sorted((max(sites) for sites in healthy.values()), reverse=True)
     may_be_flagged = int(calibration.healthy_flagged * len(highest) + 1e-9)
-    # a site is flagged from the threshold on: it must lie above the first who may not be
+    # a probability equal to the threshold is flagged: take the next number above
     wanted = float(np.nextafter(highest[may_be_flagged], 1.0))
     most = max(rule.threshold, float(expit(logit(rule.threshold) + calibration.largest_shift)))
     return rule.model_copy(update={"threshold": float(np.clip(wanted, rule.threshold, most))})

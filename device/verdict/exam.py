@@ -1,4 +1,4 @@
-"""Several sites of one patient: what they come to together."""
+"""The verdict of an exam: several sites of one patient."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,20 +6,21 @@ from typing import Any
 
 from device.verdict.site import Verdict
 from device.verdict.summary import Summary
+from firmware_config.command_line import counted
 
 
 @dataclass(frozen=True)
 class Exam:
-    """The sites that were asked for, and what was heard at each so far."""
+    """The required sites, and the summary of each site so far."""
 
     required: tuple[str, ...]
-    heard: Mapping[str, Summary]
+    summaries: Mapping[str, Summary]
 
     @property
     def verdict(self) -> Verdict:
-        """`flagged` as soon as one site is; `nothing flagged` only when every required site is complete and says so."""
-        verdicts = [answer(self.heard[site]) if site in self.heard else "not enough" for site in self.required]
-        if "flagged" in [*verdicts, *(summary.verdict for summary in self.heard.values())]:
+        """`flagged` when one site is; `nothing flagged` only when every required site is, with a complete stretch."""
+        verdicts = [answer(self.summaries[site]) if site in self.summaries else "not enough" for site in self.required]
+        if "flagged" in [*verdicts, *(summary.verdict for summary in self.summaries.values())]:
             return "flagged"
         if all(verdict == "nothing flagged" for verdict in verdicts):
             return "nothing flagged"
@@ -27,25 +28,25 @@ class Exam:
 
     @property
     def reasons(self) -> list[str]:
-        """Site by site, in words; the sites that hold the verdict back are named."""
+        """One phrase a required site: its verdict and reasons, and what is missing."""
         lines = []
         for site in self.required:
-            summary = self.heard.get(site)
-            why = ["not heard yet"] if summary is None else [summary.verdict, *summary.reasons, progress(summary)]
+            summary = self.summaries.get(site)
+            why = ["not recorded yet"] if summary is None else [summary.verdict, *summary.reasons, progress(summary)]
             lines.append(f"{site}: {'; '.join(why)}")
         return lines
 
     @property
     def not_validated(self) -> tuple[str, ...]:
-        """Every site's reasons, each once."""
-        return tuple(dict.fromkeys(why for summary in self.heard.values() for why in summary.not_validated))
+        """The reasons of all sites, each once."""
+        return tuple(dict.fromkeys(why for summary in self.summaries.values() for why in summary.not_validated))
 
     def as_json(self) -> dict[str, Any]:
         """The `exam` object of `exam --json`."""
         return {
             "type": "exam",
             "verdict": self.verdict,
-            "sites": {site: summary.as_json() for site, summary in self.heard.items()},
+            "sites": {site: summary.as_json() for site, summary in self.summaries.items()},
             "required": list(self.required),
             "reasons": self.reasons,
             "not_validated": list(self.not_validated),
@@ -53,20 +54,20 @@ class Exam:
 
 
 def answer(summary: Summary) -> Verdict:
-    """What a site says to its exam: a stretch that is not complete clears nobody."""
+    """A site's verdict within an exam: 'nothing flagged' needs a complete stretch."""
     complete = summary.verdict != "nothing flagged" or summary.stretches > 0
     return summary.verdict if complete else "not enough"
 
 
 def progress(summary: Summary) -> str:
-    """How far a site's first stretch came."""
+    """How much of a site's first stretch is done."""
     if summary.stretches:
         return "stretch complete"
-    return (
-        f"stretch not complete, {summary.breaths_wanted} more good breath{'s' * (summary.breaths_wanted != 1)} needed"
-    )
+    return f"stretch not complete, {counted(summary.breaths_wanted, 'more good breath')} needed"
 
 
-def left(required: Sequence[str], heard: Mapping[str, Summary]) -> list[str]:
-    """Sites still to be heard, those that gave no answer among them."""
-    return [site for site in required if site not in heard or answer(heard[site]) in ("not enough", "poor quality")]
+def remaining(required: Sequence[str], summaries: Mapping[str, Summary]) -> list[str]:
+    """Sites without a verdict: not yet recorded, not enough, or poor quality."""
+    return [
+        site for site in required if site not in summaries or answer(summaries[site]) in ("not enough", "poor quality")
+    ]

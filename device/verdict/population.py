@@ -1,4 +1,4 @@
-"""Whom a verdict was never validated for: subjects, sound and engines outside of what was measured."""
+"""Subjects, sources and engines for which the model was not validated."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,23 @@ from device.bundle import Manifest
 
 @dataclass(frozen=True)
 class Subject:
-    """What is known of whom the device listens to, and of what it listens with; None where it was not said."""
+    """What is known of the subject and of the source; None where unknown."""
 
     age_years: float | None = None
     site: str | None = None
     """Auscultation site, in the corpus's words."""
     highest_hz: float | None = None
-    """Half the source's own sample rate: nothing above it is heard."""
+    """Half the source's own sample rate: it carries nothing above."""
     live: bool = False
-    """A patient is there to be asked."""
+    """The patient is present and can be asked."""
     fallback: str = ""
-    """Which engine listens instead of the one that was asked for, and why; empty where none does."""
+    """Which engine replaces the requested one, and why; empty if none does."""
 
 
 def not_validated(manifest: Manifest, subject: Subject) -> tuple[str, ...]:
-    """Why a verdict on this subject is outside of what was validated, in words; empty where nothing speaks against it.
+    """Why the model is not validated for this subject, one phrase each; empty if it is.
 
-    A recording's unknown age is no reason, a live patient's is: it can be asked.
+    An unknown age counts only for a live patient, who can be asked.
     """
     known, reasons = manifest.population, []
     youngest, oldest = known.youngest_years, known.oldest_years

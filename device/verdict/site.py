@@ -5,24 +5,25 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit, logit
 
 from device.bundle import SiteRule
 from device.labels import Label
 from device.model.judgement import Judgement
+from device.signal import Float64Array
+from firmware_config.command_line import counted
 
 Verdict = Literal["flagged", "nothing flagged", "not enough", "poor quality"]
 SUREST = 0.01  # no single cycle outweighs all others in a mean of log-odds
 
 
 def sounds(labels: Sequence[Label]) -> list[str]:
-    """The sounds in cycles of these abnormal classes, 'both' taken apart: crackle, wheeze."""
+    """The sounds in cycles of these abnormal classes; 'both' is crackle and wheeze."""
     return sorted({sound for label in labels for sound in (("crackle", "wheeze") if label == "both" else (label,))})
 
 
-def together(probability: npt.NDArray[np.float64]) -> float:
-    """One probability of a stretch's cycles (count,), at least one: that of their mean log-odds."""
+def together(probability: Float64Array) -> float:
+    """One probability for a stretch's cycles (count,), at least one: that of their mean log-odds."""
     return float(expit(logit(np.clip(probability, SUREST, 1.0 - SUREST)).mean()))
 
 
@@ -37,24 +38,24 @@ class SiteDecision:
         self.graded = 0
         """Gradable cycles so far."""
         self.abnormal = 0
-        """Of these, at the cycle's own threshold."""
+        """Flagged ones among these."""
         self.named: Counter[Label] = Counter()
-        """Leading classes of the first stretch's cycles that reach the rule's threshold."""
+        """Leading classes of the cycles in the first stretch that reach the rule's threshold."""
         self.ungradable: Counter[str] = Counter()
         """Why the others were not graded."""
         self.failure = ""
-        """Why the model could not judge to the end, in words; nothing is ruled out then."""
+        """Why the model failed; the verdict is then never 'nothing flagged'."""
         self.stretches = 0
-        """Complete ones."""
+        """Complete stretches."""
         self.stretches_flagged = 0
-        """Of these."""
+        """Flagged ones among these."""
         self.ended = False
-        """No more cycles come: the first stretch is judged on what it has."""
+        """No more cycles come: the first stretch is judged as it is."""
         self._first: tuple[float, ...] = ()
         self._running: tuple[float, ...] = ()
 
     def add(self, judgement: Judgement) -> None:
-        """One more gradable cycle."""
+        """Count a gradable cycle."""
         self.graded += 1
         self.abnormal += judgement.abnormal
         self._running = (*self._running, judgement.probability)
@@ -68,7 +69,7 @@ class SiteDecision:
             self._running = ()
 
     def refuse(self, reason: str) -> None:
-        """One more cycle that is not gradable."""
+        """Count a cycle that is not gradable."""
         self.ungradable[reason] += 1
 
     def end(self) -> None:
@@ -77,18 +78,18 @@ class SiteDecision:
 
     @property
     def breaths_wanted(self) -> int:
-        """Gradable cycles that complete the running stretch."""
+        """Gradable cycles that the running stretch still needs."""
         return self.rule.stretch_cycles - len(self._running)
 
     @property
     def probability(self) -> float | None:
-        """That of the first stretch's cycles so far, together; None before the rule's least number of cycles."""
+        """Of the first stretch so far; None below the rule's least number of cycles."""
         first = self._first
         return together(np.array(first)) if len(first) >= self.rule.least_cycles else None
 
     @property
     def verdict(self) -> Verdict:
-        """`flagged` outranks everything, and is said as soon as no further cycle can change it."""
+        """`flagged` has priority, and is given as soon as no further cycle can change it."""
         first = self._first
         complete = self.stretches > 0 or self.ended
         enough = len(first) >= self.rule.least_cycles
@@ -98,25 +99,25 @@ class SiteDecision:
             return "not enough"
         if enough:
             return "nothing flagged" if complete else "not enough"
-        # all or most of the sound could not be graded: the remedy is another recording, not a longer one
+        # most of the sound was not gradable: another recording helps, a longer one does not
         return "poor quality" if self.ungradable.total() > self.graded else "not enough"
 
     @property
     def reasons(self) -> list[str]:
-        """Why the verdict is what it is, in one sentence each; why cycles were not graded, where that matters."""
+        """The reasons of the verdict, one phrase each; with the reasons why cycles were not graded."""
         verdict = self.verdict
         if verdict == "flagged":
             return [f"{' and '.join(sounds(list(self.named)))}: {self._evidence}"]
-        # a copy first: the live page reads this from another thread while cycles come in
-        listed = [f"{reason} ({_counted(count, 'cycle')})" for reason, count in list(self.ungradable.items())]
+        # a copy: the live page reads this in another thread while cycles come in
+        listed = [f"{reason} ({counted(count, 'cycle')})" for reason, count in list(self.ungradable.items())]
         if self.failure:
             return [self.failure, *listed]
         if verdict == "nothing flagged":
             return [self._evidence, *listed]
         if self.ended and verdict == "not enough":
-            few = f"{_counted(self.graded, 'good breath')}, {self.rule.least_cycles} are needed; listen longer"
+            few = f"{counted(self.graded, 'good breath')}, {self.rule.least_cycles} are needed; listen longer"
             return [few, *listed]
-        return listed if self.ended else [f"{_counted(self.breaths_wanted, 'more good breath')}", *listed]
+        return listed if self.ended else [f"{counted(self.breaths_wanted, 'more good breath')}", *listed]
 
     def _reached(self, probabilities: tuple[float, ...]) -> bool:
         return together(np.array(probabilities)) >= self.rule.threshold
@@ -125,9 +126,5 @@ class SiteDecision:
     def _evidence(self) -> str:
         """`6 breaths together 0.71, flagged from 0.55`."""
         first = self._first
-        breaths, probability = _counted(len(first), "breath"), together(np.array(first))
+        breaths, probability = counted(len(first), "breath"), together(np.array(first))
         return f"{breaths} together {probability:.2f}, flagged from {self.rule.threshold:.2f}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,4 +1,4 @@
-"""What a session comes to: its verdict, why, and the account of every sample."""
+"""The summary of a session: verdict, reasons, and the account of every sample."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,7 +11,7 @@ ACCOUNT: Final = ("heard", "missing", "dropped", "gradable")
 
 @dataclass(frozen=True)
 class Summary:
-    """What a session comes to."""
+    """The result of a session, or of a session so far."""
 
     source: str
     demo: bool
@@ -28,15 +28,15 @@ class Summary:
     gradable_samples: int
     reasons: tuple[str, ...]
     breaths_per_minute: float | None
-    """Over the last few breath cycles; None where there is no rhythm, or none that the breaths found agree with."""
+    """Over the latest cycles; None without a rhythm that the breaths found confirm."""
     not_validated: tuple[str, ...]
-    """Why this subject is outside of what the model was validated on."""
+    """Why the model is not validated for this subject."""
     stretches: int = 0
-    """Complete ones; the first decided the verdict."""
+    """Complete stretches; the first one decides the verdict."""
     stretches_flagged: int = 0
-    """Of these."""
+    """Flagged ones among these."""
     breaths_wanted: int = 0
-    """Good breaths that complete the running stretch."""
+    """Good breaths that the running stretch still needs."""
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Output that never holds up the listening: lines wait in a bounded queue for a reader that may have stalled."""
+"""Output that never blocks the session: text waits in a bounded queue for a reader that may have stalled."""
 
 import errno
 import io
@@ -11,20 +11,19 @@ from collections.abc import Callable
 from typing import Final, TextIO
 
 MOST_WAITING = 256  # pieces of text: lines, or pages of a terminal
-PARTING_SECONDS = 0.3  # for a reader to take the rest, once somebody wants to stop
-STALLED_SECONDS = 5.0  # without anything taken, where nobody is waited for
-RETRY_SECONDS = 0.05
+PARTING_SECONDS = 0.3  # for the reader to take the rest, once the session is stopped
+STALLED_SECONDS = 5.0  # without progress, then the reader is given up
+WAKE_SECONDS = 0.05
 GONE: Final = (errno.EIO, errno.ENXIO)  # the terminal was closed
 
 Notice = Callable[[int], str]
 
 
 class Outlet(io.TextIOBase):
-    """A text stream in front of another one; a thread hands on what is written.
+    """A text stream in front of another one; a thread writes what is in the queue.
 
-    With `wait` a reader that is slow is waited for until `stopping`; without it the oldest pieces are dropped and
-    counted, and `notice` says how many in their place. Where the stream is no file (as in a notebook)
-    it is written at once.
+    With `wait` a full queue blocks until `stopping`; without it the oldest pieces are dropped and counted, and
+    `notice` makes the text that replaces them. A stream that is no file (as in a notebook) is written directly.
     """
 
     def __init__(
@@ -32,8 +31,8 @@ class Outlet(io.TextIOBase):
     ) -> None:
         self._stream, self._notice, self._wait, self._stopping = stream, notice, wait, stopping
         self.dropped = 0
-        """Pieces of text that nobody took."""
-        self._unsaid = 0
+        """Pieces of text that were dropped."""
+        self._unreported = 0
         self._error: OSError | None = None
         self._progress_at, self._stopped_at, self._ended = time.monotonic(), 0.0, False
         self._waiting: deque[bytes] = deque()
@@ -44,7 +43,7 @@ class Outlet(io.TextIOBase):
             self._descriptor = -1
             return
         stream.flush()
-        threading.Thread(target=self._hand_on, daemon=True).start()
+        threading.Thread(target=self._write_queue, daemon=True).start()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -52,7 +51,7 @@ class Outlet(io.TextIOBase):
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether people read it."""
+        """Whether the stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
@@ -61,15 +60,15 @@ class Outlet(io.TextIOBase):
 
     @property
     def errors(self) -> str:  # type: ignore[override]
-        """What becomes of characters that its encoding has not."""
+        """How characters outside of its encoding are written."""
         return "backslashreplace"
 
     def writable(self) -> bool:
-        """It is."""
+        """Always."""
         return True
 
     def write(self, text: str) -> int:
-        """Take a piece of text; OSError when the one before could not be written."""
+        """Queue a piece of text; OSError when an earlier one could not be written."""
         if not isinstance(text, str):
             raise TypeError("text only")
         if self._descriptor < 0:
@@ -82,23 +81,23 @@ class Outlet(io.TextIOBase):
             if len(self._waiting) >= MOST_WAITING:
                 del self._waiting[1]  # the first may be half written
                 self.dropped += 1
-                self._unsaid += 1
+                self._unreported += 1
             if text:
                 self._queue(text)
         return len(text)
 
     def flush(self) -> None:
-        """It is handed on as soon as its reader takes it."""
+        """Nothing to do: the thread writes as soon as the reader takes it."""
         if self._descriptor < 0:
             self._stream.flush()
 
     def finish(self) -> int:
-        """Wait for the reader, not long once somebody wants to stop; how many pieces it did not take in all."""
+        """Wait for the reader, only briefly once stopping; returns the number of pieces that were not shown."""
         if self._descriptor < 0:
             return 0
         with self._changed:
             while self._waiting and not self._error and self._is_waited_for():
-                self._changed.wait(RETRY_SECONDS)
+                self._changed.wait(WAKE_SECONDS)
             self._ended = True
             self._changed.notify_all()
             self._raise()
@@ -121,7 +120,7 @@ class Outlet(io.TextIOBase):
         if self._error is not None and self._error.errno not in GONE:
             raise self._error
 
-    def _hand_on(self) -> None:
+    def _write_queue(self) -> None:
         while (piece := self._next()) is not None:
             try:
                 self._put(piece)
@@ -139,14 +138,14 @@ class Outlet(io.TextIOBase):
         with self._changed:
             while not self._waiting and not self._ended:
                 self._changed.wait()
-            if self._unsaid:
-                self._waiting.appendleft(self._notice(self._unsaid).encode(self.encoding, self.errors))
-                self._unsaid = 0
+            if self._unreported:
+                self._waiting.appendleft(self._notice(self._unreported).encode(self.encoding, self.errors))
+                self._unreported = 0
             return self._waiting[0] if self._waiting else None
 
     def _put(self, piece: bytes) -> None:
         while piece:
             try:
                 piece = piece[os.write(self._descriptor, piece) :]
-            except BlockingIOError:  # whoever started us set it so
+            except BlockingIOError:  # the parent made it non-blocking
                 select.select([], [self._descriptor], [])

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from device.capture.sources import DemoSource
-from device.listening.live import Auscultation
+from device.listening.live import Session
 from device.model.opening import open_classifier
-from device.view.view import LiveView
+from device.view.terminal import LiveView
 from firmware_config.settings import load_settings
 
 SECONDS = 42.0
@@ -20,7 +20,7 @@ def main() -> None:
     settings = load_settings(environment={})
     classifier = open_classifier(settings.bundle)
     source = DemoSource(settings.demo.seed, settings.demo.seconds, fast=True)
-    session = Auscultation(source, classifier, settings.quality, SECONDS)
+    session = Session(source, classifier, settings.quality, SECONDS)
     for _ in session.run():
         pass
     console = Console(record=True, width=112, height=30, file=StringIO(), force_terminal=True, color_system="truecolor")

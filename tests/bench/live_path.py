@@ -30,9 +30,9 @@ class Hours:
     name, demo, live, highest_hz = "bench", True, False, None
 
     def __init__(self, seconds: float) -> None:
-        from device.breath.simulator import auscultate
+        from device.breath.simulator import simulate
 
-        self.seconds, self.minute = seconds, auscultate(7, 60.0).samples
+        self.seconds, self.minute = seconds, simulate(7, 60.0).samples
 
     def blocks(self) -> "Iterator[Block]":
         """The minutes."""
@@ -63,12 +63,12 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
     from device.listening.cycle import CycleResult
-    from device.listening.live import Auscultation
+    from device.listening.live import Session
     from device.model.opening import open_classifier
     from firmware_config.settings import load_settings
 
     settings = load_settings()
-    session = Auscultation(Hours(3600 * arguments.hours), open_classifier(settings.bundle), settings.quality)
+    session = Session(Hours(3600 * arguments.hours), open_classifier(settings.bundle), settings.quality)
     inference, settled, wall, began = 0.0, 0.0, perf_counter(), process_time()
     for happened in session.run():
         if isinstance(happened, CycleResult):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from device.model.classifier import open_session
-from device.model.engines import Machine
+from device.model.engines import Gpu
 from device.model.tensorrt import Cuda
 from device.signal import FloatArray
 
@@ -51,8 +51,8 @@ class FakeCuda:
 class FakeContext:
     """Runs what was built, when it is told to."""
 
-    def __init__(self, machine: "FakeMachine") -> None:
-        self.machine, self.addresses, self.shape = machine, dict[str, int](), tuple[int, ...]()
+    def __init__(self, gpu: "FakeMachine") -> None:
+        self.gpu, self.addresses, self.shape = gpu, dict[str, int](), tuple[int, ...]()
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -64,12 +64,12 @@ class FakeContext:
         return name == "windows" and 1 <= shape[0] <= 8
 
     def execute_async_v3(self, stream: int) -> bool:
-        cuda = self.machine.cuda
+        cuda = self.gpu.cuda
         assert stream == cuda.stream
         cuda.calls.append(f"execute {self.shape[0]}")
         given = cuda.memory[self.addresses["windows"]]
         assert given.shape == self.shape
-        cuda.memory[self.addresses["logits"]] = self.machine.session.run(None, {"windows": given})[0]
+        cuda.memory[self.addresses["logits"]] = self.gpu.session.run(None, {"windows": given})[0]
         return True
 
 
@@ -78,19 +78,19 @@ class FakeEngine:
 
     num_io_tensors = 2
 
-    def __init__(self, machine: "FakeMachine") -> None:
-        self.machine = machine
+    def __init__(self, gpu: "FakeMachine") -> None:
+        self.gpu = gpu
 
     def get_tensor_name(self, index: int) -> str:
         return ("windows", "logits")[index]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        session = self.machine.session
+        session = self.gpu.session
         (tensor,) = session.get_inputs() if name == "windows" else session.get_outputs()
         return (-1, *tensor.shape[1:])
 
     def create_execution_context(self) -> FakeContext:
-        return FakeContext(self.machine)
+        return FakeContext(self.gpu)
 
 
 class FakeMachine:
@@ -100,7 +100,7 @@ class FakeMachine:
         rtx: Any = pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX here (extra tensorrt-check)")
         self.cuda, self.session, self.builds = FakeCuda(), open_session(model), 0
         self.driver_changed = False  # engines built before do not load
-        machine = self
+        gpu = self
 
         class Builder(rtx.Builder):  # type: ignore[misc]
             def create_builder_config(self) -> Any:
@@ -110,8 +110,8 @@ class FakeMachine:
                 return config
 
             def build_serialized_network(self, network: Any, config: Any) -> Any:
-                machine.builds += 1
-                machine.driver_changed = False
+                gpu.builds += 1
+                gpu.driver_changed = False
                 return super().build_serialized_network(network, config)
 
         class Runtime:
@@ -119,8 +119,8 @@ class FakeMachine:
                 self.log = log
 
             def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
-                if len(data) > 1000 and not machine.driver_changed:
-                    return FakeEngine(machine)
+                if len(data) > 1000 and not gpu.driver_changed:
+                    return FakeEngine(gpu)
                 self.log.log(rtx.ILogger.ERROR, "engine of another\n version")
                 return None
 
@@ -128,9 +128,9 @@ class FakeMachine:
         self.tensorrt: Any = SimpleNamespace(**{**vars(rtx), **replaced})
 
     @property
-    def here(self) -> Machine:
+    def here(self) -> Gpu:
         """As the device sees it."""
-        return Machine(self.tensorrt, cast(Cuda, self.cuda))
+        return Gpu(self.tensorrt, cast(Cuda, self.cuda))
 
     def plug(self, patch: pytest.MonkeyPatch) -> None:
         """Make it this machine's."""

@@ -2,23 +2,28 @@
 
 import json
 import resource
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, cycle
+from itertools import count
+from itertools import cycle as for_ever
 from pathlib import Path
+from typing import Any
 
 from device.bundle import Segmentation, SiteRule
 from device.capture.sources import DemoSource
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation, Judge
+from device.listening.live import Judge, Session
 from device.model.judgement import Judgement
 from device.signal import FloatArray, Span
 from device.store.recorder import Beginning, Recorder, Store
 from device.verdict.summary import Summary
 from firmware_config.settings import Settings, load_settings
+
+Judged = tuple[list[CycleResult], list[Entry], Summary]
 
 
 def settings_for(file: Path, **store: object) -> Settings:
@@ -45,23 +50,38 @@ class Certain:
         return Judgement(1 / 3, False, "crackle")
 
 
-def heard(classifier: Judge, seconds: float = 12.0) -> tuple[list[CycleResult], list[Entry], Summary]:
-    """What comes of a demo."""
-    session = Auscultation(DemoSource(7, seconds, fast=True), classifier, settings_for(Path("unused")).quality)
-    happened = list(session.run())
-    cycles = [one for one in happened if isinstance(one, CycleResult)]
-    return cycles, [one for one in happened if isinstance(one, Entry)], session.summary
+def judged(classifier: Judge, seconds: float = 12.0) -> Judged:
+    """The cycles, timeline entries and summary of a demo."""
+    session = Session(DemoSource(7, seconds, fast=True), classifier, settings_for(Path("unused")).quality)
+    events = list(session.run())
+    cycles = [event for event in events if isinstance(event, CycleResult)]
+    return cycles, [event for event in events if isinstance(event, Entry)], session.summary
+
+
+def rows(file: Path, query: str) -> list[Any]:
+    """The rows that a query of a store gives."""
+    with sqlite3.connect(file) as database:
+        return database.execute(query).fetchall()
+
+
+def keep(demo: Judged, store: Store | Recorder) -> None:
+    """Store all of a demo."""
+    for cycle in demo[0]:
+        store.add(cycle)
+    for entry in demo[1]:
+        store.add(entry)
+    store.end(demo[2])
 
 
 def endless(cycles: list[CycleResult]) -> Iterator[CycleResult]:
     """The same breaths for ever, numbered on."""
-    for number, one in zip(count(1), cycle(cycles), strict=False):
-        yield replace(one, number=number)
+    for number, cycle in zip(count(1), for_ever(cycles), strict=False):
+        yield replace(cycle, number=number)
 
 
 def main(mode: str, file: Path) -> None:
     """`commit`: print the number of each cycle once it is committed, for ever. `limit`: a disk that is full a while."""
-    cycles, _, summary = heard(Certain(), 8.0)
+    cycles, _, summary = judged(Certain(), 8.0)
     if mode == "commit":
         store = Store(beginning(file, audio=True))
         for one in endless(cycles):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import read_bundle
 from device.signal import SAMPLE_RATE
 from tests.device.bundle_maker import make_bundle
@@ -20,7 +20,7 @@ from tests.device.bundle_maker import make_bundle
 def listening(tmp_path: Path) -> "subprocess.Popen[str]":
     """A device that listens to a recording of 12 s at its own pace, with a bundle of its own in `bundle`."""
     make_bundle(tmp_path / "bundle")
-    soundfile.write(tmp_path / "chest.wav", auscultate(4, 12.0).samples, SAMPLE_RATE, subtype="PCM_24")
+    soundfile.write(tmp_path / "chest.wav", simulate(4, 12.0).samples, SAMPLE_RATE, subtype="PCM_24")
     options = ["--source", "chest.wav", "--bundle", "bundle", "--json", "--no-store"]
     command = [sys.executable, "-m", "device", "listen", *options]
     return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

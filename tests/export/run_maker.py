@@ -11,6 +11,7 @@ from torch import nn
 from device.bundle import Segmentation, SiteRule, ThresholdChoice
 from device.model.judgement import abnormal_probability
 from device.signal import FrontEnd
+from firmware_config.files import write_atomically
 from firmware_config.settings import load_settings
 from trainer.corpora import Source
 from trainer.corpora.audio_cache import open_corpora
@@ -18,7 +19,6 @@ from trainer.corpora.splits import patient_folds
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.served import of_run
 from trainer.evaluation.validation import Validation
-from trainer.files import write_atomically
 from trainer.model.mobilenet import MobileNetConfig
 from trainer.model.network import AST, ModelConfig, Network, network
 from trainer.run.folder import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, read_facts, save_tensors

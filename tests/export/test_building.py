@@ -18,7 +18,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from device.bundle import BundleError, Calibration, Manifest, read_bundle
+from device.bundle import BundleError, CalibrationBounds, Manifest, read_bundle
 from device.labels import LABELS
 from device.model.classifier import Classifier, open_session, self_test
 from export.building import (
@@ -690,7 +690,7 @@ def test_a_file_that_the_weights_began_at_is_named_without_its_folder(patch_made
 
 def test_the_bundle_carries_how_far_healthy_people_may_move_the_threshold(patch_made: Made) -> None:
     assert patch_made.built.bundle.manifest.calibration is None
-    allowed = Calibration(largest_shift=0.5, sensitivity_floor=0.875)
+    allowed = CalibrationBounds(largest_shift=0.5, sensitivity_floor=0.875)
     choice = patch_made.facts.choice.model_copy(update={"calibration": allowed})
     manifest = manifest_of(patch_made, patch_made.facts.model_copy(update={"choice": choice}))
     assert manifest.calibration == allowed

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from firmware_config.errors import RespSAMError
+from firmware_config.files import write_atomically
 from trainer.corpora import load_corpus
 from trainer.corpora.audio_cache import with_audio
 from trainer.corpora.splits import patient_folds
 from trainer.evaluation.validation import Validation
-from trainer.files import write_atomically
 from trainer.run.machine import Machine, start
 from trainer.run.recipe import Recipe, load_recipe, with_changes
 from trainer.training.crops import crops_of

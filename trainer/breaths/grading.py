@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from device.breath.quality import Measured, judge, measure, reason
+from device.breath.quality import QualityMeasures, assess, measure, reason
 from device.breath.segmenter import Weights
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import Segmentation
 from firmware_config.settings import QualitySettings
 from trainer.breaths.segmentation import cut, intersections
@@ -31,7 +31,7 @@ class Heard:
     """One recording's segments as they are judged: what was measured, clarity, SNR."""
 
     group: Group
-    segments: tuple[tuple[Measured, float | None, float | None], ...]
+    segments: tuple[tuple[QualityMeasures, float | None, float | None], ...]
 
     def refused(self, settings: QualitySettings) -> bool:
         """Whether most of it is not gradable."""
@@ -100,12 +100,12 @@ def simulated(settings: QualitySettings) -> dict[str, float]:
     for name, changes in sounds.items():
         outcomes = []
         for seed in range(SIMULATIONS):
-            heard = auscultate(seed, 60.0, **changes)  # type: ignore[arg-type]
+            heard = simulate(seed, 60.0, **changes)  # type: ignore[arg-type]
             for segment in cut(heard.samples, Segmentation()):
                 span = [(segment.start_seconds, segment.end_seconds)]
                 shared = intersections(span, heard.contacts)[0][0] / [end - start for start, end in heard.contacts]
                 if not heard.contacts or shared.max() >= 0.5:
-                    outcomes.append(not judge(segment.samples, settings, segment.clarity, segment.snr_db).gradable)
+                    outcomes.append(not assess(segment.samples, settings, segment.clarity, segment.snr_db).gradable)
         refused[name] = round(float(np.mean(outcomes)), 3)
     return refused
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from device.capture.recording import AudioError, AudioWarning, ChannelWarning, scan
 from device.signal import SAMPLE_RATE, FloatArray, resample
+from firmware_config.files import replacing, write_atomically
 from trainer.corpora import Purpose, load_corpora
 from trainer.corpora.cycle import Corpus, CorpusError, Cycle, Recording, Source
-from trainer.files import replacing, write_atomically
 
 CONSTANT = 1e-6  # a silence's ripple after resampling; a recorder's step of 16 bits is thirty times as large
 RINGING = SAMPLE_RATE // 25  # samples that the resampler rings on beside a sudden silence

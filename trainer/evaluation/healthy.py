@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from device.bundle import Calibration, SiteRule
+from device.bundle import CalibrationBounds, SiteRule
 from device.verdict.calibration import CalibrationError, calibrated
 from trainer.corpora.splits import maker
 from trainer.evaluation.recordings import calibration_of, site_rule_of, voices
@@ -34,7 +34,7 @@ def healthy_people(outcome: "Outcome") -> dict[str, list[float]]:
 
 
 def calibrate_on(
-    outcome: "Outcome", rule: SiteRule, calibration: Calibration | None, people: int, seed: int = 0
+    outcome: "Outcome", rule: SiteRule, calibration: CalibrationBounds | None, people: int, seed: int = 0
 ) -> dict[str, Any]:
     """Se and Sp of an outcome of `recordings` before and after a calibration on so many healthy people.
 

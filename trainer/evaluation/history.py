@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from firmware_config.files import write_atomically
 from trainer.documents import first_problem
-from trainer.files import write_atomically
 from trainer.reading import REQUIRED, Reading
 from trainer.run.folder import READINGS_FILE, RUN_FILE, RunError, RunFacts, read_rows
 

@@ -14,12 +14,12 @@ from device.bundle import SiteRule
 from device.labels import LABELS, NORMAL, Label
 from device.model.judgement import abnormal_probability, leading_class, softmax
 from firmware_config.command_line import one_line
+from firmware_config.files import replacing
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
 from trainer.corpora.protocols import Example, Protocol, example_of, examples, inputs_of, labels_of, worst_window
 from trainer.evaluation.recordings import Heard, gradable, predicted_class
 from trainer.evaluation.served import ServedModel
-from trainer.files import replacing
 from trainer.metrics import NO_VERDICT, Float64Array, IntArray
 from trainer.run.folder import RunError
 

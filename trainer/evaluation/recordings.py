@@ -8,10 +8,10 @@ from typing import Final
 import numpy as np
 from scipy.special import logit
 
-from device.bundle import Calibration, SiteRule
+from device.bundle import CalibrationBounds, SiteRule
 from device.capture.blocks import Block, paced
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation, Judge
+from device.listening.live import Judge, Session
 from device.signal import SAMPLE_RATE, FloatArray
 from device.verdict.site import SiteDecision
 from firmware_config.settings import QualitySettings
@@ -90,7 +90,7 @@ def hear(
     """Every recording through segmenter, quality and model, as the device would hear it."""
     heard = []
     for done, recording in enumerate(recordings, 1):
-        session = Auscultation(CachedSource(recording.name, cache[recording.name]), model, quality)
+        session = Session(CachedSource(recording.name, cache[recording.name]), model, quality)
         results = [replace(one, samples=UNHEARD) for one in session.run() if isinstance(one, CycleResult)]
         heard.append(Heard(recording, tuple(results)))
         if progress is not None:
@@ -152,12 +152,12 @@ def site_rule_of(
     return UNFITTED.model_copy(update={"threshold": round(float(best_row(curve)[0]), 6)}), curve
 
 
-def calibration_of(rule: SiteRule, curve: Float64Array) -> Calibration:
+def calibration_of(rule: SiteRule, curve: Float64Array) -> CalibrationBounds:
     """How far healthy people may raise the rule's threshold: to where held-out patients still reached the floor."""
     kept = curve[(curve[:, 1] >= SENSITIVITY_FLOOR) & (curve[:, 0] >= rule.threshold), 0]
     highest = float(kept.max(initial=rule.threshold))
     shift = max(0.0, float(logit(np.clip(highest, 1e-6, 1 - 1e-6)) - logit(np.clip(rule.threshold, 1e-6, 1 - 1e-6))))
-    return Calibration(
+    return CalibrationBounds(
         healthy_flagged=HEALTHY_FLAGGED, largest_shift=round(shift, 4), sensitivity_floor=SENSITIVITY_FLOOR
     )
 
@@ -183,7 +183,7 @@ def listen_longer(
         flagged = {True: 0, False: 0}
         for done, ((patient, abnormal), parts) in enumerate(people.items(), 1):
             sound = np.resize(np.concatenate(parts), round(seconds * SAMPLE_RATE))
-            session = Auscultation(CachedSource(patient, sound), model, quality)
+            session = Session(CachedSource(patient, sound), model, quality)
             for _ in session.run():
                 pass
             flagged[abnormal] += session.summary.verdict == "flagged"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from device.bundle import MANIFEST, BundleError, Calibration, Segmentation, SiteRule, read_bundle
+from device.bundle import MANIFEST, BundleError, CalibrationBounds, Segmentation, SiteRule, read_bundle
 from device.model.classifier import Classifier
 from device.model.judgement import Judgement, judge, pool
 from device.signal import WINDOW_SECONDS, FloatArray, FrontEnd, Span, windows
@@ -33,7 +33,7 @@ class ServedModel:
     site_rule: SiteRule = UNFITTED
     temperature: float = 1.0
     threshold: float = 0.0
-    calibration: Calibration | None = None
+    calibration: CalibrationBounds | None = None
     fingerprint: str = "unbundled run"
     """sha256 of a bundle's manifest or of a run's facts."""
     trained_corpora: frozenset[str] = frozenset()

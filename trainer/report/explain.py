@@ -18,7 +18,7 @@ from torch import Tensor
 from device.capture.recording import scan
 from device.labels import LABELS
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation
+from device.listening.live import Session
 from device.model.judgement import Judgement, judge
 from device.signal import (
     FRAME_SAMPLES,
@@ -290,7 +290,7 @@ def explain(
     served = of_run(model, facts, run.name, device)
     recorded = scan(file)
     samples = resample(recorded.samples(), recorded.header.sample_rate)
-    session = Auscultation(CachedSource(file.name, samples), served, quality)
+    session = Session(CachedSource(file.name, samples), served, quality)
     results = [one for one in session.run() if isinstance(one, CycleResult)]
     one = _chosen(results, file, samples.size / SAMPLE_RATE, at_seconds)
     parts = split(one.samples)

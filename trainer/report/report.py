@@ -12,15 +12,16 @@ import numpy as np
 import torch
 
 from device.labels import LABELS
+from device.runtime import own_font_list
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, FloatArray, FrontEnd, level, log_mel, split, windows
 from firmware_config.errors import RespSAMError
+from firmware_config.files import write_atomically
 from trainer.corpora import Corpus
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.describe import describe
 from trainer.corpora.protocols import FLATTERED, LIES, Protocol
 from trainer.evaluation.history import latest, readings_of
 from trainer.evaluation.outcome import Outcome, load_outcome
-from trainer.files import own_font_list, write_atomically
 from trainer.metrics import (
     CALIBRATION_BINS,
     NO_VERDICT,

@@ -10,13 +10,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from device.bundle import Calibration, Population, Segmentation, SiteRule, ThresholdChoice
+from device.bundle import CalibrationBounds, Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
+from firmware_config.files import replacing
 from trainer.corpora.cycle import Source, joined_names
 from trainer.corpora.protocols import Protocol
 from trainer.documents import first_problem
-from trainer.files import replacing
 from trainer.model.network import Ensemble, Network, network
 from trainer.reading import Reading
 from trainer.run.recipe import Recipe
@@ -51,7 +51,7 @@ class Choice(BaseModel):
     cycle_threshold: float
     site_rule: SiteRule
     site_threshold: ThresholdChoice | None
-    calibration: Calibration | None
+    calibration: CalibrationBounds | None
     """How far healthy people may raise the sites' threshold; None where no recordings were annotated."""
     segmentation: Segmentation
     readings: dict[Protocol, Reading]

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 from device.runtime import disable_telemetry
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
+from firmware_config.files import write_atomically
 from firmware_config.settings import QualitySettings
 from trainer.corpora import Corpus, Source
 from trainer.corpora.audio_cache import AudioCache, open_corpora
@@ -32,7 +33,6 @@ from trainer.corpora.protocols import Protocol, default_protocol
 from trainer.evaluation.evaluate import outcome_on
 from trainer.evaluation.outcome import save_outcome
 from trainer.evaluation.served import of_network
-from trainer.files import write_atomically
 from trainer.model.network import network
 from trainer.run.folder import WEIGHTS_FILE, load_tensors, read_metrics, save_tensors
 from trainer.run.machine import Machine, start

@@ -8,11 +8,12 @@ import numpy as np
 from rich.table import Table
 
 from device.labels import NORMAL
+from device.runtime import own_font_list
+from firmware_config.files import replacing, write_atomically
 from trainer.evaluation.compare import direction, paired
 from trainer.evaluation.outcome import Outcome, join, load_outcome
 from trainer.evaluation.score import headline
 from trainer.evaluation.served import STRETCH_CYCLES
-from trainer.files import own_font_list, replacing, write_atomically
 from trainer.metrics import (
     NO_VERDICT,
     Float64Array,

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from device.bundle import Calibration, Population, SiteRule, ThresholdChoice
+from device.bundle import CalibrationBounds, Population, SiteRule, ThresholdChoice
+from firmware_config.files import write_atomically
 from firmware_config.settings import QualitySettings
 from trainer.corpora import Corpus, parts_of
 from trainer.corpora.audio_cache import AudioCache
@@ -19,7 +20,6 @@ from trainer.evaluation.evaluate import reading
 from trainer.evaluation.outcome import Outcome, join, of_heard, of_shown, read_stretches, save_outcome
 from trainer.evaluation.recordings import Heard, calibration_of, fit_site_rule, gradable, hear, rejudged, voices
 from trainer.evaluation.served import UNFITTED, of_network, of_run, segmentation_for
-from trainer.files import write_atomically
 from trainer.metrics import Float64Array, balanced_curve, best_row, fit_temperature
 from trainer.run.folder import (
     RUN_FILE,
@@ -131,7 +131,7 @@ class Thresholds:
     site_rule: SiteRule
     site_curve: Float64Array | None
     """None without normal or abnormal recordings to fit on."""
-    calibration: Calibration | None
+    calibration: CalibrationBounds | None
     outcomes: dict[Protocol, Outcome]
     """Through the live path."""
 

@@ -23,11 +23,11 @@ from device.labels import LABELS
 from device.model.judgement import abnormal_probability
 from device.signal import FrontEnd, raw_window, split
 from firmware_config.errors import RespSAMError
+from firmware_config.files import write_atomically
 from trainer.corpora.cycle import Corpus
 from trainer.corpora.splits import family
 from trainer.corpora.stretches import located
 from trainer.evaluation.validation import Validation
-from trainer.files import write_atomically
 from trainer.metrics import Float64Array, IntArray, auroc, choose_threshold
 from trainer.model.network import Network, network
 from trainer.run.folder import (

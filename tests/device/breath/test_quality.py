@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 from scipy.signal import butter, sosfilt
 
-from device.breath.quality import SILENCE_DBFS, Quality, hum_share, judge, level_dbfs, measure
+from device.breath.quality import SILENCE_DBFS, Quality, assess, hum_share, level_dbfs, measure
 from device.breath.segmenter import Segmenter
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import Segmentation
 from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, window
 from firmware_config.settings import load_settings
@@ -48,7 +48,7 @@ def judged(samples: FloatArray) -> list[Quality]:
     """Every segment of a recording, as the live path judges it."""
     segmenter = Segmenter(Segmentation())
     return [
-        judge(segment.samples, SETTINGS, segment.clarity, segment.snr_db)
+        assess(segment.samples, SETTINGS, segment.clarity, segment.snr_db)
         for segment in segmenter.feed(samples) + segmenter.flush()
     ]
 
@@ -69,24 +69,24 @@ def test_level_of_a_tone_is_its_amplitude_less_3_db(amplitude: float) -> None:
 def test_silence_and_nothing_at_all_have_the_lowest_level() -> None:
     assert level_dbfs(np.zeros(100, np.float32)) == SILENCE_DBFS
     assert level_dbfs(np.zeros(0, np.float32)) == SILENCE_DBFS
-    assert not judge(np.zeros(0, np.float32), ANYTHING).gradable
+    assert not assess(np.zeros(0, np.float32), ANYTHING).gradable
 
 
 def test_too_quiet_and_overloaded() -> None:
-    assert judge(tone(0.1), SETTINGS).gradable
-    assert judge(tone(1e-5), SETTINGS).reason.startswith("too quiet: press")
-    overloaded = judge(np.clip(tone(2.0), -1, 1), SETTINGS)
+    assert assess(tone(0.1), SETTINGS).gradable
+    assert assess(tone(1e-5), SETTINGS).reason.startswith("too quiet: press")
+    overloaded = assess(np.clip(tone(2.0), -1, 1), SETTINGS)
     assert overloaded.reason.startswith("overloaded: turn the gain down")
     # a sine at twice full scale is beyond it for two thirds of the time
     assert overloaded.clipped_share == pytest.approx(2 / 3, abs=0.01)
-    assert judge(np.clip(tone(2.0), -1, 1), ANYTHING).gradable
+    assert assess(np.clip(tone(2.0), -1, 1), ANYTHING).gradable
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.3])
 def test_what_cannot_become_a_window_is_never_gradable_whatever_the_settings_say(constant: float) -> None:
-    assert not judge(np.full(16_000, constant, np.float32), ANYTHING).gradable
+    assert not assess(np.full(16_000, constant, np.float32), ANYTHING).gradable
     faint = tone(1e-7)
-    assert judge(faint, ANYTHING).gradable
+    assert assess(faint, ANYTHING).gradable
     window(faint, FrontEnd())
 
 
@@ -96,15 +96,15 @@ def test_what_cannot_become_a_window_is_never_gradable_whatever_the_settings_say
 def test_clean_chests_sick_or_not_are_gradable(
     abnormal_share: float, per_minute: float, heart_rate: float | None
 ) -> None:
-    heard = auscultate(5, 60, breaths_per_minute=per_minute, abnormal_share=abnormal_share, heart_rate=heart_rate)
+    heard = simulate(5, 60, breaths_per_minute=per_minute, abnormal_share=abnormal_share, heart_rate=heart_rate)
     assert {one.reason for one in judged(heard.samples)} == {""}
 
 
 def test_rubbing_is_refused_where_it_is_and_nowhere_else() -> None:
-    heard = auscultate(3, 60, contacts_per_minute=6)
+    heard = simulate(3, 60, contacts_per_minute=6)
     segmenter = Segmenter(Segmentation())
     for segment in segmenter.feed(heard.samples) + segmenter.flush():
-        reason = judge(segment.samples, SETTINGS, segment.clarity, segment.snr_db).reason
+        reason = assess(segment.samples, SETTINGS, segment.clarity, segment.snr_db).reason
         shares = [
             max(0.0, min(segment.end_seconds, end) - max(segment.start_seconds, start)) / (end - start)
             for start, end in heard.contacts
@@ -117,7 +117,7 @@ def test_rubbing_is_refused_where_it_is_and_nowhere_else() -> None:
 
 
 def test_talking_is_refused_alone_and_over_a_breath() -> None:
-    breathing = auscultate(4, 30).samples
+    breathing = simulate(4, 30).samples
     assert most_common_reason(voice(30, 0.05)).startswith("too much talking: ask")
     assert most_common_reason(breathing + voice(30, 0.05)).startswith("too much talking: ask")
 
@@ -125,7 +125,7 @@ def test_talking_is_refused_alone_and_over_a_breath() -> None:
 @pytest.mark.parametrize("hertz", [50.0, 60.04])
 def test_mains_hum(hertz: float) -> None:
     hum = tone(0.05, 30, hertz) + tone(0.02, 30, 3 * hertz)
-    assert most_common_reason(auscultate(4, 30).samples + hum).startswith("mains hum: move")
+    assert most_common_reason(simulate(4, 30).samples + hum).startswith("mains hum: move")
 
 
 def test_the_heart_alone_and_noise_alone_have_no_breath() -> None:
@@ -139,9 +139,9 @@ def test_the_heart_alone_and_noise_alone_have_no_breath() -> None:
 
 
 def test_breath_in_noise() -> None:
-    assert judge(noise(2, 0.01), SETTINGS, clarity=0.9, snr_db=1.0).reason.startswith("breath hardly louder than")
-    assert judge(noise(2, 0.01), SETTINGS, clarity=0.9, snr_db=10.0).gradable
-    assert judge(noise(2, 0.01), SETTINGS).gradable  # without a detector nothing is said of it
+    assert assess(noise(2, 0.01), SETTINGS, clarity=0.9, snr_db=1.0).reason.startswith("breath hardly louder than")
+    assert assess(noise(2, 0.01), SETTINGS, clarity=0.9, snr_db=10.0).gradable
+    assert assess(noise(2, 0.01), SETTINGS).gradable  # without a detector nothing is said of it
 
 
 @pytest.mark.parametrize(("hertz", "share"), [(50, 1.0), (60, 1.0), (75, 0.0), (200, 0.0)])

@@ -8,7 +8,7 @@ import pytest
 import scipy.signal
 
 from device.breath.segmenter import LEAST_GAP_SECONDS, LEAST_RHYTHM, Segment, Segmenter, rhythm
-from device.breath.simulator import Breath, auscultate
+from device.breath.simulator import Breath, simulate
 from device.bundle import Segmentation
 from device.signal import SAMPLE_RATE, FloatArray
 
@@ -47,20 +47,20 @@ def matched(breaths: tuple[Breath, ...], segments: list[Segment]) -> int:
 def test_breaths_of_the_simulator_are_found(per_minute: float) -> None:
     found, breaths = 0, 0
     for seed in SEEDS:
-        heard = auscultate(100 + seed, 60, breaths_per_minute=per_minute)
+        heard = simulate(100 + seed, 60, breaths_per_minute=per_minute)
         segments = [segment for segment in cut(heard.samples) if segment.kind == "breath"]
         found, breaths = found + matched(heard.breaths, segments), breaths + len(heard.breaths)
     assert found / breaths >= 0.9
 
 
 def test_the_rhythm_of_breathing_is_believed_and_that_of_noise_is_not() -> None:
-    late = [segment for segment in cut(auscultate(100, 40).samples) if segment.start_seconds > 15]
+    late = [segment for segment in cut(simulate(100, 40).samples) if segment.start_seconds > 15]
     assert np.median([segment.rhythm for segment in late]) > 0.4
     assert max(segment.rhythm for segment in cut(noise(40))) < LEAST_RHYTHM
 
 
 def test_where_expiration_begins() -> None:
-    heard = auscultate(7, 120, breaths_per_minute=15, abnormal_share=0.0)
+    heard = simulate(7, 120, breaths_per_minute=15, abnormal_share=0.0)
     turns = np.array([breath.expiration_seconds for breath in heard.breaths])
     phases = [segment.phase for segment in cut(heard.samples) if segment.phase is not None]
     errors = [np.abs(turns - phase / SAMPLE_RATE).min() for phase in phases]
@@ -69,7 +69,7 @@ def test_where_expiration_begins() -> None:
 
 
 def test_a_short_cycle_is_judged_with_the_sound_around_it_and_nothing_that_came_later() -> None:
-    samples, block = auscultate(3, 40).samples, 800
+    samples, block = simulate(3, 40).samples, 800
     segmenter, told = Segmenter(Segmentation(context_seconds=3.5)), 0
     segmenter.reset(1000)  # sound before a gap is none of its business
     for begin in range(0, samples.size - block + 1, block):
@@ -94,7 +94,7 @@ def test_a_short_cycle_is_judged_with_the_sound_around_it_and_nothing_that_came_
 
 
 def test_the_context_does_not_depend_on_how_the_stream_is_cut() -> None:
-    samples, settings = auscultate(3, 30).samples, Segmentation(context_seconds=3.5)
+    samples, settings = simulate(3, 30).samples, Segmentation(context_seconds=3.5)
     one, other = (cut(samples, settings, block) for block in (1600, 7777))
     assert len(one) == len(other) > 5
     assert all(np.array_equal(a.judged, b.judged) for a, b in zip(one, other, strict=True))
@@ -102,7 +102,7 @@ def test_the_context_does_not_depend_on_how_the_stream_is_cut() -> None:
 
 def test_a_breath_is_told_within_a_second_of_its_end() -> None:
     for seed in SEEDS:
-        samples = auscultate(seed, 40).samples
+        samples = simulate(seed, 40).samples
         segmenter, breaths = Segmenter(Segmentation()), 0
         for heard in range(0, samples.size - 799, 800):
             for segment in segmenter.feed(samples[heard : heard + 800]):
@@ -112,20 +112,20 @@ def test_a_breath_is_told_within_a_second_of_its_end() -> None:
 
 
 def test_clarity_and_snr_tell_breathing_from_noise() -> None:
-    breathing, hiss = cut(auscultate(3, 30).samples), cut(noise(30))
+    breathing, hiss = cut(simulate(3, 30).samples), cut(noise(30))
     assert min(one.clarity for one in breathing if one.clarity is not None) > 0.5
     assert max(one.clarity for one in hiss if one.clarity is not None) < 0.4
     assert min(one.snr_db for one in breathing if one.snr_db is not None) > 10
     assert max(one.snr_db for one in hiss if one.snr_db is not None) < 3
     # of two seconds nobody can say
-    assert {one.clarity for one in cut(auscultate(3, 2.0).samples)} == {None}
+    assert {one.clarity for one in cut(simulate(3, 2.0).samples)} == {None}
     # windows know it, too
     windows = cut(noise(30), Segmentation(method="windows"))
     assert max(one.clarity for one in windows if one.clarity is not None) < 0.4
 
 
 def test_loudness_changes_nothing() -> None:
-    samples = auscultate(4, 30).samples
+    samples = simulate(4, 30).samples
     loud, soft = cut(samples), cut(samples * np.float32(0.05))
     assert [(one.start, one.end, one.kind) for one in loud] == [(one.start, one.end, one.kind) for one in soft]
 
@@ -133,7 +133,7 @@ def test_loudness_changes_nothing() -> None:
 @pytest.mark.parametrize("method", ["breath", "windows"])
 def test_segments_do_not_depend_on_how_the_stream_is_cut_into_blocks(method: str) -> None:
     settings = Segmentation.model_validate({"method": method})
-    samples = auscultate(3, 31.3).samples
+    samples = simulate(3, 31.3).samples
     whole = cut(samples, settings, block=samples.size)
     rng = np.random.default_rng(0)
     segmenter, pieces, position = Segmenter(settings), [], 0
@@ -148,7 +148,7 @@ def test_segments_do_not_depend_on_how_the_stream_is_cut_into_blocks(method: str
 
 
 def test_segments_are_the_stream_where_they_say_they_are() -> None:
-    samples = auscultate(1, 40).samples
+    samples = simulate(1, 40).samples
     for segment in cut(samples):
         np.testing.assert_array_equal(segment.samples, samples[segment.start : segment.end])
 
@@ -165,7 +165,7 @@ def unjudged(samples: FloatArray, segments: list[Segment]) -> list[float]:
 @pytest.mark.parametrize("seconds", [2.0, 3.9, 9.0, 13.7, 30.2])
 @pytest.mark.parametrize("kind", ["breathing", "noise", "windows"])
 def test_only_pauses_stay_unjudged(seconds: float, kind: str) -> None:
-    samples = noise(seconds) if kind == "noise" else auscultate(5, seconds).samples
+    samples = noise(seconds) if kind == "noise" else simulate(5, seconds).samples
     segments = cut(samples, Segmentation(method="windows" if kind == "windows" else "breath"))
     gaps = unjudged(samples, segments)
     periods = [one.period_seconds for one in segments if one.rhythm >= LEAST_RHYTHM]
@@ -179,13 +179,13 @@ def test_no_two_segments_share_a_sample(method: str, context_seconds: float) -> 
     settings = Segmentation.model_validate({"method": method, "context_seconds": context_seconds})
     for seed in SEEDS:
         quiet = np.zeros(SAMPLE_RATE * 3, np.float32)
-        samples = np.concatenate([auscultate(seed, 40).samples, quiet, noise(9), auscultate(seed + 50, 20).samples])
+        samples = np.concatenate([simulate(seed, 40).samples, quiet, noise(9), simulate(seed + 50, 20).samples])
         segments = cut(samples, settings)
         assert all(one.end <= other.start for one, other in pairwise(segments))
 
 
 def test_a_breath_that_is_missed_in_a_rhythm_is_heard_in_windows() -> None:
-    heard = auscultate(2, 60, breaths_per_minute=15, abnormal_share=0.0)
+    heard = simulate(2, 60, breaths_per_minute=15, abnormal_share=0.0)
     missed = heard.breaths[10]
     first, stop = (round(at * SAMPLE_RATE) for at in (missed.onset_seconds, missed.end_seconds))
     samples = heard.samples.copy()
@@ -200,7 +200,7 @@ def test_no_breath_is_longer_or_shorter_than_the_bundle_allows() -> None:
     lengths = [
         segment.samples.size / SAMPLE_RATE
         for per_minute in (12, 24, 50)
-        for segment in cut(auscultate(2, 60, breaths_per_minute=per_minute).samples, settings)
+        for segment in cut(simulate(2, 60, breaths_per_minute=per_minute).samples, settings)
         if segment.kind == "breath"
     ]
     assert lengths
@@ -237,7 +237,7 @@ def test_the_period_of_a_known_envelope() -> None:
 
 
 def test_the_method_windows_cuts_nothing_else() -> None:
-    segments = cut(auscultate(1, 30).samples, Segmentation(method="windows"))
+    segments = cut(simulate(1, 30).samples, Segmentation(method="windows"))
     assert {segment.kind for segment in segments} == {"window"}
 
 
@@ -248,7 +248,7 @@ def test_less_than_the_shortest_breath_is_no_segment() -> None:
 
 def test_after_a_reset_nothing_of_before_comes_back() -> None:
     segmenter = Segmenter(Segmentation())
-    before, after = auscultate(1, 20).samples, auscultate(2, 20).samples
+    before, after = simulate(1, 20).samples, simulate(2, 20).samples
     segmenter.feed(before)
     segmenter.flush()
     segmenter.reset(1_000_000)

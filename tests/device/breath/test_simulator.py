@@ -11,7 +11,7 @@ import pytest
 import scipy.signal
 from scipy.stats import kurtosis
 
-from device.breath.simulator import Auscultation, SimulatorError, auscultate, breath, crackle, wheeze
+from device.breath.simulator import Simulated, SimulatorError, breath, crackle, simulate, wheeze
 from device.labels import LABELS, Label
 from device.signal import FloatArray
 from firmware_config.errors import RespSAMError
@@ -42,12 +42,12 @@ def spikiness(samples: FloatArray) -> float:
     return float(kurtosis(scipy.signal.sosfiltfilt(band, samples)))
 
 
-def part(heard: Auscultation, start_seconds: float, end_seconds: float) -> FloatArray:
+def part(heard: Simulated, start_seconds: float, end_seconds: float) -> FloatArray:
     return heard.samples[round(start_seconds * heard.sample_rate) : round(end_seconds * heard.sample_rate)]
 
 
 def test_same_seed_same_bits_other_seed_other_sound() -> None:
-    first, again, other = (auscultate(seed, 12, contacts_per_minute=10) for seed in (3, 3, 4))
+    first, again, other = (simulate(seed, 12, contacts_per_minute=10) for seed in (3, 3, 4))
     assert first.samples.tobytes() == again.samples.tobytes()
     assert (first.breaths, first.contacts) == (again.breaths, again.contacts)
     assert first.samples.tobytes() != other.samples.tobytes()
@@ -56,7 +56,7 @@ def test_same_seed_same_bits_other_seed_other_sound() -> None:
 
 @pytest.mark.parametrize(("seconds", "sample_rate"), [(60, 16_000), (0.5, 4_000), (7.3, 44_100), (11.77, 8_000)])
 def test_breaths_are_contiguous_and_cover_everything(seconds: float, sample_rate: int) -> None:
-    heard = auscultate(1, seconds, sample_rate=sample_rate)
+    heard = simulate(1, seconds, sample_rate=sample_rate)
     assert heard.samples.shape == (round(seconds * sample_rate),)
     assert heard.samples.dtype == np.float32
     assert heard.sample_rate == sample_rate
@@ -67,7 +67,7 @@ def test_breaths_are_contiguous_and_cover_everything(seconds: float, sample_rate
 
 
 def test_breathing_rate_and_its_variability() -> None:
-    heard = auscultate(2, 120, breaths_per_minute=30)
+    heard = simulate(2, 120, breaths_per_minute=30)
     periods = [each.end_seconds - each.onset_seconds for each in heard.breaths]
     assert len(periods) == 60
     assert 0.05 < np.std(periods) / np.mean(periods) < 0.2
@@ -75,7 +75,7 @@ def test_breathing_rate_and_its_variability() -> None:
 
 @pytest.mark.parametrize(("share", "abnormal"), [(0.0, 0), (0.3, 12), (0.5, 20), (1.0, 40)])
 def test_abnormal_share(share: float, abnormal: int) -> None:
-    labels = [each.label for each in auscultate(5, 120, abnormal_share=share).breaths]
+    labels = [each.label for each in simulate(5, 120, abnormal_share=share).breaths]
     counts = [labels.count(label) for label in LABELS]
     assert counts[0] == 40 - abnormal
     assert max(counts[1:]) - min(counts[1:]) <= 1
@@ -84,20 +84,20 @@ def test_abnormal_share(share: float, abnormal: int) -> None:
 @pytest.mark.parametrize("level_dbfs", [-60.0, -40.0, -35.0])
 @pytest.mark.parametrize("heart_rate", [None, 120.0])
 def test_level(level_dbfs: float, heart_rate: float | None) -> None:
-    heard = auscultate(6, 30, level_dbfs=level_dbfs, heart_rate=heart_rate)
+    heard = simulate(6, 30, level_dbfs=level_dbfs, heart_rate=heart_rate)
     assert abs(dbfs(heard.samples) - level_dbfs) < 1
     assert abs(dbfs(breath(6, "crackle")) + 40) < 1
 
 
 def test_one_minute_takes_less_than_a_second() -> None:
-    auscultate(0, 1)
+    simulate(0, 1)
     start = process_time()
-    auscultate(0, 60, contacts_per_minute=6)
+    simulate(0, 60, contacts_per_minute=6)
     assert process_time() - start < 1
 
 
 def test_vesicular_noise_falls_steeply_and_expiration_is_softer() -> None:
-    heard = auscultate(7, 60, abnormal_share=0, heart_rate=None)
+    heard = simulate(7, 60, abnormal_share=0, heart_rate=None)
     octave_drops = [
         10 * np.log10(power(heard.samples, low, 1.2 * low) / power(heard.samples, 2 * low, 2.4 * low))
         for low in (200, 400)
@@ -157,7 +157,7 @@ def test_wheeze_has_a_low_gliding_fundamental_and_harmonics() -> None:
 
 
 def test_heart_is_low_and_optional_and_moves_nothing_else() -> None:
-    silent, beating = (auscultate(8, 30, abnormal_share=0, heart_rate=rate) for rate in (None, 90.0))
+    silent, beating = (simulate(8, 30, abnormal_share=0, heart_rate=rate) for rate in (None, 90.0))
     assert silent.breaths == beating.breaths
     ratio = [power(heard.samples, 30, 80) / power(heard.samples, 200, 400) for heard in (silent, beating)]
     assert ratio[1] > 5 * ratio[0]
@@ -170,7 +170,7 @@ def test_heart_is_low_and_optional_and_moves_nothing_else() -> None:
 
 
 def test_contact_noise_is_loud_where_the_truth_says_and_nowhere_else() -> None:
-    clean, rubbed = (auscultate(9, 60, contacts_per_minute=rate) for rate in (0.0, 6.0))
+    clean, rubbed = (simulate(9, 60, contacts_per_minute=rate) for rate in (0.0, 6.0))
     assert clean.contacts == ()
     assert len(rubbed.contacts) == 6
     assert all(one[1] < following[0] for one, following in pairwise(rubbed.contacts))
@@ -183,7 +183,7 @@ def test_contact_noise_is_loud_where_the_truth_says_and_nowhere_else() -> None:
 
 
 def test_clipping_at_full_scale() -> None:
-    loud = auscultate(10, 10, level_dbfs=-3, contacts_per_minute=12)
+    loud = simulate(10, 10, level_dbfs=-3, contacts_per_minute=12)
     assert np.abs(loud.samples).max() == 1
 
 
@@ -210,7 +210,7 @@ def test_clipping_at_full_scale() -> None:
 def test_a_bad_argument_is_named(argument: str, value: float) -> None:
     arguments: dict[str, Any] = {"seed": 0, "seconds": 10, argument: value}
     with pytest.raises(SimulatorError, match=rf"^{argument} is {value} .*: take a value from [^\n]+$") as caught:
-        auscultate(**arguments)
+        simulate(**arguments)
     assert isinstance(caught.value, RespSAMError)
     if argument in ("seed", "seconds", "sample_rate"):
         with pytest.raises(SimulatorError, match=f"^{argument} is "):

@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.capture.recording import AudioError, AudioWarning, ChannelWarning, looks_like_sound, read_audio, read_header
 from device.signal import FloatArray
 from firmware_config.errors import RespSAMError
@@ -210,7 +210,7 @@ def test_float_samples_on_an_integers_scale_are_said_to_be_so(tmp_path: Path, sc
 
 def test_the_asked_channel_is_heard(tmp_path: Path) -> None:
     path = written(tmp_path / "two.wav", np.stack([0 * breath(), breath()], axis=1), "FLOAT")
-    with pytest.warns(ChannelWarning, match=r"2 channels, only channel 1 is heard \(counted from 0\)"):
+    with pytest.warns(ChannelWarning, match=r"2 channels, only channel 1 is used \(counted from 0\)"):
         np.testing.assert_array_equal(read_audio(path, 1)[0], breath())
     with pytest.raises(AudioError, match="has no channel 2"):
         read_audio(path, 2)
@@ -221,14 +221,14 @@ def test_the_asked_channel_is_heard(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_auto_hears_the_channel_with_breathing_in_it(tmp_path: Path, place: int) -> None:
     """Beside a louder heart, hiss and nothing at all."""
-    lung = auscultate(3, 20.0).samples
+    lung = simulate(3, 20.0).samples
     time = np.arange(lung.size) / 16_000
     heart = (0.5 * np.sin(2 * np.pi * 50 * time) * (np.sin(2 * np.pi * 1.2 * time) > 0.9)).astype(np.float32)
     hiss = (0.1 * np.random.default_rng(0).standard_normal(lung.size)).astype(np.float32)
     channels = [heart, hiss, 0 * lung]
     channels[place] = lung
     soundfile.write(tmp_path / "three.wav", np.stack(channels, axis=1), 16_000, subtype="FLOAT")
-    with pytest.warns(ChannelWarning, match=f"only channel {place} is heard .*the one with breathing in it"):
+    with pytest.warns(ChannelWarning, match=f"only channel {place} is used .*the one with breathing in it"):
         samples, _ = read_audio(tmp_path / "three.wav", "auto")
     np.testing.assert_array_equal(samples, lung)
 

@@ -5,7 +5,7 @@ import numpy as np
 from device.breath.quality import Quality
 from device.breath.simulator import Breath
 from device.labels import Label
-from device.listening.agreement import agreement, truly_abnormal
+from device.listening.agreement import agreement_of, truly_abnormal
 from device.listening.cycle import CycleResult
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE
@@ -47,7 +47,7 @@ def test_counts_and_their_words() -> None:
         cycle(9, 12, False),
         cycle(9, 12, None),  # not graded: neither right nor wrong
     ]
-    counted = agreement(results, BREATHS)
+    counted = agreement_of(results, BREATHS)
     assert counted.as_json() == {"abnormal": 2, "abnormal_heard": 1, "normal": 2, "normal_left_alone": 1}
     assert str(counted) == (
         "agreement with the simulator's truth: 2 of 4 cycles (abnormal heard 1 of 2, normal left alone 1 of 2)"

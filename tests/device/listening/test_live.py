@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from device.breath.quality import judge as judge_quality
-from device.breath.simulator import auscultate
+from device.breath.quality import assess as judge_quality
+from device.breath.simulator import simulate
 from device.bundle import BundleError, SiteRule, read_bundle
 from device.capture.blocks import Block, paced
 from device.capture.process import CaptureError
 from device.capture.sources import DemoSource
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
-from device.listening.live import Auscultation, stopped_by_signals
-from device.listening.rate import respiratory_rate
+from device.listening.live import Session, stopped_by_signals
+from device.listening.respiratory_rate import respiratory_rate
 from device.model.classifier import Classifier
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span
-from device.view.view import LiveView, PlainView
+from device.view.terminal import LiveView, PlainView
 from firmware_config.settings import load_settings
 from tests.device.bundle_maker import make_bundle
 
@@ -63,7 +63,7 @@ def blocks_of(samples: FloatArray) -> list[Block]:
     return list(paced(samples, fast=True))
 
 
-def finished(session: Auscultation) -> tuple[list[CycleResult], list[Entry]]:
+def finished(session: Session) -> tuple[list[CycleResult], list[Entry]]:
     happened = list(session.run())
     return [one for one in happened if isinstance(one, CycleResult)], [
         one for one in happened if isinstance(one, Entry)
@@ -75,11 +75,11 @@ def in_samples(seconds: float) -> int:
 
 
 def test_no_cycle_crosses_a_gap_and_the_account_balances_to_the_sample(classifier: Classifier) -> None:
-    before, after = auscultate(1, 21.37).samples, auscultate(2, 17.11).samples
+    before, after = simulate(1, 21.37).samples, simulate(2, 17.11).samples
     lost = 23_456
     first, *rest = blocks_of(after)
     sound = [*blocks_of(before), Block(first.samples, lost, "overflow", "our queue was full"), *rest]
-    session = Auscultation(Sound(sound), classifier, QUALITY)
+    session = Session(Sound(sound), classifier, QUALITY)
     results, entries = finished(session)
 
     gap = (before.size, before.size + lost)
@@ -104,10 +104,10 @@ def test_no_cycle_crosses_a_gap_and_the_account_balances_to_the_sample(classifie
 
 
 def test_cycles_after_a_gap_are_those_of_the_sound_alone(classifier: Classifier) -> None:
-    before, after = auscultate(1, 9.0).samples, auscultate(2, 20.0).samples
+    before, after = simulate(1, 9.0).samples, simulate(2, 20.0).samples
     first, *rest = blocks_of(after)
-    together = Auscultation(Sound([*blocks_of(before), Block(first.samples, 160), *rest]), classifier, QUALITY)
-    alone = Auscultation(Sound(blocks_of(after)), classifier, QUALITY)
+    together = Session(Sound([*blocks_of(before), Block(first.samples, 160), *rest]), classifier, QUALITY)
+    alone = Session(Sound(blocks_of(after)), classifier, QUALITY)
     shift = (before.size + 160) / SAMPLE_RATE
     late = [one for one in finished(together)[0] if one.start_seconds >= shift]
     expected = finished(alone)[0]
@@ -116,17 +116,17 @@ def test_cycles_after_a_gap_are_those_of_the_sound_alone(classifier: Classifier)
 
 
 def test_a_note_of_the_driver_is_a_gap_even_when_nothing_is_known_to_be_lost(classifier: Classifier) -> None:
-    samples = auscultate(1, 10.0).samples
+    samples = simulate(1, 10.0).samples
     sound = blocks_of(samples)
     sound[50] = Block(sound[50].samples, 0, "overflow", "the driver overflowed")
-    results, entries = finished(Auscultation(Sound(sound), classifier, QUALITY))
+    results, entries = finished(Session(Sound(sound), classifier, QUALITY))
     at = 50 * 1600
     assert [(one.sample, one.note) for one in entries if one.kind == "overflow"] == [(at, "the driver overflowed")]
     assert not any(in_samples(one.start_seconds) < at < in_samples(one.end_seconds) for one in results)
 
 
 def test_silence_is_poor_quality_and_never_classified(classifier: Classifier) -> None:
-    session = Auscultation(Sound(blocks_of(np.zeros(160_000, np.float32))), classifier, QUALITY)
+    session = Session(Sound(blocks_of(np.zeros(160_000, np.float32))), classifier, QUALITY)
     results, _ = finished(session)
     assert results
     assert all(one.judgement is None and not one.flagged for one in results)
@@ -139,20 +139,20 @@ def test_silence_is_poor_quality_and_never_classified(classifier: Classifier) ->
 
 @pytest.mark.parametrize(("seconds", "cycles"), [(0.0, 0), (0.5, 0), (2.0, 1)])
 def test_too_little_sound_is_not_enough(classifier: Classifier, seconds: float, cycles: int) -> None:
-    samples = auscultate(1, 5.0).samples[: in_samples(seconds)]
-    session = Auscultation(Sound(blocks_of(samples)), classifier, QUALITY)
+    samples = simulate(1, 5.0).samples[: in_samples(seconds)]
+    session = Session(Sound(blocks_of(samples)), classifier, QUALITY)
     results, _ = finished(session)
     assert (len(results), session.summary.verdict) == (cycles, "not enough")
     assert "listen longer" in session.summary.reasons[0]
 
 
 def test_a_site_is_flagged_by_its_rule(tmp_path: Path) -> None:
-    sound = blocks_of(auscultate(1, 40.0).samples)
+    sound = blocks_of(simulate(1, 40.0).samples)
 
     def verdict(logits: tuple[float, ...], threshold: float) -> str:
         rule = SiteRule(threshold=threshold, stretch_cycles=6, least_cycles=2)
         bundle = read_bundle(make_bundle(tmp_path / f"{logits[0]}-{threshold}", logits=logits, site_rule=rule))
-        session = Auscultation(Sound(sound), Classifier(bundle), QUALITY)
+        session = Session(Sound(sound), Classifier(bundle), QUALITY)
         finished(session)
         return session.summary.verdict
 
@@ -162,14 +162,14 @@ def test_a_site_is_flagged_by_its_rule(tmp_path: Path) -> None:
 
 
 def test_a_session_ends_after_exactly_so_much_sound(classifier: Classifier) -> None:
-    session = Auscultation(Sound(blocks_of(auscultate(1, 20.0).samples)), classifier, QUALITY, seconds=7.05)
+    session = Session(Sound(blocks_of(simulate(1, 20.0).samples)), classifier, QUALITY, seconds=7.05)
     _, entries = finished(session)
     assert session.timeline.position == in_samples(7.05)
     assert entries[-1].note == "7.05 s are over"
 
 
 def test_stopping_judges_what_was_heard_and_closes_the_timeline(classifier: Classifier) -> None:
-    session = Auscultation(Sound(blocks_of(auscultate(1, 60.0).samples)), classifier, QUALITY)
+    session = Session(Sound(blocks_of(simulate(1, 60.0).samples)), classifier, QUALITY)
     happened = []
     for one in session.run():
         happened.append(one)
@@ -184,7 +184,7 @@ def test_stopping_judges_what_was_heard_and_closes_the_timeline(classifier: Clas
 
 
 def test_a_microphone_that_goes_leaves_its_account_before_the_error(classifier: Classifier) -> None:
-    session = Auscultation(Unplugged(blocks_of(auscultate(1, 6.2).samples)), classifier, QUALITY)
+    session = Session(Unplugged(blocks_of(simulate(1, 6.2).samples)), classifier, QUALITY)
     happened: list[CycleResult | Entry] = []
     with pytest.raises(CaptureError):
         happened.extend(session.run())
@@ -204,7 +204,7 @@ def test_a_signal_ends_the_session_at_the_next_block(classifier: Classifier, num
                     os.kill(os.getpid(), number)
                 yield block
 
-    session = Auscultation(Signalled(blocks_of(auscultate(1, 20.0).samples)), classifier, QUALITY)
+    session = Session(Signalled(blocks_of(simulate(1, 20.0).samples)), classifier, QUALITY)
     with stopped_by_signals(session) as came:
         _, entries = finished(session)
     assert came == [number]
@@ -213,7 +213,7 @@ def test_a_signal_ends_the_session_at_the_next_block(classifier: Classifier, num
 
 
 def test_plain_lines_say_when_a_stretch_is_complete(classifier: Classifier) -> None:
-    session, out = Auscultation(DemoSource(7, 60.0, fast=True), classifier, QUALITY), StringIO()
+    session, out = Session(DemoSource(7, 60.0, fast=True), classifier, QUALITY), StringIO()
     with PlainView(session, out) as view:
         for happened in session.run():
             view.show(happened)
@@ -229,7 +229,7 @@ def test_plain_lines_say_when_a_stretch_is_complete(classifier: Classifier) -> N
 
 
 def test_what_the_demo_says_of_itself(classifier: Classifier) -> None:
-    session = Auscultation(DemoSource(7, 10.0, fast=True), classifier, QUALITY)
+    session = Session(DemoSource(7, 10.0, fast=True), classifier, QUALITY)
     results, entries = finished(session)
     assert all(one.demo and one.as_json()["demo"] for one in results)
     assert all(one.as_json(session.source.demo)["demo"] for one in entries)
@@ -238,16 +238,16 @@ def test_what_the_demo_says_of_itself(classifier: Classifier) -> None:
 
 def test_verdicts_do_not_see_the_truth(classifier: Classifier) -> None:
     demo = DemoSource(7, 20.0, fast=True)
-    told = Auscultation(demo, classifier, QUALITY)
-    untold = Auscultation(Sound(blocks_of(auscultate(7, 20.0).samples)), classifier, QUALITY)
+    told = Session(demo, classifier, QUALITY)
+    untold = Session(Sound(blocks_of(simulate(7, 20.0).samples)), classifier, QUALITY)
     assert [one.judgement for one in finished(told)[0]] == [one.judgement for one in finished(untold)[0]]
 
 
 def test_a_loss_is_told_when_it_begins_and_summed_when_it_ends(classifier: Classifier) -> None:
-    first, *rest = blocks_of(auscultate(1, 6.0).samples)
+    first, *rest = blocks_of(simulate(1, 6.0).samples)
     nothing = first.samples[:0]
     away = [Block(nothing, 0, "lost", "no sound"), Block(nothing, 8000), Block(nothing, 8000)]
-    session = Auscultation(
+    session = Session(
         Sound([first, *away, Block(rest[0].samples, 123, "back", "again"), *rest[1:]]), classifier, QUALITY
     )
     shown = []
@@ -264,10 +264,10 @@ def test_a_loss_is_told_when_it_begins_and_summed_when_it_ends(classifier: Class
 
 
 def test_the_page_of_a_lost_microphone_shows_neither_level_nor_rhythm(classifier: Classifier) -> None:
-    first, *_ = blocks_of(auscultate(1, 6.0).samples)
+    first, *_ = blocks_of(simulate(1, 6.0).samples)
     nothing = first.samples[:0]
     away = [Block(nothing, 0, "lost", "the plug"), Block(nothing, 8000), Block(first.samples, 0, "back", "again")]
-    session = Auscultation(Sound([first, *away]), classifier, QUALITY)
+    session = Session(Sound([first, *away]), classifier, QUALITY)
     console = Console(file=StringIO(), force_terminal=True, width=100, height=30, color_system=None)
     view, pages = LiveView(session, "tiny", console), {}
     for happened in session.run():
@@ -297,9 +297,7 @@ class Breaking:
 def test_what_a_model_had_judged_before_it_broke_clears_nobody(
     classifier: Classifier, probability: float, verdict: str, cycles: int
 ) -> None:
-    session = Auscultation(
-        Sound(blocks_of(auscultate(1, 30.0).samples)), Breaking(classifier, probability, cycles), QUALITY
-    )
+    session = Session(Sound(blocks_of(simulate(1, 30.0).samples)), Breaking(classifier, probability, cycles), QUALITY)
     happened = []
     with pytest.raises(BundleError, match="answers NaN"):
         for one in session.run():
@@ -313,16 +311,16 @@ def test_what_a_model_had_judged_before_it_broke_clears_nobody(
 
 
 def test_a_word_about_the_sound_breaks_no_cycle(classifier: Classifier) -> None:
-    sound = blocks_of(auscultate(1, 20.0).samples)
+    sound = blocks_of(simulate(1, 20.0).samples)
     told = [Block(one.samples, 0, "clip", "overloaded") if n == 77 else one for n, one in enumerate(sound)]
-    with_word, without = (Auscultation(Sound(blocks), classifier, QUALITY) for blocks in (told, sound))
+    with_word, without = (Session(Sound(blocks), classifier, QUALITY) for blocks in (told, sound))
     results, entries = finished(with_word)
     assert results == finished(without)[0]
     assert [one.kind for one in entries] == ["start", "clip", "end"]
 
 
 def test_what_is_judged_lies_on_the_grid_of_24_bits(classifier: Classifier) -> None:
-    results, _ = finished(Auscultation(Sound(blocks_of(auscultate(1, 9.0).samples)), classifier, QUALITY))
+    results, _ = finished(Session(Sound(blocks_of(simulate(1, 9.0).samples)), classifier, QUALITY))
     for result in results:
         scaled = result.samples.astype(np.float64) * 2**23
         assert np.array_equal(scaled, np.round(scaled))
@@ -348,7 +346,7 @@ class Clocked(Sound):
 
 
 def test_a_program_that_was_stopped_does_not_call_its_model_slow(classifier: Classifier) -> None:
-    session = Auscultation(Clocked(blocks_of(auscultate(1, 60.0).samples), live=True), classifier, QUALITY)
+    session = Session(Clocked(blocks_of(simulate(1, 60.0).samples), live=True), classifier, QUALITY)
     entries: list[Entry] = []
     stopped = False
     for happened in session.run():
@@ -360,9 +358,9 @@ def test_a_program_that_was_stopped_does_not_call_its_model_slow(classifier: Cla
 
 
 def test_a_model_slower_than_breathing_drops_the_oldest_cycles_and_counts_them(tmp_path: Path) -> None:
-    sound = blocks_of(auscultate(1, 60.0).samples)
+    sound = blocks_of(simulate(1, 60.0).samples)
     slow = Slow(read_bundle(make_bundle(tmp_path / "bundle")))
-    session = Auscultation(Clocked(sound, live=True), slow, QUALITY)
+    session = Session(Clocked(sound, live=True), slow, QUALITY)
     results, entries = finished(session)
     dropped = [one for one in entries if one.kind == "dropped"]
     assert len(dropped) == session.summary.dropped > 0
@@ -377,9 +375,9 @@ def test_a_model_slower_than_breathing_drops_the_oldest_cycles_and_counts_them(t
 
 
 def test_a_recording_waits_for_a_slow_model(tmp_path: Path) -> None:
-    sound = blocks_of(auscultate(1, 12.0).samples)
+    sound = blocks_of(simulate(1, 12.0).samples)
     slow = Slow(read_bundle(make_bundle(tmp_path / "bundle")))
-    session = Auscultation(Clocked(sound, live=False), slow, QUALITY)
+    session = Session(Clocked(sound, live=False), slow, QUALITY)
     finished(session)
     assert (session.summary.dropped, session.timeline.dropped) == (0, 0)
 
@@ -390,8 +388,8 @@ def test_the_respiratory_rate_is_that_of_the_simulated_breathing(
     classifier: Classifier, per_minute: float, seed: int
 ) -> None:
     """The autocorrelation alone says half of it for these seeds at 20 a minute, and for most at 60."""
-    sound = auscultate(seed, 30.0, breaths_per_minute=per_minute).samples
-    session = Auscultation(Sound(blocks_of(sound)), classifier, QUALITY)
+    sound = simulate(seed, 30.0, breaths_per_minute=per_minute).samples
+    session = Session(Sound(blocks_of(sound)), classifier, QUALITY)
     finished(session)
     rate = session.summary.breaths_per_minute
     assert rate == pytest.approx(per_minute, rel=0.15)
@@ -423,7 +421,7 @@ def test_a_respiratory_rate_that_nobody_can_be_sure_of_is_not_said() -> None:
 
 
 def test_a_rate_that_is_unsure_is_called_so(classifier: Classifier) -> None:
-    session = Auscultation(Sound([]), classifier, QUALITY)
+    session = Session(Sound([]), classifier, QUALITY)
     console = Console(file=StringIO(), force_terminal=True, width=100, height=30, color_system=None)
     pages = []
     for latest in ([], breaths(0, 1, 4, 5.2, 9.2), breaths(0, 2, 4, 6, 8)):
@@ -439,7 +437,7 @@ def test_a_rate_that_is_unsure_is_called_so(classifier: Classifier) -> None:
 def test_the_page_says_how_many_good_breaths_are_wanted_and_then_counts_stretches(tmp_path: Path) -> None:
     rule = SiteRule(threshold=0.5, stretch_cycles=3, least_cycles=2)
     model = Classifier(read_bundle(make_bundle(tmp_path / "bundle", logits=(9.0, 0.0, 0.0, 0.0), site_rule=rule)))
-    session = Auscultation(Sound(blocks_of(auscultate(1, 20.0).samples)), model, QUALITY)
+    session = Session(Sound(blocks_of(simulate(1, 20.0).samples)), model, QUALITY)
     console = Console(file=StringIO(), force_terminal=True, width=110, height=30, color_system=None)
     view, pages = LiveView(session, "tiny", console), []
     for happened in session.run():
@@ -458,7 +456,7 @@ def test_the_page_says_how_many_good_breaths_are_wanted_and_then_counts_stretche
 
 
 def test_no_cycle_keeps_more_sound_than_its_own(classifier: Classifier) -> None:
-    results, _ = finished(Auscultation(Sound(blocks_of(auscultate(1, 20.0).samples)), classifier, QUALITY))
+    results, _ = finished(Session(Sound(blocks_of(simulate(1, 20.0).samples)), classifier, QUALITY))
     assert len(results) > 3
     assert all(one.samples.base is None and one.without_samples().samples.base is None for one in results)
     assert {one.without_samples().samples.size for one in results} == {0}
@@ -466,15 +464,15 @@ def test_no_cycle_keeps_more_sound_than_its_own(classifier: Classifier) -> None:
 
 def test_noise_has_no_respiratory_rate(classifier: Classifier) -> None:
     hiss = (0.01 * np.random.default_rng(0).standard_normal(20 * SAMPLE_RATE)).astype(np.float32)
-    session = Auscultation(Sound(blocks_of(hiss)), classifier, QUALITY)
+    session = Session(Sound(blocks_of(hiss)), classifier, QUALITY)
     finished(session)
     assert session.summary.breaths_per_minute is None
 
 
 def test_what_is_not_validated_may_become_known_while_it_listens(classifier: Classifier) -> None:
     known: list[str] = []
-    sound = Sound(blocks_of(auscultate(1, 6.0).samples))
-    session = Auscultation(sound, classifier, QUALITY, not_validated=lambda: tuple(known))
+    sound = Sound(blocks_of(simulate(1, 6.0).samples))
+    session = Session(sound, classifier, QUALITY, not_validated=lambda: tuple(known))
     assert session.summary.not_validated == ()
     known.append("sound up to 2000 Hz only")
     finished(session)

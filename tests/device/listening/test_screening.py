@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.capture.sources import FileSource
 from device.listening import screening
 from device.signal import SAMPLE_RATE
@@ -34,14 +34,14 @@ def chest(tmp_path: Path) -> Path:
     """A folder with one recording."""
     folder = tmp_path / "stick"
     folder.mkdir()
-    soundfile.write(folder / "a.wav", auscultate(4, 5.0).samples, SAMPLE_RATE)
+    soundfile.write(folder / "a.wav", simulate(4, 5.0).samples, SAMPLE_RATE)
     return folder
 
 
 def test_all_that_looks_like_sound_is_judged_or_refused_by_name(
     respsam_device: Device, bundle: Path, chest: Path, tmp_path: Path
 ) -> None:
-    samples = auscultate(4, 5.0).samples
+    samples = simulate(4, 5.0).samples
     soundfile.write(chest / "b.mp3", samples, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III")
     soundfile.write(chest / "c.ogg", samples, SAMPLE_RATE, format="OGG", subtype="VORBIS")
     (chest / "REC0001").write_bytes((chest / "a.wav").read_bytes())
@@ -139,7 +139,7 @@ def test_names_with_line_ends_and_escapes_are_one_row_and_one_line(
 
 
 def test_the_asked_channel_is_heard_and_named(respsam_device: Device, bundle: Path, tmp_path: Path) -> None:
-    lung = auscultate(4, 5.0).samples
+    lung = simulate(4, 5.0).samples
     path = tmp_path / "two.wav"
     soundfile.write(path, np.stack([0 * lung, lung], axis=1), SAMPLE_RATE)
     config = tmp_path / "settings.toml"

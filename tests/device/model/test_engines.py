@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import BundleError, read_bundle
 from device.model.classifier import Classifier, fallback_providers
-from device.model.engines import Machine, build_engine, clear, kept_engines, open_engine
+from device.model.engines import Gpu, build_engine, clear, open_engine, stored_engines
 from device.model.opening import open_classifier
-from device.model.tensorrt import Cuda, TensorRTEngine, TensorRTError, build, load_tensorrt
+from device.model.tensorrt import Cuda, TensorRTEngine, TensorRTError, build_serialized, load_tensorrt
 from device.signal import FRAMES, SAMPLE_RATE
 from firmware_config.settings import load_settings
 from tests.device.bundle_maker import MELS, make_bundle
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def machine(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
+def gpu(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     """A GPU that runs the bundle's model; its engines are this test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = FakeMachine((folder / "model.onnx").read_bytes())
@@ -53,11 +53,11 @@ def use_tensorrt(patch: pytest.MonkeyPatch, precision: str = "fp32") -> None:
 
 
 def test_an_engine_is_built_once_and_answers_as_the_model_does(
-    respsam_device: Device, machine: FakeMachine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    respsam_device: Device, gpu: FakeMachine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
         answer = respsam_device("engine", "build", "--bundle", folder, "--precision", "fp32")
-        assert (answer.code, machine.builds) == (0, 1)
+        assert (answer.code, gpu.builds) == (0, 1)
         assert re.fullmatch(
             rf"model.onnx in fp32 is ready \(0\.\d MB, TensorRT 10\.3\.0, {GPU}\); to run it set bundle.engine = "
             r"tensorrt and bundle.precision = fp32\n",
@@ -68,20 +68,20 @@ def test_an_engine_is_built_once_and_answers_as_the_model_does(
 
     use_tensorrt(monkeypatch)
     classifier = open_classifier(load_settings(flags={"bundle.path": str(folder)}).bundle)
-    machine.cuda.calls.clear()
+    gpu.cuda.calls.clear()
     windows = random_windows(19, MELS)
     np.testing.assert_allclose(classifier.logits(windows), Classifier(read_bundle(folder)).logits(windows), atol=1e-5)
-    assert batches(machine.cuda.calls) == [8, 8, 3]
-    assert machine.cuda.calls[:5] == ["use", "upload", "execute 8", "wait", "download"]
+    assert batches(gpu.cuda.calls) == [8, 8, 3]
+    assert gpu.cuda.calls[:5] == ["use", "upload", "execute 8", "wait", "download"]
     assert classifier.fallback == "" and classifier.file.path == "model.onnx"
     demo = respsam_device("listen", "--source", "demo", "--fast", "--no-store", "--bundle", folder)
     assert (demo.code, demo.error) == (0, "")
-    assert "fallback" not in demo.out and len(batches(machine.cuda.calls)) > 10
+    assert "fallback" not in demo.out and len(batches(gpu.cuda.calls)) > 10
 
 
-def test_another_model_precision_tensorrt_or_gpu_is_another_engine(folder: Path, machine: FakeMachine) -> None:
+def test_another_model_precision_tensorrt_or_gpu_is_another_engine(folder: Path, gpu: FakeMachine) -> None:
     model = (folder / "model.onnx").read_bytes()
-    here, newer, other_gpu = machine.here, FakeMachine(model, "11.0.0").here, FakeMachine(model).here
+    here, newer, other_gpu = gpu.here, FakeMachine(model, "11.0.0").here, FakeMachine(model).here
     other_gpu.cuda.name = "NVIDIA GeForce RTX 4090"
     keys = [
         here.key("a" * 64, "fp16"),
@@ -97,7 +97,7 @@ def test_another_model_precision_tensorrt_or_gpu_is_another_engine(folder: Path,
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "no header"])
 def test_a_damaged_engine_is_said_and_built_again(
     respsam_device: Device,
-    machine: FakeMachine,
+    gpu: FakeMachine,
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -122,26 +122,26 @@ def test_a_damaged_engine_is_said_and_built_again(
     assert "is damaged" in warning and "run 'respsam-device engine build'" in warning
 
     assert respsam_device("engine", "build", "--bundle", folder, "--precision", "fp32").code == 0
-    assert machine.builds == 2
+    assert gpu.builds == 2
     assert "damaged" not in respsam_device("engine", "list").out
 
 
-def test_an_engine_that_no_longer_loads_is_built_again(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
+def test_an_engine_that_no_longer_loads_is_built_again(folder: Path, gpu: FakeMachine, tmp_path: Path) -> None:
     bundle = read_bundle(folder)
-    build_engine(bundle, "fp32", tmp_path, machine.here)
-    machine.driver_changed = True
+    build_engine(bundle, "fp32", tmp_path, gpu.here)
+    gpu.driver_changed = True
     with pytest.raises(TensorRTError, match="cannot load the engine"):
         open_engine(bundle, "fp32", tmp_path)
-    build_engine(bundle, "fp32", tmp_path, machine.here)
-    assert machine.builds == 2
+    build_engine(bundle, "fp32", tmp_path, gpu.here)
+    assert gpu.builds == 2
     open_engine(bundle, "fp32", tmp_path)
 
 
 def test_list_shows_what_is_kept_and_clear_removes_it(
-    respsam_device: Device, machine: FakeMachine, folder: Path, tmp_path: Path
+    respsam_device: Device, gpu: FakeMachine, folder: Path, tmp_path: Path
 ) -> None:
     empty = respsam_device("engine", "list")
-    assert (empty.code, empty.out, empty.error) == (0, "", "none are kept\n")
+    assert (empty.code, empty.out, empty.error) == (0, "", "no engines are stored\n")
     assert respsam_device("engine", "clear").out == "0 engines removed, 0.0 MB freed\n"
 
     respsam_device("engine", "build", "--bundle", folder, "--precision", "fp32")
@@ -156,7 +156,7 @@ def test_list_shows_what_is_kept_and_clear_removes_it(
     assert list(engines_of(tmp_path).iterdir()) == [stranger]
 
 
-def test_an_engine_with_wrong_answers_is_not_kept(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
+def test_an_engine_with_wrong_answers_is_not_kept(folder: Path, gpu: FakeMachine, tmp_path: Path) -> None:
     wrong = make_bundle(tmp_path / "wrong", logits=(0.0, 3.0, 0.0, 0.0))
     liar = FakeMachine((wrong / "model.onnx").read_bytes())
     with pytest.raises(BundleError, match="self-test off by"):
@@ -165,16 +165,16 @@ def test_an_engine_with_wrong_answers_is_not_kept(folder: Path, machine: FakeMac
     assert not list((tmp_path / "engines").glob("*.engine"))
 
 
-def test_a_full_disk_leaves_no_half_an_engine(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_half_an_engine(folder: Path, gpu: FakeMachine, tmp_path: Path) -> None:
     blocked = tmp_path / "a file"
     blocked.write_text("")
     with pytest.raises(TensorRTError, match="cannot be written"):
-        build_engine(read_bundle(folder), "fp32", blocked / "engines", machine.here)
+        build_engine(read_bundle(folder), "fp32", blocked / "engines", gpu.here)
 
 
-def test_progress_is_told_by_tensorrt_s_own_monitor(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
+def test_progress_is_told_by_tensorrt_s_own_monitor(folder: Path, gpu: FakeMachine, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    here = machine.here
+    here = gpu.here
     build_engine(read_bundle(folder), "fp32", tmp_path, here, lambda *step: told.append(step))
     assert told
     assert all(0 <= done <= steps for _, done, steps in told)
@@ -182,20 +182,20 @@ def test_progress_is_told_by_tensorrt_s_own_monitor(folder: Path, machine: FakeM
     assert finished == {phase for phase, _, _ in told}
 
 
-def test_an_interrupted_build_stops_and_keeps_nothing(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
+def test_an_interrupted_build_stops_and_keeps_nothing(folder: Path, gpu: FakeMachine, tmp_path: Path) -> None:
     def interrupt(phase: str, done: int, steps: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(read_bundle(folder), "fp32", tmp_path, machine.here, interrupt)
+        build_engine(read_bundle(folder), "fp32", tmp_path, gpu.here, interrupt)
     assert not list(tmp_path.iterdir())
 
 
 # TensorRT of other versions
 
 
-def test_from_version_11_on_fp16_needs_a_file_in_fp16(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
-    here = machine.here
+def test_from_version_11_on_fp16_needs_a_file_in_fp16(folder: Path, gpu: FakeMachine, tmp_path: Path) -> None:
+    here = gpu.here
     with pytest.raises(BundleError, match=r"no fp16 file for TensorRT; build the bundle with .* --fp16 --target"):
         build_engine(read_bundle(folder), "fp16", tmp_path, here)
 
@@ -206,7 +206,7 @@ def test_from_version_11_on_fp16_needs_a_file_in_fp16(folder: Path, machine: Fak
 def test_before_version_11_precisions_are_flags(precision: str, flags: list[str]) -> None:
     record: list[str] = []
     shown: list[object] = []
-    plan = build(
+    plan = build_serialized(
         older_tensorrt(record),
         b"model",
         precision,  # type: ignore[arg-type]
@@ -221,13 +221,13 @@ def test_before_version_11_precisions_are_flags(precision: str, flags: list[str]
 
 def test_timings_of_another_gpu_are_left_out() -> None:
     record: list[str] = []
-    build(older_tensorrt(record), b"model", "fp16", timing_cache=b"of another GPU")
+    build_serialized(older_tensorrt(record), b"model", "fp16", timing_cache=b"of another GPU")
     assert [line for line in record if line.startswith("timings")] == ["timings of another GPU", "timings "]
 
 
 def test_a_refusal_names_the_node_also_where_only_its_number_is_known() -> None:
     with pytest.raises(TensorRTError) as caught:
-        build(older_tensorrt([]), b"refused", "fp16")
+        build_serialized(older_tensorrt([]), b"refused", "fp16")
     assert str(caught.value) == "TensorRT refuses node number 12: In node 12: UNSUPPORTED_NODE: Foo"
 
 
@@ -240,11 +240,11 @@ def test_a_tensorrt_that_does_not_start_says_why() -> None:
 
     older.Builder = nothing  # type: ignore[attr-defined]
     with pytest.raises(TensorRTError, match="does not start: CUDA initialization failure with error: 35"):
-        build(older, b"model", "fp16")
+        build_serialized(older, b"model", "fp16")
 
 
-def test_an_engine_of_another_shape_or_version_does_not_load(machine: FakeMachine) -> None:
-    here = machine.here
+def test_an_engine_of_another_shape_or_version_does_not_load(gpu: FakeMachine) -> None:
+    here = gpu.here
     with pytest.raises(TensorRTError, match="not \\(-1, \\(798, 64\\)\\)"):
         TensorRTEngine(here.tensorrt, here.cuda, bytes(2000), (FRAMES, 64), 4)
     with pytest.raises(TensorRTError, match="cannot load the engine: engine of another version"):
@@ -281,7 +281,7 @@ def test_screening_warns_once_and_marks_every_row(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     use_tensorrt(monkeypatch, "auto")
     for number in range(2):
-        soundfile.write(tmp_path / f"{number}.wav", auscultate(number, 10.0).samples, SAMPLE_RATE)
+        soundfile.write(tmp_path / f"{number}.wav", simulate(number, 10.0).samples, SAMPLE_RATE)
     answer = respsam_device("screen", tmp_path, "--json", "--bundle", folder)
     assert answer.code == 0
     assert sum("fallback engine" in line for line in answer.error.splitlines()) == 1
@@ -331,21 +331,21 @@ def test_a_machine_without_a_gpu_says_so() -> None:
 def test_on_a_real_gpu_the_engine_answers_as_the_cpu_does(folder: Path, tmp_path: Path) -> None:
     """Also the one test of `Cuda`; a step of docs/jetson-checklist.md."""
     try:
-        machine = Machine(load_tensorrt(), Cuda())
+        gpu = Gpu(load_tensorrt(), Cuda())
     except TensorRTError as error:
         pytest.skip(str(error))
     bundle = read_bundle(folder)
-    build_engine(bundle, "fp32", tmp_path, machine)
+    build_engine(bundle, "fp32", tmp_path, gpu)
     _, engine = open_engine(bundle, "fp32", tmp_path)
     windows = random_windows(11, MELS)
     np.testing.assert_allclose(engine.logits(windows), Classifier(bundle).logits(windows), atol=1e-2)
-    assert [row["gpu"] for row in kept_engines(tmp_path)] == [machine.gpu]
+    assert [row["gpu"] for row in stored_engines(tmp_path)] == [gpu.name]
     assert clear(tmp_path)[0] == 1 and not os.listdir(tmp_path)
 
 
-def test_the_first_line_of_an_engine_says_what_it_is(folder: Path, machine: FakeMachine, tmp_path: Path) -> None:
+def test_the_first_line_of_an_engine_says_what_it_is(folder: Path, gpu: FakeMachine, tmp_path: Path) -> None:
     bundle = read_bundle(folder)
-    kept = build_engine(bundle, "fp32", tmp_path, machine.here)
+    kept = build_engine(bundle, "fp32", tmp_path, gpu.here)
     (place,) = tmp_path.glob("*.engine")
     with place.open("rb") as file:
         head = json.loads(file.readline())

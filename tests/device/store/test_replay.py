@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import device.cli
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import Segmentation, read_bundle
 from device.signal import SAMPLE_RATE
 from device.store.audio import AudioStore
@@ -71,7 +71,7 @@ def replayed(respsam_device: Device, *more: object) -> tuple[int, dict[str, Any]
 def test_every_cycle_and_the_verdict_come_out_the_same(respsam_device: Device, audio: AudioStore) -> None:
     code, done = replayed(respsam_device)
     assert code == 0
-    assert done["identical"] == done["replayed"] == len(audio.kept(1)) > 15
+    assert done["identical"] == done["replayed"] == len(audio.files(1)) > 15
     assert (done["differing"], done["left_out"], done["exact"], done["demo"]) == ([], {}, True, True)
     assert done["verdict"] == "flagged"
     code, out, _ = respsam_device("replay", 1)
@@ -98,7 +98,7 @@ def test_with_the_shipped_bundle_from_a_recording_at_another_rate(
     respsam_device: Device, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = tmp_path / "child.wav"
-    soundfile.write(recording, auscultate(4, 12.3).samples, 14_700, subtype="PCM_24")
+    soundfile.write(recording, simulate(4, 12.3).samples, 14_700, subtype="PCM_24")
     with monkeypatch.context() as patch:
         patch.setenv("RESPSAM_STORE__AUDIO", "true")
         assert respsam_device("listen", "--source", recording, "--fast")[0] == 0
@@ -200,10 +200,10 @@ def test_a_session_without_sound_cannot_be_replayed(respsam_device: Device, bund
 def test_the_sound_kept_is_what_the_cycle_says(audio: AudioStore, file: Path) -> None:
     with sqlite3.connect(file) as database:
         spans = {number: span for number, *span in database.execute(SPANS)}
-    for one in audio.kept(1):
+    for one in audio.files(1):
         info = soundfile.info(one.path)
         start, end = spans[one.number]
         assert (info.samplerate, info.subtype) == (SAMPLE_RATE, "PCM_24")
         assert 0 <= start < end <= info.frames <= 8 * SAMPLE_RATE
-    longest = max(soundfile.info(one.path).frames for one in audio.kept(1))
+    longest = max(soundfile.info(one.path).frames for one in audio.files(1))
     assert longest == 8 * SAMPLE_RATE

@@ -23,7 +23,7 @@ from device.store.recorder import Store
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
 from tests.device.conftest import Answer, Device
-from tests.device.storing import beginning, heard
+from tests.device.storing import beginning, judged
 from tests.full_disk import mounted
 
 SITE = "left-armpit"
@@ -39,7 +39,7 @@ def _no_terminal_and_this_store(monkeypatch: pytest.MonkeyPatch, stored: Path) -
 def stored(tmp_path: Path) -> Path:
     """1: a demo with audio at a site; 2: the same, as if of a patient, without audio; 3: killed before its end."""
     file = tmp_path / "state" / "store.sqlite"
-    cycles, entries, summary = heard(Classifier(read_bundle(make_bundle(tmp_path / "bundle"))))
+    cycles, entries, summary = judged(Classifier(read_bundle(make_bundle(tmp_path / "bundle"))))
     for number in (1, 2, 3):
         store = Store(beginning(file, demo=number == 1, site=SITE if number == 1 else "", audio=number == 1))
         for cycle in cycles:
@@ -139,11 +139,11 @@ def test_delete_removes_rows_and_audio_and_nothing_else(respsam_device: Device, 
     foreign = AudioStore(stored).folder / "1" / "notes.txt"
     foreign.write_text("not ours")
     others = [respsam_device("sessions", "show", number, "--json").out for number in (2, 3)]
-    assert AudioStore(stored).kept(1)
+    assert AudioStore(stored).files(1)
     assert SITE.encode() in stored.read_bytes()
     assert respsam_device("sessions", "delete", 1, "--yes").code == 0
     assert [respsam_device("sessions", "show", number, "--json").out for number in (2, 3)] == others
-    assert not AudioStore(stored).kept()
+    assert not AudioStore(stored).files()
     assert foreign.read_text() == "not ours"
     with sqlite3.connect(stored) as database:
         for table, key in (("sessions", "id"), ("cycles", "session"), ("timeline", "session")):

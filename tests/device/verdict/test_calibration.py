@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logit
 
-from device.bundle import Calibration, SiteRule
+from device.bundle import CalibrationBounds, SiteRule
 from device.verdict.calibration import CalibrationError, calibrated
 
 RULE = SiteRule(threshold=0.5, stretch_cycles=6, least_cycles=2)
-BOUNDS = Calibration(healthy_flagged=0.1, largest_shift=2.0, sensitivity_floor=0.75)
+BOUNDS = CalibrationBounds(healthy_flagged=0.1, largest_shift=2.0, sensitivity_floor=0.75)
 
 
 def flagged(rule: SiteRule, healthy: dict[str, list[float]]) -> int:

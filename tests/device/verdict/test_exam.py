@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from device.verdict.exam import Exam, left
+from device.verdict.exam import Exam, remaining
 from device.verdict.site import Verdict
 from device.verdict.summary import Summary
 
@@ -36,11 +36,11 @@ def test_a_site_that_nobody_asked_for_still_flags() -> None:
 
 def test_sites_without_an_answer_are_left() -> None:
     one = exam("nothing flagged", "poor quality", None)
-    assert left(SITES, one.heard) == ["p2", "p3"]
+    assert remaining(SITES, one.summaries) == ["p2", "p3"]
     assert one.reasons == [
         "p1: nothing flagged; listen longer; stretch complete",
         "p2: poor quality; listen longer; stretch complete",
-        "p3: not heard yet",
+        "p3: not recorded yet",
     ]
 
 
@@ -48,11 +48,11 @@ def test_a_stretch_that_is_not_complete_clears_nobody_and_is_heard_again() -> No
     short = replace(SUMMARY, verdict="nothing flagged", stretches=0, breaths_wanted=1)
     one = Exam(("p1",), {"p1": short})
     assert one.verdict == "not enough"
-    assert left(("p1",), one.heard) == ["p1"]
+    assert remaining(("p1",), one.summaries) == ["p1"]
     assert one.reasons[0].endswith("stretch not complete, 1 more good breath needed")
     flagged = replace(short, verdict="flagged")
     assert Exam(("p1",), {"p1": flagged}).verdict == "flagged"
-    assert left(("p1",), {"p1": flagged}) == []
+    assert remaining(("p1",), {"p1": flagged}) == []
 
 
 def test_what_was_not_validated_is_said_once() -> None:

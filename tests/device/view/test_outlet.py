@@ -123,12 +123,12 @@ def listen(tmp_path: Path, stdout: int, stderr: int | None = None) -> "subproces
     # a live source whose second line fills the pipe
     script = (
         "import device.cli, device.listening.live\n"
-        "run = device.listening.live.Auscultation.run\n"
+        "run = device.listening.live.Session.run\n"
         "def noisy(self):\n"
         "    for happened in run(self):\n"
         "        yield happened\n"
         "        if hasattr(happened, 'samples'): yield self.timeline.entry('rate', 'y' * 200_000)\n"
-        "device.listening.live.Auscultation.run = noisy\n"
+        "device.listening.live.Session.run = noisy\n"
         "device.cli.main()\n"
     )
     options = ["listen", "--source", "demo", "--json", "--seconds", "60", "--bundle", str(bundle)]

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from device.breath.quality import Measured
+from device.breath.quality import QualityMeasures
 from firmware_config.settings import load_settings
 from trainer.breaths.grading import Group, Heard, fit_clarity, group_of, refused_shares, shares, simulated
 from trainer.corpora.cycle import Recording
 
 SETTINGS = load_settings(environment={}).quality
-GOOD = Measured(-40.0, 0.0, -10.0, 2.0, 0.0, 0.0)
+GOOD = QualityMeasures(-40.0, 0.0, -10.0, 2.0, 0.0, 0.0)
 
 
 def heard(group: Group, clarities: list[float | None]) -> Heard:

@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from device.breath.segmenter import BANDS, DELAY_STEPS, STEP_SAMPLES, Detector, shipped_weights
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import Segmentation
 from device.labels import Label
 from device.signal import SAMPLE_RATE, FloatArray
@@ -129,7 +129,7 @@ def test_targets_know_only_what_was_annotated() -> None:
 def test_the_device_computes_what_was_trained() -> None:
     torch.manual_seed(0)
     net = DetectorNet().eval()
-    samples = auscultate(2, 12.3).samples
+    samples = simulate(2, 12.3).samples
     with torch.inference_mode():
         trained = torch.sigmoid(net(torch.from_numpy(features(samples).T[None]).float()))[0].numpy()
     detector = Detector(net.weights())
@@ -145,7 +145,7 @@ def corpus_of(folder: Path, seeds: range) -> tuple[list[Recording], AudioCache]:
     recordings = []
     for seed in seeds:
         name = f"simulated {seed}"
-        heard = auscultate(seed, 15.0, breaths_per_minute=15.0 + 2 * seed, abnormal_share=0.0)
+        heard = simulate(seed, 15.0, breaths_per_minute=15.0 + 2 * seed, abnormal_share=0.0)
         # expiration fades into a pause: the sound's end, not the cycle's
         cycles = tuple(
             cycle(one.onset_seconds, one.expiration_seconds + 0.6 * (one.end_seconds - one.expiration_seconds))
@@ -190,7 +190,7 @@ def loss(weights: dict[str, npt.NDArray[np.float64]], recordings: list[Recording
 
 
 def test_segments_come_soon_after_their_breath() -> None:
-    late = latencies(auscultate(1, 40).samples)
+    late = latencies(simulate(1, 40).samples)
     assert late.size > 5
     assert 0 < late.max() <= 1.0
 
@@ -204,7 +204,7 @@ def test_the_shipped_detector_on_real_recordings_of_other_stethoscopes(shared_da
 
 
 def test_features_do_not_depend_on_gain() -> None:
-    samples = auscultate(2, 8).samples
+    samples = simulate(2, 8).samples
     heard = features(samples)
     assert heard.shape == (8 * SAMPLE_RATE // STEP_SAMPLES, BANDS)
     np.testing.assert_allclose(features(samples * np.float32(0.25)), heard, atol=0.05)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from device.bundle import Calibration, SiteRule
+from device.bundle import CalibrationBounds, SiteRule
 from device.verdict.calibration import CalibrationError
 from trainer.corpora.splits import HoldOut
 from trainer.evaluation.healthy import ROUNDS, calibrate_on, healthy_people, strangers
@@ -16,7 +16,7 @@ from trainer.metrics import NO_VERDICT
 from trainer.view import show_strangers
 
 RULE = SiteRule(threshold=0.4, stretch_cycles=6, least_cycles=2)
-FAR = Calibration(largest_shift=10.0, sensitivity_floor=0.0)
+FAR = CalibrationBounds(largest_shift=10.0, sensitivity_floor=0.0)
 
 
 def outcome_of(normal: np.ndarray, abnormal: np.ndarray) -> Outcome:
@@ -38,7 +38,7 @@ def test_a_stethoscope_that_flags_everybody_is_set_right() -> None:
 
 def test_the_bounds_hold_and_a_threshold_never_falls() -> None:
     high = outcome_of(np.full(20, 0.9), np.full(20, 0.95))
-    none = Calibration(largest_shift=0.0, sensitivity_floor=0.75)
+    none = CalibrationBounds(largest_shift=0.0, sensitivity_floor=0.75)
     assert calibrate_on(high, RULE, none, 5)["after"] == calibrate_on(high, RULE, none, 5)["before"]
     low = outcome_of(np.full(20, 0.1), np.full(20, 0.95))
     assert calibrate_on(low, RULE, FAR, 5)["after"]["threshold"] == RULE.threshold

@@ -10,7 +10,7 @@ import torch
 from scipy.special import expit, logit
 
 from device.breath.quality import Quality
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.bundle import Segmentation, SiteRule
 from device.labels import Label
 from device.listening.cycle import CycleResult
@@ -263,7 +263,7 @@ def test_a_verdict_does_not_depend_on_how_long_one_listens(
     tmp_path: Path, probability: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.evaluation.recordings.JOINED_SECONDS", (12.0, 24.0))
-    sounds = [auscultate(seed, 14.0).samples for seed in range(3)]
+    sounds = [simulate(seed, 14.0).samples for seed in range(3)]
     np.concatenate(sounds).tofile(tmp_path / "a.f32")
     ends = np.cumsum([one.size for one in sounds])
     people = [("ill", "wheeze"), ("ill", "normal"), ("calm", "normal")]
@@ -294,7 +294,7 @@ def test_a_run_judges_a_breath_as_a_bundle_does_by_the_moments_in_its_span() -> 
     model, front_end = network(RECIPE.model), FrontEnd(mels=32, mean=-8.0, std=3.0)
     torch.nn.init.normal_(model.head.weight)
     served = replace(of_network(model, torch.device("cpu"), RECIPE, front_end, 1.7), threshold=0.4)
-    samples = auscultate(1, 8.0).samples
+    samples = simulate(1, 8.0).samples
     logits = served.logits(windows(samples, front_end))
     assert logits.shape == (1, 25, 4)
     for span in (None, (32_000, 64_000), (100, 101)):

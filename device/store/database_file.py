@@ -1,4 +1,4 @@
-"""The store's file on the disk: its user's alone, and at each write still the file that was opened."""
+"""The database file: private to its user, and at each write checked to be still the file that was opened."""
 
 import fcntl
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 SIDE_FILES: Final = ("-wal", "-shm")
-OTHERS: Final = 0o077  # what a group and everybody else may do
-POLL_SECONDS = 0.02
+OTHERS: Final = 0o077  # permissions of the group and of others
+LOCK_POLL_SECONDS = 0.02
 Identity = tuple[int, int]
 """Device and inode."""
 
 
-def identity(path: Path) -> Identity | None:
-    """Which file this is, whatever it is called; None where there is none."""
+def file_identity(path: Path) -> Identity | None:
+    """Device and inode of a file; None if there is none."""
     try:
         known = path.stat()
     except FileNotFoundError:
@@ -25,24 +25,24 @@ def identity(path: Path) -> Identity | None:
 
 
 def side_file(file: Path, suffix: str) -> Path:
-    """What belongs to a database and lies beside it."""
+    """The path of a file that belongs to a database, beside it."""
     return file.with_name(file.name + suffix)
 
 
 class OpenFile:
-    """The database file as it was opened, with its log; raises OSError."""
+    """The identity of the database file and its log when they were opened; raises OSError."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._database = identity(file)
-        self._side = {suffix: identity(side_file(file, suffix)) for suffix in SIDE_FILES}
+        self._database = file_identity(file)
+        self._side = {suffix: file_identity(side_file(file, suffix)) for suffix in SIDE_FILES}
 
     def is_there(self) -> bool:
-        """Whether its path still leads to it."""
-        return identity(self.file) == self._database
+        """Whether the path still leads to the same file."""
+        return file_identity(self.file) == self._database
 
     def close(self, close: Callable[[], None]) -> None:
-        """Close the database. SQLite deletes its log by name, and by now that may be another database's log."""
+        """Close the database. SQLite deletes its log by name, which may be another database's log by now."""
         if self.is_there():
             close()
             return
@@ -54,7 +54,7 @@ class OpenFile:
         finally:
             for path in others:
                 side_file(path, ".other").rename(path)
-        # the database that is here now must not read our log as its own
+        # another database in our place must not read our log
         for path in self._side_paths(ours=True):
             path.unlink(missing_ok=True)
 
@@ -62,15 +62,15 @@ class OpenFile:
         return [
             side_file(self.file, suffix)
             for suffix, before in self._side.items()
-            if (before is not None and identity(side_file(self.file, suffix)) == before) == ours
+            if (before is not None and file_identity(side_file(self.file, suffix)) == before) == ours
         ]
 
 
 @contextmanager
 def alone(folder: Path, seconds: float) -> Iterator[None]:
-    """One process at a time: another one's new file must not be set aside for the damaged one.
+    """Lock the folder: one process must not set aside the new file of another one.
 
-    Raises TimeoutError when another process holds the folder for longer.
+    Raises TimeoutError when another process keeps the lock for longer than `seconds`.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -88,16 +88,16 @@ def _lock(descriptor: int, until: float) -> None:
         except BlockingIOError:
             if time.monotonic() > until:
                 raise TimeoutError("another process holds a lock on its folder") from None
-        time.sleep(POLL_SECONDS)
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def make_private(file: Path, *, own_folder: bool) -> None:
-    """A database file, its log and its folder for their user alone, also those that exist; raises OSError.
+    """Make a database file and its folder if needed, and them and the log private to their user; raises OSError.
 
-    A folder that others use too keeps its mode, unless it is `own_folder`; so does what belongs to another user.
+    A folder with other files keeps its mode, unless it is `own_folder`; so do files of another user.
     """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if own_folder or (file.is_file() and all(one.name.startswith(file.name) for one in file.parent.iterdir())):
+    if own_folder or (file.is_file() and all(path.name.startswith(file.name) for path in file.parent.iterdir())):
         close_to_others(file.parent)
     # SQLite gives the log the mode of the database
     with suppress(FileExistsError):
@@ -109,7 +109,7 @@ def make_private(file: Path, *, own_folder: bool) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Take a path's permissions from everybody but its owner; not where we may not."""
+    """Remove the permissions of all but the owner, where we are allowed to."""
     with suppress(FileNotFoundError, PermissionError):
         mode = path.stat().st_mode
         if mode & OTHERS:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.files import ABANDONED_SECONDS, replacing, write_atomically
+from firmware_config.files import ABANDONED_SECONDS, replacing, write_atomically
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_whole_file(tmp_path: Path) -> None:

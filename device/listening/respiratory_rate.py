@@ -1,27 +1,28 @@
-"""Breaths a minute, from the breaths that were found and the rhythm that was measured."""
+"""Breaths a minute, from the breaths found and the rhythm measured."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from device.breath.segmenter import LEAST_RHYTHM, Float64Array
+from device.breath.segmenter import LEAST_RHYTHM
 from device.listening.cycle import CycleResult
+from device.signal import Float64Array
 
-RATE_CYCLES = 9  # a rate older than so many cycles is no longer shown
+RATE_CYCLES = 9  # how many of the latest cycles count
 LEAST_INTERVALS = 3  # from onset to onset
-LONGEST_INTERVAL_SECONDS = 8.0  # a breath or more was missed in longer ones
+LONGEST_INTERVAL_SECONDS = 8.0  # a longer one misses a breath
 INTERVAL_TOLERANCE = 0.25  # of the median
 STEADY_SHARE = 0.6  # of the intervals within the tolerance, and of the periods near a whole number of them
 OCTAVE_TOLERANCE = 0.15  # of a whole number of intervals
-SURE_RHYTHM = 0.4  # confidence of a rhythm that no breaths confirm
+SURE_RHYTHM = 0.4  # confidence that a rhythm needs where no breaths confirm it
 
 
 def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
-    """Breaths a minute lately; None where the breaths that were found and the autocorrelation do not agree.
+    """Breaths a minute over the latest cycles; None where the breaths found and the autocorrelation disagree.
 
     The autocorrelation alone is wrong by an octave in a quarter of simulated sessions at 20 a minute, in most at 60.
-    Two phases of a breath that were found as two breaths are wrong by an octave on the other side.
+    Two phases of a breath found as two breaths are wrong by an octave in the other direction.
     """
     latest = cycles[-RATE_CYCLES:]
     periods = np.array([cycle.period_seconds for cycle in latest if cycle.rhythm >= LEAST_RHYTHM])
@@ -29,7 +30,7 @@ def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
     onsets = np.array([after.start_seconds - before.start_seconds for before, after in pairs])
     intervals = onsets[onsets <= LONGEST_INTERVAL_SECONDS]
     if intervals.size < LEAST_INTERVALS:
-        # breaths were heard as one: only a strong and steady rhythm says how long they are
+        # several breaths were found as one: only a strong and steady rhythm gives their length
         sure = np.count_nonzero([cycle.rhythm >= SURE_RHYTHM for cycle in latest]) >= STEADY_SHARE * len(latest)
         return (
             60.0 / float(np.median(periods)) if periods.size >= LEAST_INTERVALS and sure and _steady(periods) else None
@@ -43,6 +44,6 @@ def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
 
 
 def _steady(seconds: Float64Array) -> bool:
-    """Whether most of these are alike."""
+    """Whether most of these (n,) are near their median."""
     middle = float(np.median(seconds))
     return bool(np.mean(np.abs(seconds - middle) <= INTERVAL_TOLERANCE * middle) >= STEADY_SHARE)
