@@ -1,5 +1,6 @@
 """`export build`: a finished run to a bundle that has been measured, tested and packed, or to nothing at all."""
 
+import math
 import os
 import shutil
 import time
@@ -157,6 +158,7 @@ def build(
     out: Path,
     *,
     cache_folder: Path,
+    cache_gigabytes: float = math.inf,
     wanted: Wanted = NOTHING_MORE,
     data: Sequence[Path] = (),
     name: str | None = None,
@@ -165,9 +167,9 @@ def build(
 ) -> Built:
     """Export, measure, quantize, test and pack a finished run into `out`, a folder or a file ending in .respsam.
 
-    `data` is where its corpora are now, `cache_folder` where decoded audio is kept. Raises BuildError, QuantizeError,
-    RunError, CorpusError or AudioError for what was given and GateRefused for what was measured; `out` is then as it
-    was.
+    `data` is where its corpora are now, `cache_folder` where decoded audio is kept, up to `cache_gigabytes`. Raises
+    BuildError, QuantizeError, RunError, CorpusError or AudioError for what was given and GateRefused for what was
+    measured; `out` is then as it was.
     """
     forms = wanted.forms
     check_place(out, force)
@@ -176,6 +178,7 @@ def build(
     readings, earlier = readings_of(run_folder, facts)
     reporter.busy("reading the corpus")
     training, validation, cache = read_corpus(facts, data, cache_folder, reporter)
+    cache.trim(cache_folder, cache_gigabytes)
     held = Validation(validation, cache, facts.front_end)
     read = f"{len(held.labels)} {held.protocol} of {len(validation.patients)} patients"
     reporter.say(f"gates: {read} of {whose(len(facts.held_out), len(facts.refit_epochs))}")
