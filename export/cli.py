@@ -3,6 +3,7 @@
 Parses and prints; the work is in functions that a notebook could call.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,7 +25,7 @@ from trainer.cli import (
 )
 
 if TYPE_CHECKING:
-    from export.build import Built
+    from export.building import Built
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder or .respsam file.", metavar="BUNDLE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -77,14 +78,19 @@ def build(
     import torch
     from rich.console import Console
 
-    from export.build import Reporter, Wanted
-    from export.build import build as build_bundle
+    from export.building import Reporter, Wanted
+    from export.building import build as build_bundle
     from firmware_config.settings import load_settings
 
     settings = load_settings(config)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
     console = Console(stderr=True, highlight=False)
+
+    def say(line: str) -> None:
+        logging.getLogger("export").info(line)
+        console.print(line, soft_wrap=True, markup=False)
+
     with console.status("reading the run") as status:
         built = build_bundle(
             subject,
@@ -97,7 +103,7 @@ def build(
             data=data or [],
             name=name,
             force=force,
-            reporter=Reporter(lambda line: console.print(line, soft_wrap=True, markup=False), status.update),
+            reporter=Reporter(say, status.update),
         )
     _show(built)
 

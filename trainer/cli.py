@@ -429,6 +429,33 @@ def explain(
 
 
 @app.command()
+def stethoscopes(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
+    json_output: JsonOption = False,
+) -> None:
+    """Read every maker's stethoscopes at the threshold that the others chose, and after healthy people shifted it.
+
+    From what the run's models said of whole recordings of their held-out patients; nothing is computed anew. After
+    'fit --hold-out maker' no model has met the stethoscope that it is read on.
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from trainer.evaluation.healthy import strangers
+    from trainer.evaluation.outcome import load_outcome
+    from trainer.run.folder import outcome_file, read_facts
+    from trainer.view import show_strangers
+
+    hold_out = read_facts(run).recipe.data.hold_out
+    found = strangers(load_outcome(outcome_file(run, "recordings")))
+    if json_output:
+        _print_json({"hold_out": hold_out, "stethoscopes": [asdict(stranger) for stranger in found]})
+    else:
+        show_strangers(found, hold_out, Console())
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
     data: MovedOption = None,

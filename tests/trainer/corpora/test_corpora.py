@@ -196,7 +196,7 @@ def text(content: str) -> Callable[[Path, Path], None]:
 
 
 def binary(annotation: Path, _audio: Path) -> None:
-    annotation.write_bytes(b"\xff\xfe\x00\x9f")
+    annotation.write_bytes(b"\x89PNG\x00\x9f")
 
 
 def empty_audio(_annotation: Path, audio: Path) -> None:
