@@ -13,7 +13,7 @@ from device.capture.blocks import Source
 from device.capture.microphone import MicrophoneSource
 from device.capture.recording import Channel, looks_like_sound
 from device.capture.sources import DemoSource, FileSource
-from device.listening.agreement import Agreement
+from device.listening.agreement import Agreement, agreement_of
 from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.model.classifier import Classifier

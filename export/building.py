@@ -161,6 +161,7 @@ def build(
     out: Path,
     *,
     cache_folder: Path | None = None,
+    cache_gigabytes: float | None = None,
     wanted: Wanted = NOTHING_MORE,
     data: Sequence[Path] = (),
     name: str | None = None,
@@ -169,18 +170,20 @@ def build(
 ) -> Built:
     """Export, measure, quantize, test and pack a finished run into `out`, a folder or a file ending in .respsam.
 
-    `data` is where its corpora are now, `cache_folder` where decoded audio is kept (default: the settings').
-    Raises BuildError, QuantizeError, RunError, CorpusError or AudioError for what was given and GateRefused for what
-    was measured; `out` is then as it was.
+    `data` is where its corpora are now, `cache_folder` where decoded audio is kept, up to `cache_gigabytes` (default:
+    the settings'). Raises BuildError, QuantizeError, RunError, CorpusError or AudioError for what was given and
+    GateRefused for what was measured; `out` is then as it was.
     """
     forms = wanted.forms
     check_place(out, force)
-    cache_folder = cache_folder or load_settings().training.folder
+    defaults = load_settings().training
+    cache_folder = cache_folder or defaults.folder
     facts = read_facts(run_folder)
     model = load_model(run_folder, facts)
     readings, earlier = readings_of(run_folder, facts)
     reporter.busy("reading the corpus")
     training, validation, cache = read_corpus(facts, data, cache_folder, reporter)
+    cache.trim(cache_folder, cache_gigabytes or defaults.cache_gigabytes)
     held = Validation(validation, cache, facts.front_end)
     read = f"{len(held.labels)} {held.protocol} of {len(validation.patients)} patients"
     reporter.say(f"gates: {read} of {whose(len(facts.held_out), len(facts.refit_epochs))}")

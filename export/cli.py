@@ -96,6 +96,7 @@ def build(
             subject,
             out,
             cache_folder=settings.training.folder,
+            cache_gigabytes=settings.training.cache_gigabytes,
             wanted=Wanted(
                 int8, fp16, target, prefer, calibration_data, calibration_cycles, tuple(keep_float or ()), auto_keep
             ),
@@ -168,6 +169,7 @@ def verify(
         read, cache = open_corpora(
             sources, settings.training.folder, part=part, split=split, lenient=lenient, purpose="evaluate"
         )
+        cache.trim(settings.training.folder, settings.training.cache_gigabytes)
         verified = verification.verify(opened, read, cache, protocol_for(asked, read), settings.quality, status.update)
     if json_output:
         typer.echo(json_text(verification.as_json(verified, opened)))

@@ -84,6 +84,7 @@ def fit(
     said = _first_lines(recipe, out)
     with audio_bar(view.console, "reading audio") as progress:
         prepared = prepare(request, settings.training.folder, progress)
+    prepared.cache.trim(settings.training.folder, settings.training.cache_gigabytes)
     for line in said:
         view.say(line)
     # what is wrong with the corpus has been said by one process before there are several
@@ -200,6 +201,7 @@ def open_selection(
         evaluation.refuse_trained_patients(model, corpus, selection.split)
     with audio_bar(view.console, "reading audio") as progress:
         corpus, cache = with_audio(corpus, settings.training.folder, lenient=selection.lenient, progress=progress)
+    cache.trim(settings.training.folder, settings.training.cache_gigabytes)
     view.notes(corpus.notes)
     return corpus, cache, protocol
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 import device
-from device.breath.simulator import auscultate
+from device.breath.simulator import simulate
 from device.signal import SAMPLE_RATE
 from tests.conftest import REPOSITORY
 
@@ -34,7 +34,7 @@ def test_the_examples_of_the_docs_run(
 ) -> None:
     section = (REPOSITORY / "docs" / "python.md").read_text().partition("## Listening")[2].partition("\n## ")[0]
     (tmp_path / "recordings").mkdir()
-    soundfile.write(tmp_path / "recordings" / "chest.wav", auscultate(3, 20.0).samples, SAMPLE_RATE)
+    soundfile.write(tmp_path / "recordings" / "chest.wav", simulate(3, 20.0).samples, SAMPLE_RATE)
     (tmp_path / "recordings" / "broken.wav").write_bytes(b"no sound")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
