@@ -36,7 +36,7 @@ def imported(file: Path, known: dict[str, Path]) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            # `from trainer import healthy` names a module, `from trainer.healthy import rates` what is in one
+            # `from trainer import reading` names a module, `from trainer.reading import Reading` what is in one
             found |= {name if name in known else node.module for name in inner}
     return found & set(known)
 

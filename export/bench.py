@@ -29,6 +29,7 @@ from device.model.classifier import Classifier
 from device.runtime import disable_telemetry
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, FloatArray, windows
 from firmware_config.errors import RespSAMError
+from trainer.tables import table as plain
 
 TRANSFORMERS: Final = "transformers"
 HF_FRAMES: Final = 1024
@@ -263,12 +264,9 @@ def serve(bundle: Path, name: str, threads: int) -> None:
 
 def table(timings: Sequence[Timing], bars: bool = False) -> Table:
     """One row a contender in 80 columns, or with a bar as long as its median."""
-    made = Table(box=None, pad_edge=False)
     longest = max(one.p50_ms for one in timings)
-    for heading in ("", *("p50" for _ in range(bars)), "p50 ms", "p95", "p99", "ratio", "start s", "MB", "RTF", "J"):
-        made.add_column(heading, justify="right" if made.columns else "left", no_wrap=True)
-    for one in timings:
-        made.add_row(
+    rows = (
+        (
             one.name,
             *(f"{'█' * max(1, round(BAR * one.p50_ms / longest)):{BAR}}" for _ in range(bars)),
             *(f"{value:.1f}" for value in (one.p50_ms, one.p95_ms, one.p99_ms)),
@@ -278,6 +276,10 @@ def table(timings: Sequence[Timing], bars: bool = False) -> Table:
             f"{one.real_time_factor:.4f}",
             "-" if one.joule is None else f"{one.joule:.3f}",
         )
+        for one in timings
+    )
+    headings = ("", *("p50" for _ in range(bars)), "p50 ms", "p95", "p99", "ratio", "start s", "MB", "RTF", "J")
+    made = plain(*headings, rows=rows)
     made.caption, made.caption_justify = LEGEND, "left"
     return made
 

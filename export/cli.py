@@ -3,6 +3,7 @@
 Parses and prints; the work is in functions that a notebook could call.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,7 +25,7 @@ from trainer.cli import (
 )
 
 if TYPE_CHECKING:
-    from export.build import Built
+    from export.building import Built
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder or .respsam file.", metavar="BUNDLE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -77,26 +78,32 @@ def build(
     import torch
     from rich.console import Console
 
-    from export.build import Reporter, Wanted
-    from export.build import build as build_bundle
+    from export.building import Reporter, Wanted
+    from export.building import build as build_bundle
     from firmware_config.settings import load_settings
 
     settings = load_settings(config)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
     console = Console(stderr=True, highlight=False)
+
+    def say(line: str) -> None:
+        logging.getLogger("export").info(line)
+        console.print(line, soft_wrap=True, markup=False)
+
     with console.status("reading the run") as status:
         built = build_bundle(
             subject,
             out,
             cache_folder=settings.training.folder,
+            cache_gigabytes=settings.training.cache_gigabytes,
             wanted=Wanted(
                 int8, fp16, target, prefer, calibration_data, calibration_cycles, tuple(keep_float or ()), auto_keep
             ),
             data=data or [],
             name=name,
             force=force,
-            reporter=Reporter(lambda line: console.print(line, soft_wrap=True, markup=False), status.update),
+            reporter=Reporter(say, status.update),
         )
     _show(built)
 
@@ -108,19 +115,17 @@ def check(
 ) -> None:
     """See what TensorRT makes of every model meant for it; refuses (exit 3) when int8 layers would not run in int8."""
     from rich.console import Console
-    from rich.table import Table
 
     from device.bundle import read_bundle
     from export.tensorrt_check import check as check_bundle
     from export.tensorrt_check import require
+    from trainer.tables import table
 
     if not tensorrt:
         raise typer.BadParameter("say what to check with", param_hint="--tensorrt")
     opened = read_bundle(bundle)
-    built = Table(box=None, pad_edge=False)
-    for heading in ("file", "GPU", "INT8", "FP16", "float", "to be INT8", "MB", "s"):
-        built.add_column(heading, justify="left" if heading in ("file", "GPU") else "right", no_wrap=True)
-    checked = []
+    headings = ("file", "GPU", "INT8", "FP16", "float", "to be INT8", "MB", "s")
+    checked, rows = [], []
     with Console(stderr=True).status("building engines") as status:
         for one in check_bundle(opened):
             checked.append(one)
@@ -128,9 +133,9 @@ def check(
             counts = [str(one.count(kind)) for kind in ("int8", "fp16", "float")]
             quantized = str(len(one.products.quantized))
             size = (f"{one.megabytes:.1f}", f"{one.seconds:.1f}")
-            built.add_row(one.file, one.gpu, *(["refused", "", ""] if one.refusal else counts), quantized, *size)
+            rows.append((one.file, one.gpu, *(["refused", "", ""] if one.refusal else counts), quantized, *size))
     console = Console(highlight=False)
-    console.print(built)
+    console.print(table(*headings, rows=rows, words=2))
     console.print("matrix products and convolutions by how they run; GPU: its compute capability", soft_wrap=True)
     require(checked, opened.manifest)
 
@@ -164,6 +169,7 @@ def verify(
         read, cache = open_corpora(
             sources, settings.training.folder, part=part, split=split, lenient=lenient, purpose="evaluate"
         )
+        cache.trim(settings.training.folder, settings.training.cache_gigabytes)
         verified = verification.verify(opened, read, cache, protocol_for(asked, read), settings.quality, status.update)
     if json_output:
         typer.echo(json_text(verification.as_json(verified, opened)))
@@ -219,23 +225,19 @@ def bench(
 
 def _show(built: "Built") -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    from trainer.tables import table
 
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for title in ("file", "MB", "logits off", "Se", "Sp", "Score", "ms", "ratio"):
-        table.add_column(title, justify="left" if title == "file" else "right", no_wrap=True)
+    headings = ("file", "MB", "logits off", "Se", "Sp", "Score", "ms", "ratio")
+    rows = []
     for one in built.served:
         rates = (one.rates.sensitivity, one.rates.specificity, one.rates.score)
         times = (f"{one.milliseconds:.1f}", f"{one.times_fp32:.2f}")
-        table.add_row(
-            one.form.path,
-            f"{len(one.data) / 1e6:.2f}",
-            f"{one.difference:.1e}",
-            *(f"{rate:.4f}" for rate in rates),
-            *(times if one.for_cpu else ("-", "-")),
-        )
-    console.print(table)
+        size, off = f"{len(one.data) / 1e6:.2f}", f"{one.difference:.1e}"
+        shown = times if one.for_cpu else ("-", "-")
+        rows.append((one.form.path, size, off, *(f"{rate:.4f}" for rate in rates), *shown))
+    console.print(table(*headings, rows=rows))
     console.print(
         "off: fp32 from torch, the others from fp32; ms: one window, one thread, here; a CPU runs the first file",
         soft_wrap=True,

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
 from device.bundle import Bundle, BundleError, ModelFile
 from export.tensorrt_check import kept_float
+from trainer.tables import table
 
 SCALED: Final = ("QuantizeLinear", "DequantizeLinear")
 OPS_SHOWN: Final = 8
@@ -116,25 +116,24 @@ def as_json(found: list[Inspected], bundle: Bundle) -> dict[str, Any]:
 def show(found: list[Inspected], bundle: Bundle, console: Console) -> None:
     """The same in words; --json has all of it."""
     manifest = bundle.manifest
-    table = Table(box=None, pad_edge=False)
-    for heading in ("file", "for", "opset", "MB", "parameters", "MMAC", "attention", "nodes"):
-        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
-    for one in found:
-        products = sum(one.multiplications.values())
-        table.add_row(
+    rows = (
+        (
             one.path,
             one.target,
             str(one.opset),
             f"{one.bytes / 1e6:.1f}",
             f"{one.parameters:,}",
-            f"{products / 1e6:,.0f}",
-            f"{one.multiplications['activations'] / products:.0%}",
+            f"{sum(one.multiplications.values()) / 1e6:,.0f}",
+            f"{one.multiplications['activations'] / sum(one.multiplications.values()):.0%}",
             str(sum(one.ops.values())),
         )
+        for one in found
+    )
     console.print(
         f"{manifest.name} {bundle.fingerprint[:12]}: {manifest.population.patients} patients of {manifest.corpus}"
     )
-    console.print(table)
+    headings = ("file", "for", "opset", "MB", "parameters", "MMAC", "attention", "nodes")
+    console.print(table(*headings, rows=rows))
     for one in found:
         ops = ", ".join(f"{number} {name}" for name, number in list(one.ops.items())[:OPS_SHOWN])
         more = f" and {len(one.ops) - OPS_SHOWN} kinds more" if len(one.ops) > OPS_SHOWN else ""

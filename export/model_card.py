@@ -11,6 +11,7 @@ from trainer.corpora.protocols import FLATTERED, LIES
 from trainer.evaluation.history import latest
 from trainer.metrics import Interval
 from trainer.reading import Reading
+from trainer.tables import markdown
 
 MODEL_CARD: Final = "MODEL_CARD.md"
 TEMPLATE: Final = "model_card.md"
@@ -90,7 +91,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
             if "refit_epochs" in recipe
             else "the mean of several models is",
         ),
-        validation=_table(SCORES, map(_scores, validation)),
+        validation=markdown(SCORES, map(_scores, validation)),
         failures=_failures(known),
         groups=_groups(validation[-1]),
         epochs=", ".join(
@@ -101,7 +102,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
             ([f"- init: weights begin at {recipe['init']}."] if "init" in recipe else [])
             + [_section(name, recipe[name]) for name in ("optimizer", "data", "augmentation")]
         ),
-        files=_table(
+        files=markdown(
             ("file", "precision", "for", "bytes", "sha256"),
             ((f"`{f.path}`", f.precision, f.target, f"{sizes[f.path]:,}", f"`{f.sha256}`") for f in manifest.files),
         ),
@@ -169,7 +170,7 @@ def _test_part(readings: Sequence[Reading], earlier: int) -> str:
     if not readings:
         return f"No test part has been read{f' with this model; {other}' * bool(earlier)}; see the patients below."
     rows = ((*_scores(one), _patients(one), str(one.times_read)) for one in readings)
-    return _table((*SCORES, "patients", "times read"), rows) + f"\n\n{other}." * bool(earlier)
+    return markdown((*SCORES, "patients", "times read"), rows) + f"\n\n{other}." * bool(earlier)
 
 
 def _scores(reading: Reading) -> tuple[str, ...]:
@@ -190,7 +191,7 @@ def _patients(reading: Reading) -> str:
 def _confounders(readings: Sequence[Reading]) -> str:
     names = list(dict.fromkeys(name for reading in readings for name in reading.confounders))
     rows = ((_where(one), *(str(one.confounders[name]) for name in names)) for one in readings)
-    return _table(("read on", *names), rows)
+    return markdown(("read on", *names), rows)
 
 
 def _failures(readings: Sequence[Reading]) -> str:
@@ -203,7 +204,7 @@ def _failures(readings: Sequence[Reading]) -> str:
             flagged = sum(counts) - counts[0] - no_verdict
             shares = (f"{part / max(sum(counts), 1):.0%}" for part in (flagged, counts[index], no_verdict))
             rows.append((_where(reading), label, str(sum(counts)), *shares))
-    return _table(("read on", "truly", "n", "called abnormal", "named exactly", "no verdict"), rows)
+    return markdown(("read on", "truly", "n", "called abnormal", "named exactly", "no verdict"), rows)
 
 
 def _groups(reading: Reading) -> str:
@@ -219,7 +220,7 @@ def _groups(reading: Reading) -> str:
         for name, read in groups.items():
             rates = map(str, (read.sensitivity, read.specificity, read.score))
             rows.append((f"{what} {name or 'unknown'}", str(read.n), str(read.patients), *rates))
-    return _table((_where(reading), "n", "patients", "Se", "Sp", "Score"), rows)
+    return markdown((_where(reading), "n", "patients", "Se", "Sp", "Score"), rows)
 
 
 def _section(name: str, values: Mapping[str, object]) -> str:
@@ -242,7 +243,7 @@ def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_
     lines = [
         f"What the other files change of fp32's answers on {read_on}: at one temperature and threshold, and with both "
         "refitted for either file.",
-        _table(header, rows),
+        markdown(header, rows),
         _lines(
             f"- `{path}`: {made['method']}{_kept(path, made['kept_float'])}." for path, made in how["files"].items()
         ),
@@ -309,14 +310,6 @@ def _part(part: str) -> str:
     if part == "all":
         return ""
     return f"--part {part if '+' not in part else 'all' if 'train' in part else 'test'} "
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return _lines((_row(header), f"|{'---|' * len(header)}", *map(_row, rows)))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _lines(lines: Iterable[str]) -> str:

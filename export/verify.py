@@ -24,7 +24,7 @@ from trainer.evaluation.outcome import Outcome
 from trainer.evaluation.served import ServedModel, of_classifier
 from trainer.metrics import Interval
 from trainer.reading import Reading
-from trainer.view import table
+from trainer.tables import table
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,8 @@ class TrainingSettings(Section):
 
     cache: str
     """Folder of the 16 kHz audio cache; empty is respsam/audio in the user's cache folder."""
+    cache_gigabytes: Annotated[float, Field(gt=0.0, le=1_000_000.0)]
+    """Beyond so much (1e9 bytes), the audio that was used longest ago is removed from it; an hour takes 0.23 GB."""
     threads: Annotated[int, Field(ge=0, le=1024)]
     """Threads of torch; 0 is all cores."""
     workers: Annotated[int, Field(ge=0, le=256)]

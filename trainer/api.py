@@ -1,6 +1,6 @@
 """Fitting, evaluating and studying as functions with typed arguments and results: what commands and notebooks call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,8 +30,6 @@ from trainer.training.finish import finish
 from trainer.training.members import Call, train_members
 from trainer.training.progress import FitView, audio_bar
 from trainer.training.train import prepare_folder, write_log
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ def fit(
     said = _first_lines(recipe, out)
     with audio_bar(view.console, "reading audio") as progress:
         prepared = prepare(request, settings.training.folder, progress)
+    prepared.cache.trim(settings.training.folder, settings.training.cache_gigabytes)
     for line in said:
         view.say(line)
     # what is wrong with the corpus has been said by one process before there are several
@@ -202,6 +201,7 @@ def open_selection(
         evaluation.refuse_trained_patients(model, corpus, selection.split)
     with audio_bar(view.console, "reading audio") as progress:
         corpus, cache = with_audio(corpus, settings.training.folder, lenient=selection.lenient, progress=progress)
+    cache.trim(settings.training.folder, settings.training.cache_gigabytes)
     view.notes(corpus.notes)
     return corpus, cache, protocol
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
 data_app = application("Look at a corpus.")
 app.add_typer(data_app, name="data")
+cache_app = application("Look at the decoded audio that is kept for later commands, or remove it.")
+data_app.add_typer(cache_app, name="cache")
 
 CorpusOption = Annotated[
     list[str], typer.Option("--corpus", help="icbhi, sprsound, kauh or manifest; once for every --data.")
@@ -94,6 +96,31 @@ def describe(
         _print_json(asdict(description))
     else:
         render(description, Console())
+
+
+@cache_app.command("list")
+def list_cache(json_output: JsonOption = False, config: ConfigOption = None) -> None:
+    """Say where it is, how much it holds and how much it may hold."""
+    from firmware_config.settings import load_settings
+    from trainer.corpora.decoded import usage
+
+    training = load_settings(config).training
+    found = usage(training.folder)
+    if json_output:
+        limit = round(training.cache_gigabytes * 1e9)
+        _print_json({"folder": str(training.folder), **vars(found), "limit_bytes": limit})
+    else:
+        typer.echo(f"{training.folder}: {found.in_words} of at most {training.cache_gigabytes:g} GB")
+
+
+@cache_app.command("clear")
+def clear_cache(config: ConfigOption = None) -> None:
+    """Remove all of it; what is needed again is decoded again."""
+    from firmware_config.settings import load_settings
+    from trainer.corpora.decoded import clear
+
+    folder = load_settings(config).training.folder
+    typer.echo(f"{folder}: {clear(folder).in_words} removed")
 
 
 @app.command()
@@ -263,6 +290,7 @@ def study(
         (to_data or Path()).resolve(),
         resolved(device),
         minutes,
+        cache_gigabytes=settings.training.cache_gigabytes,
     )
     studied = api.study(
         asked,
@@ -401,6 +429,33 @@ def explain(
 
 
 @app.command()
+def stethoscopes(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
+    json_output: JsonOption = False,
+) -> None:
+    """Read every maker's stethoscopes at the threshold that the others chose, and after healthy people shifted it.
+
+    From what the run's models said of whole recordings of their held-out patients; nothing is computed anew. After
+    'fit --hold-out maker' no model has met the stethoscope that it is read on.
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from trainer.evaluation.healthy import strangers
+    from trainer.evaluation.outcome import load_outcome
+    from trainer.run.folder import outcome_file, read_facts
+    from trainer.view import show_strangers
+
+    hold_out = read_facts(run).recipe.data.hold_out
+    found = strangers(load_outcome(outcome_file(run, "recordings")))
+    if json_output:
+        _print_json({"hold_out": hold_out, "stethoscopes": [asdict(stranger) for stranger in found]})
+    else:
+        show_strangers(found, hold_out, Console())
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
     data: MovedOption = None,
@@ -422,6 +477,7 @@ def report(
     facts = read_facts(run)
     with audio_bar(console, "reading audio") as progress:
         opened = open_run(facts, data or [], settings.training.folder, progress)
+    opened.cache.trim(settings.training.folder, settings.training.cache_gigabytes)
     with console.status("writing the report"):
         path = write_report(run, opened.training, opened.cache, torch_device(device, settings))
     typer.echo(f"{path} holds patients' sound: keep it where their recordings are kept")
@@ -443,6 +499,7 @@ def _heard(
     view = FitView(Console(stderr=True))
     with audio_bar(view.console, "reading audio") as progress:
         read, cache = open_corpora(sources, settings.training.folder, part=part, lenient=lenient, progress=progress)
+    cache.trim(settings.training.folder, settings.training.cache_gigabytes)
     view.notes(read.notes)
     return read, cache, settings
 

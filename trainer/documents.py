@@ -31,7 +31,7 @@ def load(what: str, folder: str, name: str, kind: type[Document], failure: type[
     `what` is how a user calls it ("recipe"), `folder` where the package has them.
     """
     known = shipped(folder)
-    file = resources.files("trainer").joinpath(folder, f"{name}.toml") if name in known else Path(name)
+    file = resources.files("trainer").joinpath(f"{folder}/{name}.toml") if name in known else Path(name)
     if not file.is_file():
         raise failure(f"{what} {name!r}: neither a file nor one of {', '.join(known)}")
     try:

@@ -8,33 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.corpora.protocols import FLATTERED, LIES
+from trainer.corpora.splits import HoldOut
 from trainer.evaluation.compare import Compared, in_words
+from trainer.evaluation.healthy import Stranger
 from trainer.reading import ClassReading, GroupReading, Joined, Reading
 from trainer.run.folder import RunFacts
-
-
-def table(
-    *headings: str,
-    rows: Iterable[Sequence[str]] = (),
-    title: str | None = None,
-    words: int = 1,
-    head: bool = True,
-) -> Table:
-    """A plain table: the first columns hold `words`, to the left; the others hold numbers, to the right."""
-    made = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_header=head,
-    )
-    for number, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if number < words else "right", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        made.add_row(*row)
-    return made
+from trainer.tables import table
 
 
 def readings_table(readings: Iterable[Reading], title: str) -> Table:
@@ -117,6 +96,22 @@ def calibration_in_words(read: dict[str, Any]) -> str:
         f"Se {read[when]['sensitivity']:.3f}, Sp {read[when]['specificity']:.3f}" for when in ("before", "after")
     )
     return f"calibrated on {read['people']} healthy people (mean of {read['rounds']} choices): {before} -> {after}"
+
+
+def show_strangers(strangers: Sequence[Stranger], hold_out: HoldOut, console: Console) -> None:
+    """A row for each maker's stethoscopes, and below it one for each number of healthy people."""
+    met = "never met the stethoscope" if hold_out != "patients" else "met the stethoscope, but not these patients"
+    rows = []
+    for stranger in strangers:
+        counts = (str(stranger.patients), str(stranger.recordings))
+        figures = (stranger.auroc, stranger.sensitivity, stranger.specificity, stranger.threshold)
+        rows.append((stranger.maker, *counts, *(f"{figure:.3f}" for figure in figures)))
+        for people, read in stranger.calibrated.items():
+            after = (read["after"][name] for name in ("sensitivity", "specificity", "threshold"))
+            rows.append((f"  after {people} healthy people", "", "", "", *(f"{figure:.3f}" for figure in after)))
+    headings = ("stethoscope", "patients", "recordings", "AUROC", "Se", "Sp", "threshold")
+    console.print(f"whole recordings, by models that {met}; thresholds chosen on the other stethoscopes")
+    console.print(table(*headings, rows=rows))
 
 
 def _figures(reading: Reading) -> Table:

@@ -12,7 +12,7 @@ GOALS = {"peak RSS GiB": 6.0, "minutes": 10.0, "model.int8.cpu.onnx MB": 95.0}
 
 
 def main() -> None:
-    from export.build import Reporter, Wanted, build
+    from export.building import Reporter, Wanted, build
     from tests.export.run_maker import make_run
     from tests.trainer.corpus_maker import make_sprsound
     from trainer.model.network import ModelConfig

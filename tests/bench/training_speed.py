@@ -32,6 +32,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from device.labels import Label
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES
 from firmware_config.settings import load_settings
+from tests.trainer.sounds import cache_of
 from trainer.corpora import Corpus, Cycle, Recording, load_corpus
 from trainer.corpora.audio_cache import AudioCache, with_audio
 from trainer.corpora.splits import only_patients
@@ -65,15 +66,14 @@ class Contender:
 
 def noise_corpus(folder: Path) -> tuple[Corpus, AudioCache]:
     """Noise instead of recordings: 12 patients, normal and abnormal cycles of every other one."""
-    seconds, spans, recordings = 10, {}, []
-    (0.1 * np.random.default_rng(0).standard_normal(24 * seconds * SAMPLE_RATE)).astype(np.float32).tofile(folder / "n")
+    random, sounds, recordings = np.random.default_rng(0), {}, []
     for number in range(24):
         label: Label = "crackle" if number % 2 else "normal"
         name, patient = f"noise {number}", f"patient {number // 2}"
-        spans[name] = (number * seconds * SAMPLE_RATE, (number + 1) * seconds * SAMPLE_RATE)
+        sounds[name] = (0.1 * random.standard_normal(10 * SAMPLE_RATE)).astype(np.float32)
         cycles = tuple(Cycle(name, at, at + 1.5, label, patient, "", "") for at in (0.5, 3.5, 6.5))
         recordings.append(Recording(name, None, patient, "", "", None, "", label, cycles))
-    return Corpus("noise", folder, tuple(recordings)), AudioCache(folder / "n", spans)
+    return Corpus("noise", folder, tuple(recordings)), cache_of(folder, sounds)
 
 
 def like_theirs(recipe: Recipe, frames: int) -> Recipe:
@@ -196,10 +196,10 @@ def time_cache(data: Path, folder: Path) -> None:
         corpus = load_corpus("sprsound", data, purpose="fit")
         read = perf_counter()
         corpus, cache = with_audio(corpus, folder)
-        hours = sum(map(cache.seconds, cache.spans)) / 3600
+        hours = sum(map(cache.seconds, cache.lengths)) / 3600
         print(
             f"{what} start: annotations {read - began:.1f} s, audio {perf_counter() - read:.1f} s "
-            f"({len(corpus.recordings)} recordings, {hours:.1f} h, {cache.file.stat().st_size / 1e9:.2f} GB)"
+            f"({len(corpus.recordings)} recordings, {hours:.1f} h, {hours * 3600 * SAMPLE_RATE * 4 / 1e9:.2f} GB)"
         )
 
 

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from device.model.classifier import open_session
-from export.build import simulated_breaths
+from export.building import simulated_breaths
 from export.onnx_graph import run
 from export.quantize import (
     CPU,
@@ -64,16 +64,6 @@ def made(request: pytest.FixtureRequest) -> Made:
     return result
 
 
-NOT_YET = "a MobileNet's residual additions read integers, too, and its random weights magnify every rounding"
-
-
-@pytest.fixture(params=["patch_made", pytest.param("mobilenet_made", marks=pytest.mark.xfail(reason=NOT_YET))])
-def rounded(request: pytest.FixtureRequest) -> Made:
-    """The same, where what rounding does is measured: docs/performance.md says what INT8 of a MobileNet lacks."""
-    result: Made = request.getfixturevalue(request.param)
-    return result
-
-
 def graph_of(data: bytes) -> onnx.ModelProto:
     return onnx.load_model_from_string(data)
 
@@ -101,16 +91,16 @@ def test_layers_are_called_as_in_torch(made: Made) -> None:
     assert layers(made.built.bundle.read("model.onnx")) == expected
 
 
-def light(made: Made) -> set[str]:
-    """MobileNet's layers with few multiplications for what they read: depthwise, of the squeeze, or of 8 channels."""
+def delicate(made: Made) -> set[str]:
+    """MobileNet's layers that int8 harms most or helps least: of early blocks, depthwise, of the squeeze."""
     model = graph_of(made.built.bundle.read("model.onnx"))
     grouped = {
         node.name
         for node in model.graph.node
         if any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
     }
-    tiny = re.compile(r"(member-\d\.)?trunk\.features\.([01]\.|.*\.conc_se_layers\.)")
-    return grouped | {name for name in layers(made.built.bundle.read("model.onnx")) if tiny.match(name)}
+    other = re.compile(r"(member-\d\.)?trunk\.features\.(([0-9]|10)\.|.*\.conc_se_layers\.)")
+    return grouped | {name for name in layers(made.built.bundle.read("model.onnx")) if other.match(name)}
 
 
 @pytest.mark.parametrize(("scheme", "most"), [(CPU, 64), (TENSORRT, 127)], ids=["cpu", "tensorrt"])
@@ -121,15 +111,17 @@ def test_what_becomes_integer_and_nothing_else(made: Made, scheme: Scheme, most:
     assert set(layers(data)) - set(taken) == {
         name
         for name in layers(data)
-        if name in light(made) or (scheme is CPU and ("stem" in name or name.endswith("head")))
+        if name in delicate(made) or (scheme is CPU and ("stem" in name or name.endswith("head")))
     }
     for name, integer in factors(int8).items():
         assert integer == [name in taken] * 2
     stored = [one for one in int8.graph.initializer if one.name.endswith("_quantized")]
     assert len(stored) == len(taken) and {one.data_type for one in stored} == {onnx.TensorProto.INT8}
     assert max(np.abs(numpy_helper.to_array(one).astype(int)).max() for one in stored) <= most
-    dequantized = [node for node in int8.graph.node if node.op_type == "DequantizeLinear"]
+    dequantized = {node.output[0] for node in int8.graph.node if node.op_type == "DequantizeLinear"}
     assert len(dequantized) <= 2 * len(taken)  # no bias, no output
+    # no residual addition
+    assert {node.name for node in int8.graph.node if not dequantized.isdisjoint(node.input)} == set(taken)
 
 
 def test_tensorrt_gets_nothing_that_its_parser_refuses(made: Made) -> None:
@@ -143,12 +135,13 @@ def test_tensorrt_gets_nothing_that_its_parser_refuses(made: Made) -> None:
             assert (stored[node.input[1]] > 0).all()
 
 
-def test_weights_are_rounded_to_the_nearest_step_of_their_column(rounded: Made) -> None:
-    fp32, int8 = (graph_of(rounded.built.bundle.read(name)) for name in ("model.onnx", "model.int8.cpu.onnx"))
+def test_weights_are_rounded_to_the_nearest_step_of_their_column(made: Made) -> None:
+    data = made.built.bundle.read("model.onnx")
+    fp32, int8 = graph_of(data), graph_of(quantize(data, windows_of(made, 2)))
     exact, stored = (
         {one.name: numpy_helper.to_array(one) for one in model.graph.initializer} for model in (fp32, int8)
     )
-    names = layers(rounded.built.bundle.read("model.onnx"))
+    names = layers(data)
     taken = [node for node in fp32.graph.node if node.name in names and CPU.takes(node.name)]
     assert taken
     for node in taken:
@@ -164,8 +157,8 @@ def test_weights_are_rounded_to_the_nearest_step_of_their_column(rounded: Made) 
 
 
 @pytest.mark.parametrize("scheme", [CPU, TENSORRT], ids=["cpu", "tensorrt"])
-def test_a_layer_left_float_is_as_it_was(rounded: Made, scheme: Scheme) -> None:
-    data, windows = rounded.built.bundle.read("model.onnx"), windows_of(rounded, 3)
+def test_a_layer_left_float_is_as_it_was(made: Made, scheme: Scheme) -> None:
+    data, windows = made.built.bundle.read("model.onnx"), windows_of(made, 3)
     quantized = quantize(data, windows, scheme)
     names = [name for name in layers(data) if scheme.takes(name)]
     one = left_float(quantized, data, names[1:2])
@@ -178,8 +171,8 @@ def test_a_layer_left_float_is_as_it_was(rounded: Made, scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.int8.cpu.onnx"])
-def test_half_precision(rounded: Made, name: str) -> None:
-    data, windows = rounded.built.bundle.read(name), np.concatenate(simulated_breaths(rounded.facts.front_end))
+def test_half_precision(made: Made, name: str) -> None:
+    data, windows = made.built.bundle.read(name), np.concatenate(simulated_breaths(made.facts.front_end))
     halved = half(data)
     model = graph_of(halved)
     assert model.opset_import[0].version == HALF_OPSET
@@ -195,12 +188,12 @@ def test_half_precision_leaves_layers_in_float(patch_made: Made) -> None:
     assert onnx.TensorProto.FLOAT in {one.data_type for one in model.graph.initializer}
 
 
-def test_int8_is_near_fp32_and_no_window_hears_its_neighbours(rounded: Made) -> None:
-    fp32, int8 = (open_session(rounded.built.bundle.read(name)) for name in ("model.onnx", "model.int8.cpu.onnx"))
-    windows = np.concatenate(simulated_breaths(rounded.facts.front_end))
+def test_int8_is_near_fp32_and_no_window_hears_its_neighbours(made: Made) -> None:
+    data, windows = made.built.bundle.read("model.onnx"), np.concatenate(simulated_breaths(made.facts.front_end))
+    fp32, int8 = open_session(data), open_session(quantize(data, windows))
     expected, found = run(fp32, windows), run(int8, windows)
-    # 0.001 on the default model; these heads are fitted to a dozen windows and magnify every rounding
-    assert np.linalg.norm(found - expected) < 0.2 * np.linalg.norm(expected)
+    # 0.001 on a trained AST; these heads are fitted to a dozen windows and magnify every rounding
+    assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
     windows[1:] *= 3.0
     np.testing.assert_allclose(run(int8, windows)[:1], found[:1], atol=1e-5)
 

@@ -8,11 +8,11 @@ from typing import Literal
 from trainer.corpora.copies import joined, without_copies
 from trainer.corpora.cycle import (
     TEST_PARTS,
+    Annotations,
     Corpus,
     CorpusError,
     Cycle,
     Problem,
-    Reading,
     Recording,
     Source,
     joined_names,
@@ -122,7 +122,7 @@ def _left_out(problems: Sequence[Problem], lenient: bool) -> tuple[str, ...]:
     return tuple(f"left out ({n} of {len(problems)}): {problem.message}" for n, problem in enumerate(problems, 1))
 
 
-def _read(name: str, data: Path, split: str) -> Reading:
+def _read(name: str, data: Path, split: str) -> Annotations:
     if split not in SPLITS:
         raise CorpusError(f"unknown split {split!r}; known are {', '.join(SPLITS)}")
     if name == "sprsound":

@@ -1,59 +1,65 @@
-"""16 kHz mono float32 audio of a corpus in one memory-mapped file, so that an epoch reads no codec and no resampler."""
+"""The decoded audio of a corpus, so that an epoch reads no codec and no resampler; each recording is decoded once."""
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from device.capture.recording import AudioError, AudioWarning, ChannelWarning, scan
-from device.signal import SAMPLE_RATE, FloatArray, resample
-from firmware_config.files import replacing, write_atomically
+from device.capture.recording import AudioError
+from device.signal import SAMPLE_RATE, FloatArray
 from trainer.corpora import Purpose, load_corpora
 from trainer.corpora.cycle import Corpus, CorpusError, Cycle, Recording, Source
+from trainer.corpora.decoded import CONSTANT, CONSTANT_SAMPLES, Decoded, Usage, decode, file_of, kept, mapped, trim
 
-CONSTANT = 1e-6  # a silence's ripple after resampling; a recorder's step of 16 bits is thirty times as large
-RINGING = SAMPLE_RATE // 25  # samples that the resampler rings on beside a sudden silence
-LAYOUT = 2  # raise when the bytes below would mean something else
+RINGING = CONSTANT_SAMPLES  # samples that the resampler rings on beside a sudden silence
 
 
 @dataclass(frozen=True)
 class AudioCache:
-    """Read-only samples of every recording by name."""
+    """Read-only samples of recordings by name; their lengths alone where only these are asked."""
 
-    file: Path
-    spans: dict[str, tuple[int, int]]
+    lengths: dict[str, int]
+    """Samples of every recording."""
+    files: dict[str, Path]
+    """Where they are."""
+    sources: dict[str, Path] = field(default_factory=dict)
+    """What they were decoded from."""
+    partly_constant: frozenset[str] = frozenset()
+    """The recordings that may have constant stretches of 4 RINGING samples and more."""
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What a command says of the recordings' sound, each time alike, and of the cache itself."""
 
-    @cached_property
-    def samples(self) -> FloatArray:
-        """Every recording end to end, memory-mapped."""
-        return np.memmap(self.file, dtype=np.float32, mode="r")
-
     def __getitem__(self, name: str) -> FloatArray:
         """Samples (n,) at 16 kHz of the recording `name`."""
-        start, end = self.spans[name]
-        return self.samples[start:end]
+        try:
+            return mapped(self.files[name])
+        except (OSError, ValueError):  # since it was opened, another command has needed the room or cleared the folder
+            if isinstance(problem := decode(self.sources[name], self.files[name]), str):
+                raise AudioError(problem) from None
+        return mapped(self.files[name])
 
     def cut(self, name: str, start_seconds: float, end_seconds: float) -> FloatArray:
         """A stretch of one recording, clipped to it; (n,) float32."""
-        start, end = self.spans[name]
-        first = min(max(start + round(start_seconds * SAMPLE_RATE), start), end)
-        last = min(max(start + round(end_seconds * SAMPLE_RATE), first), end)
-        return self.samples[first:last]
+        return self[name][self.span(name, start_seconds, end_seconds)]
+
+    def span(self, name: str, start_seconds: float, end_seconds: float) -> slice:
+        """The samples of a stretch that lie in the recording."""
+        length = self.lengths[name]
+        first = min(max(round(start_seconds * SAMPLE_RATE), 0), length)
+        return slice(first, min(max(round(end_seconds * SAMPLE_RATE), first), length))
+
+    def trim(self, folder: Path, gigabytes: float) -> None:
+        """Remove what was used longest ago below `folder` until the rest fits, but none of these recordings."""
+        trim(folder, gigabytes, self.files.values())
 
     def seconds(self, name: str) -> float:
         """Length of one recording."""
-        start, end = self.spans[name]
-        return (end - start) / SAMPLE_RATE
+        return self.lengths[name] / SAMPLE_RATE
 
 
 def _audio_of(recording: Recording) -> Path:
@@ -64,29 +70,6 @@ def _audio_of(recording: Recording) -> Path:
     return recording.audio
 
 
-def _decode(path: Path) -> tuple[FloatArray, tuple[AudioWarning, ...]] | str:
-    """Samples (n,) at 16 kHz and what is odd, or why there are none; a string, as the pool loses the error's place."""
-    try:
-        recorded = scan(path)
-        return resample(recorded.samples(), recorded.header.sample_rate), recorded.remarks
-    except AudioError as error:
-        return str(error)
-
-
-def _fingerprint(recordings: Sequence[Recording]) -> str:
-    """What the cached bytes depend on: which files, their size and time, and the resampler."""
-    import soxr
-
-    digest = hashlib.sha256(f"{LAYOUT} {SAMPLE_RATE} {soxr.__version__}".encode())
-    for recording in recordings:
-        path = _audio_of(recording)
-        # what is not there is said by _decode, like everything that cannot be read
-        status = path.stat() if path.is_file() else None
-        stamp = f"{status.st_size}\0{status.st_mtime_ns}" if status else "missing"
-        digest.update(f"{recording.name}\0{path.resolve()}\0{stamp}\n".encode())
-    return digest.hexdigest()[:24]
-
-
 def open_cache(
     recordings: Sequence[Recording],
     folder: Path,
@@ -94,75 +77,72 @@ def open_cache(
     lenient: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> AudioCache:
-    """The cache of these recordings below `folder`, made first where it is absent; again, and noted, where damaged.
+    """The cache of these recordings below `folder`; what is absent is decoded first, what is damaged again, and noted.
 
     `progress(done, total)` is called as recordings are decoded. Raises AudioError, CorpusError or FileError naming the
     file; with `lenient` a recording that cannot be decoded is missing from the cache and named in its `problems`.
     """
-    key = _fingerprint(recordings)
-    audio, index = folder / f"{key}.f32", folder / f"{key}.json"
-    cache = _existing(audio, index)
-    if cache is None:
-        damaged = audio.exists() or index.exists()
-        cache = _make(recordings, audio, index, lenient, progress)
-        if damaged:
-            note = f"{audio}: the audio cache was damaged or incomplete and has been made again"
-            cache = dataclasses.replace(cache, notes=(*cache.notes, note))
-    if cache.problems and not lenient:
-        raise AudioError(cache.problems[0])
-    return cache
+    sources = {one.name: _audio_of(one) for one in recordings}
+    # resolving takes longer than all else here, and recordings share few folders
+    resolved = {parent: parent.resolve() for parent in {audio.parent for audio in sources.values()}}
+    files = {name: file_of(resolved[audio.parent] / audio.name, folder) for name, audio in sources.items()}
+    found: dict[str, Decoded | str | None] = {name: kept(file) for name, file in files.items()}
+    # by file: one recording may be in two corpora
+    absent = {files[name]: sources[name] for name, one in found.items() if one is None}
+    damaged = [file for file in absent if file.exists()]
+    if absent:
+        made = _made(absent, lenient, progress)
+        found |= {name: made[files[name]] for name, one in found.items() if one is None}
+        mapped.cache_clear()
+    decoded = {name: one for name, one in found.items() if isinstance(one, Decoded)}
+    cache = AudioCache(
+        {name: one.length for name, one in decoded.items()},
+        {name: files[name] for name in decoded},
+        {name: sources[name] for name in decoded},
+        frozenset(name for name, one in decoded.items() if one.partly_constant),
+        tuple(one for one in found.values() if isinstance(one, str)),
+        _odd([(recording.corpus, decoded[recording.name]) for recording in recordings if recording.name in decoded]),
+    )
+    return dataclasses.replace(cache, notes=(*cache.notes, *_of_making(cache, folder, damaged))) if absent else cache
 
 
-def _existing(audio: Path, index: Path) -> AudioCache | None:
-    if not (audio.is_file() and index.is_file()):
-        return None
-    try:
-        held = json.loads(index.read_text())
-        spans = {name: (int(start), int(end)) for name, start, end in held["spans"]}
-        problems, notes = (tuple(str(one) for one in held[kind]) for kind in ("problems", "notes"))
-    except (ValueError, KeyError, TypeError):
-        return None
-    whole = audio.stat().st_size == 4 * max((end for _, end in spans.values()), default=0)
-    return AudioCache(audio, spans, problems, notes) if whole else None
-
-
-def _make(
-    recordings: Sequence[Recording],
-    audio: Path,
-    index: Path,
-    lenient: bool,
-    progress: Callable[[int, int], None] | None,
-) -> AudioCache:
-    spans: dict[str, tuple[int, int]] = {}
-    problems: list[str] = []
-    odd: dict[tuple[str, bool], list[str]] = {}
-    position = 0
+def _made(
+    absent: dict[Path, Path], lenient: bool, progress: Callable[[int, int], None] | None
+) -> dict[Path, Decoded | str]:
+    """Decode recordings (file to audio) and write each; AudioError at the first that cannot be, unless `lenient`."""
+    made: dict[Path, Decoded | str] = {}
     # threads: libsndfile and soxr work outside the interpreter lock, and nothing has to be started or sent back
-    with replacing(audio) as partial, partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(_decode, [_audio_of(recording) for recording in recordings])
-        for done, (recording, found) in enumerate(zip(recordings, decoded, strict=True), 1):
-            if isinstance(found, str):
-                if not lenient:
-                    pool.shutdown(wait=False, cancel_futures=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for file, found in zip(absent, pool.map(decode, absent.values(), absent), strict=True):
+                if isinstance(found, str) and not lenient:
                     raise AudioError(found)
-                problems.append(found)
-            else:
-                samples, remarks = found
-                file.write(samples.tobytes())
-                spans[recording.name] = (position, position + samples.size)
-                position += samples.size
-                for remark in remarks:
-                    kind = (recording.corpus, isinstance(remark, ChannelWarning))
-                    odd.setdefault(kind, []).append(str(remark))
-            if progress is not None:
-                progress(done, len(recordings))
-    notes = tuple(_odd(*kind, said) for kind, said in odd.items())
-    held = {"spans": [[name, *span] for name, span in spans.items()], "problems": problems, "notes": notes}
-    write_atomically(index, json.dumps(held))
-    return AudioCache(audio, spans, tuple(problems), notes)
+                made[file] = found
+                if progress is not None:
+                    progress(len(made), len(absent))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return made
 
 
-def _odd(corpus: str, channels: bool, said: list[str]) -> str:
+def _of_making(cache: AudioCache, folder: Path, damaged: list[Path]) -> list[str]:
+    """Where the audio is and how much of it, and what was damaged there."""
+    more = f" ({len(damaged) - 1} more like it)" if len(damaged) > 1 else ""
+    repaired = [f"{damaged[0]}: the audio cache was damaged and this file has been made again{more}"] if damaged else []
+    size = Usage(len(cache.lengths), 4 * sum(cache.lengths.values()))
+    return [f"audio cache: {size.in_words} in {folder}", *repaired]
+
+
+def _odd(decoded: list[tuple[str, Decoded]]) -> tuple[str, ...]:
+    """What is odd about the sound of each corpus, in one line a corpus and kind."""
+    odd: dict[tuple[str, bool], list[str]] = {}
+    for corpus, one in decoded:
+        for channels, text in one.remarks:
+            odd.setdefault((corpus, channels), []).append(text)
+    return tuple(_odd_line(*kind, texts) for kind, texts in odd.items())
+
+
+def _odd_line(corpus: str, channels: bool, said: list[str]) -> str:
     """What is odd about the sound of a corpus, in one line."""
     if channels:
         which = "1 recording has" if len(said) == 1 else f"{len(said)} recordings have"
@@ -193,7 +173,7 @@ def with_audio(
     CorpusError names the recording and the cycle that is muted (constant samples, which no window can be made of).
     """
     cache = open_cache(corpus.recordings, folder, lenient=lenient, progress=progress)
-    heard = tuple(recording for recording in corpus.recordings if recording.name in cache.spans)
+    heard = tuple(recording for recording in corpus.recordings if recording.name in cache.lengths)
     notes = [f"left out ({n} of {len(cache.problems)}): {text}" for n, text in enumerate(cache.problems, 1)]
     muted = [(one, cycle) for one in heard for cycle in one.cycles if _muted(cache, cycle)]
     if muted:
@@ -209,11 +189,13 @@ def with_audio(
 
 
 def _muted(cache: AudioCache, cycle: Cycle) -> bool:
-    """Whether all samples of a cycle are the same but for its edges; three of them say no for almost every cycle."""
-    samples = cache.cut(cycle.recording, cycle.start_seconds, cycle.end_seconds)
+    """Whether all samples of a cycle are the same but for its edges; almost every cycle is known without them."""
+    span = cache.span(cycle.recording, cycle.start_seconds, cycle.end_seconds)
+    if cycle.recording not in cache.partly_constant and span.stop - span.start > 4 * RINGING:
+        return False
+    samples = cache[cycle.recording][span]
     inner = samples[RINGING:-RINGING] if samples.size > 4 * RINGING else samples
-    few = inner[[0, inner.size // 2, -1]] if inner.size else inner
-    return not inner.size or bool(np.ptp(few) < CONSTANT and np.ptp(inner) < CONSTANT)
+    return not inner.size or bool(np.ptp(inner) < CONSTANT)
 
 
 def _without(recording: Recording, cycles: set[Cycle]) -> Recording:

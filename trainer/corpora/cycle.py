@@ -138,7 +138,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Annotations:
     """What a reader found, before a part is chosen and the audio is checked.
 
     `unpaired_audio` are recordings without annotation: a problem only where the audio is wanted.

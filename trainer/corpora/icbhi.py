@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from device.labels import Label
-from trainer.corpora.cycle import CorpusError, Cycle, Problem, Reading, Recording, check_span, parse_seconds, union
+from trainer.corpora.cycle import Annotations, CorpusError, Cycle, Problem, Recording, check_span, parse_seconds, union
 from trainer.corpora.folder import audio_by_name, check_folder, copies_note, files_by_name, read_text, the_one, walk
 
 SPLIT_FILE = "ICBHI_challenge_train_test.txt"
@@ -26,7 +26,7 @@ LABELS: dict[tuple[str, str], Label] = {
 }
 
 
-def read_icbhi(root: Path, drop_leaking: bool = True) -> Reading:
+def read_icbhi(root: Path, drop_leaking: bool = True) -> Annotations:
     """Every annotation below `root` with the audio of its name and the part of the official split.
 
     `drop_leaking` leaves out the training recordings of patients that are also in test, and says so. The split file and
@@ -68,7 +68,7 @@ def read_icbhi(root: Path, drop_leaking: bool = True) -> Reading:
         if name not in annotations
         for path in paths
     )
-    return Reading(tuple(recordings), tuple(problems), tuple(notes), tuple(unpaired))
+    return Annotations(tuple(recordings), tuple(problems), tuple(notes), tuple(unpaired))
 
 
 def _leak_note(patients: list[str], dropped: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device.labels import Label
-from trainer.corpora.cycle import CorpusError, Cycle, Problem, Reading, Recording
+from trainer.corpora.cycle import Annotations, CorpusError, Cycle, Problem, Recording
 from trainer.corpora.folder import audio_by_name, check_folder, copies_note, the_one
 from trainer.corpora.manifest import FILE, read_manifest, whole
 
@@ -48,7 +48,7 @@ class _Named:
         }
 
 
-def read_kauh(root: Path) -> Reading:
+def read_kauh(root: Path) -> Annotations:
     """Every recording below `root`; a subject whose recordings contradict each other is left out and noted."""
     check_folder(root)
     reading, named = _read_table(root) if (root / FILE).is_file() else _read_names(root)
@@ -56,7 +56,7 @@ def read_kauh(root: Path) -> Reading:
     return replace(reading, recordings=good, notes=(*reading.notes, *notes))
 
 
-def _read_table(root: Path) -> tuple[Reading, list[_Named]]:
+def _read_table(root: Path) -> tuple[Annotations, list[_Named]]:
     reading = read_manifest(root, "kauh")
     several = [one for one in reading.recordings if len(one.cycles) > 1]
     problems = [
@@ -66,7 +66,7 @@ def _read_table(root: Path) -> tuple[Reading, list[_Named]]:
     return replace(reading, problems=(*reading.problems, *problems)), named
 
 
-def _read_names(root: Path) -> tuple[Reading, list[_Named]]:
+def _read_names(root: Path) -> tuple[Annotations, list[_Named]]:
     audio = audio_by_name(root)
     if not audio:
         raise CorpusError(f"{root}: no wav or flac below it; --data takes the folder of KAUH's recordings")
@@ -76,7 +76,7 @@ def _read_names(root: Path) -> tuple[Reading, list[_Named]]:
             named.append(_read_name(name, the_one(paths)))
         except CorpusError as error:
             problems.append(Problem(str(error)))
-    return Reading((), tuple(problems), copies_note(audio)), named
+    return Annotations((), tuple(problems), copies_note(audio)), named
 
 
 def _read_name(name: str, path: Path) -> _Named:

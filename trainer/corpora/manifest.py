@@ -18,10 +18,10 @@ from device.capture.recording import AudioError, read_header
 from device.labels import LABELS
 from trainer.corpora.cycle import (
     PARTS,
+    Annotations,
     CorpusError,
     Cycle,
     Problem,
-    Reading,
     Recording,
     check_span,
     nfc,
@@ -47,7 +47,7 @@ OTHER_WORDS = {
 """What people call a column."""
 
 
-def read_manifest(data: Path, corpus: str = "manifest") -> Reading:
+def read_manifest(data: Path, corpus: str = "manifest") -> Annotations:
     """Every row of the CSV `data`, or of manifest.csv in the folder `data`; paths are relative to the CSV.
 
     A recording's name is its path without the suffix, since files of two folders may share a name.
@@ -74,7 +74,7 @@ def read_manifest(data: Path, corpus: str = "manifest") -> Reading:
     if not good and not problems:
         raise CorpusError(f"{file}: has no rows below its header; add the cycles")
     notes = [f"{len(repeated)} rows repeat another and are not counted again, the first {one}" for one in repeated[:1]]
-    return Reading(good, tuple(problems.values()), tuple(notes))
+    return Annotations(good, tuple(problems.values()), tuple(notes))
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from device.labels import Label
 from trainer.corpora.cycle import (
     POOR_QUALITY,
+    Annotations,
     CorpusError,
     Cycle,
     Problem,
-    Reading,
     Recording,
     check_span,
     parse_seconds,
@@ -48,7 +48,7 @@ RECORD_LABELS = {
 }
 
 
-def read_sprsound(root: Path) -> Reading:
+def read_sprsound(root: Path) -> Annotations:
     """Every NAME.json below `root` with the audio of its name, wherever that lies."""
     check_folder(root)
     annotations, audio = files_by_name(root, (".json",)), audio_by_name(root)
@@ -75,7 +75,7 @@ def read_sprsound(root: Path) -> Reading:
         for path in paths
     )
     notes = (*copies_note(audio), *_notes(recordings, unlabelled))
-    return Reading(tuple(recordings), tuple(problems), notes, tuple(unpaired))
+    return Annotations(tuple(recordings), tuple(problems), notes, tuple(unpaired))
 
 
 def _notes(recordings: list[Recording], unlabelled: list[Path]) -> Iterator[str]:

@@ -173,16 +173,16 @@ def listen_longer(
 
     A verdict must not depend on how long one listens. At most MOST_PEOPLE of each kind, evenly over the corpus.
     """
-    every: dict[tuple[str, bool], list[FloatArray]] = {}
+    every: dict[tuple[str, bool], list[str]] = {}
     for recording in recordings:
-        every.setdefault((recording.patient, recording.label != "normal"), []).append(cache[recording.name])
+        every.setdefault((recording.patient, recording.label != "normal"), []).append(recording.name)
     kinds = [[key for key in every if key[1] == abnormal] for abnormal in (False, True)]
     people = {key: every[key] for kind in kinds for key in kind[:: -(-len(kind) // MOST_PEOPLE) or 1]}
     found, steps = [], len(people) * len(JOINED_SECONDS)
     for number, seconds in enumerate(JOINED_SECONDS):
         flagged = {True: 0, False: 0}
-        for done, ((patient, abnormal), parts) in enumerate(people.items(), 1):
-            sound = np.resize(np.concatenate(parts), round(seconds * SAMPLE_RATE))
+        for done, ((patient, abnormal), names) in enumerate(people.items(), 1):
+            sound = np.resize(np.concatenate([cache[name] for name in names]), round(seconds * SAMPLE_RATE))
             session = Session(CachedSource(patient, sound), model, quality)
             for _ in session.run():
                 pass

@@ -109,7 +109,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
     outcomes = {protocol: load_outcome(outcome_file(folder, protocol)) for protocol in facts.choice.readings}
     protocol = cast(Protocol, facts.choice.threshold.protocol)
     outcome = outcomes[protocol]
-    absent = sorted(set(outcome.recordings) - set(cache.spans))
+    absent = sorted(set(outcome.recordings) - set(cache.lengths))
     if absent:
         raise ReportError(f"{corpus.where}: {absent[0]} of the run is not here; give --data the run's own corpus")
     histories = [read_metrics(folder, number) for number in range(len(facts.held_out))]

@@ -6,6 +6,7 @@ A cell's folder is named after all that decides its result, so studies share cel
 import hashlib
 import json
 import logging
+import math
 import os
 import socket
 import traceback
@@ -29,6 +30,7 @@ from firmware_config.files import write_atomically
 from firmware_config.settings import QualitySettings
 from trainer.corpora import Corpus, Source
 from trainer.corpora.audio_cache import AudioCache, open_corpora
+from trainer.corpora.decoded import trim
 from trainer.corpora.protocols import Protocol, default_protocol
 from trainer.evaluation.evaluate import outcome_on
 from trainer.evaluation.outcome import save_outcome
@@ -77,6 +79,8 @@ class Plan:
     device: str = "cpu"
     minutes: float | None = None
     targets: tuple[Target, ...] = ()
+    cache_gigabytes: float = math.inf
+    """What the audio cache may hold."""
 
     def prepared(self, recipe: Recipe) -> Prepared:
         """The training corpus as `trainer fit` would take it.
@@ -168,12 +172,15 @@ def plan_cells(
         Target(f"{one}-{quality}" if one in ("live", "recordings") else one, one)
         for one in study.protocols or [default_protocol(corpus)]
     ]
+    in_use = [*prepared.cache.files.values()]
     if plan.to_corpus:
-        other, _ = plan.other()
+        other, cache = plan.other()
+        in_use += cache.files.values()
         protocol = default_protocol(other)
         key = f"{protocol}-{other.name}-{_digest(sorted(one.name for one in other.recordings))[:8]}"
         targets.append(Target(key, protocol, elsewhere=other.name))
         notes += other.notes
+    trim(plan.audio_cache, plan.cache_gigabytes, in_use)
     cells = [
         Cell(
             name,

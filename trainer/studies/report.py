@@ -28,6 +28,7 @@ from trainer.metrics import (
 )
 from trainer.studies.cells import Cell, CellFacts, Target
 from trainer.studies.study import Study
+from trainer.tables import markdown, table
 
 FEW_PATIENTS = 50  # an interval over fewer is wider than anything that a setting changes
 SEEN = {"unknown": "cannot be told", "higher": "higher", "lower": "lower", "neither": "no difference seen"}
@@ -174,13 +175,8 @@ def tables(lines: Sequence[Line]) -> list[Table]:
     """One table a target for the terminal."""
     made = []
     for target in dict.fromkeys(line.target for line in lines):
-        table = Table(title=title_of(target, lines), title_justify="left", box=None, pad_edge=False)
-        for number, heading in enumerate(HEADINGS[:SHOWN]):
-            table.add_column(heading, no_wrap=number in (1, 2))
-        for line in lines:
-            if line.target == target:
-                table.add_row(*line.words[:SHOWN])
-        made.append(table)
+        rows = (line.words[:SHOWN] for line in lines if line.target == target)
+        made.append(table(*HEADINGS[:SHOWN], rows=rows, title=title_of(target, lines), words=SHOWN))
     return made
 
 
@@ -232,8 +228,8 @@ def write_report(name: str, study: Study, lines: Sequence[Line], notes: Sequence
     """FOLDER/NAME.md and FOLDER/NAME.svg."""
     parts = [f"# {study.title}", study.question, f"![{study.title}]({name}.svg)"]
     for target in dict.fromkeys(line.target for line in lines):
-        rows = [HEADINGS, ["---"] * len(HEADINGS), *(line.words for line in lines if line.target == target)]
-        parts += [f"## {title_of(target, lines)}", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
+        rows = (line.words for line in lines if line.target == target)
+        parts += [f"## {title_of(target, lines)}", markdown(HEADINGS, rows)]
     parts.append("\n".join(f"- {note}" for note in notes))
     write_atomically(folder / f"{name}.md", "\n\n".join(parts) + "\n")
     draw(study, lines, folder / f"{name}.svg")

@@ -1,5 +1,6 @@
-"""How a fit goes, on a terminal."""
+"""How a fit goes, on a terminal and in the log."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from trainer.corpora.cycle import Corpus
 
 NOTES_SHOWN = 5
+LOG = logging.getLogger("trainer")
 
 
 @contextmanager
@@ -72,6 +74,8 @@ class FitView:
 
     def member_started(self, number: int, members: int, training: Corpus, held_out: Corpus | None) -> None:
         """One line: who trains and who is held out."""
+        sizes = {"training": len(training.patients), "held_out": len(held_out.patients) if held_out else 0}
+        LOG.info("model begins", extra={"fields": {"number": number + 1, "of": members, **sizes}})
         which = f"model {number + 1} of {members}: " if members > 1 else ""
         others = (
             f"{len(held_out.patients)} are held out ({len(held_out.cycles)} cycles)" if held_out else "none is held out"
@@ -93,6 +97,7 @@ class FitView:
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """One line that stays."""
+        LOG.info("epoch ends", extra={"fields": row})
         read = (
             f"held out Se {row['sensitivity']:.3f} Sp {row['specificity']:.3f} Score {row['score']:.3f} "
             f"AUROC {row['auroc']:.3f}  "

@@ -17,6 +17,7 @@ from device.labels import Label
 from device.signal import SAMPLE_RATE, FloatArray
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_sprsound
+from tests.trainer.sounds import cache_of
 from trainer.breaths.segmentation import (
     Counts,
     DetectorNet,
@@ -141,7 +142,7 @@ def test_the_device_computes_what_was_trained() -> None:
 
 def corpus_of(folder: Path, seeds: range) -> tuple[list[Recording], AudioCache]:
     """Simulated recordings, every breath annotated."""
-    sounds: list[FloatArray] = []
+    sounds: dict[str, FloatArray] = {}
     recordings = []
     for seed in seeds:
         name = f"simulated {seed}"
@@ -151,14 +152,9 @@ def corpus_of(folder: Path, seeds: range) -> tuple[list[Recording], AudioCache]:
             cycle(one.onset_seconds, one.expiration_seconds + 0.6 * (one.end_seconds - one.expiration_seconds))
             for one in heard.breaths
         )
-        sounds.append(heard.samples)
+        sounds[name] = heard.samples
         recordings.append(Recording(name, None, name, "simulator", "", None, "", "normal", cycles))
-    ends = np.cumsum([sound.size for sound in sounds])
-    np.concatenate(sounds).tofile(folder / "audio.f32")
-    spans = {
-        one.name: (int(end) - sound.size, int(end)) for one, end, sound in zip(recordings, ends, sounds, strict=True)
-    }
-    return recordings, AudioCache(folder / "audio.f32", spans)
+    return recordings, cache_of(folder, sounds)
 
 
 def test_a_detector_learns_and_the_same_seed_gives_the_same(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def text(content: str) -> Callable[[Path, Path], None]:
 
 
 def binary(annotation: Path, _audio: Path) -> None:
-    annotation.write_bytes(b"\xff\xfe\x00\x9f")
+    annotation.write_bytes(b"\x89PNG\x00\x9f")
 
 
 def empty_audio(_annotation: Path, audio: Path) -> None:
@@ -514,7 +514,8 @@ def test_unknown_corpus_and_split_name_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_reading_and_describing_need_no_torch(repository: Path) -> None:
-    code = "import sys, trainer.describe, trainer.corpora.icbhi, trainer.corpora.sprsound, trainer.corpora.manifest\n"
+    names = ", ".join(f"trainer.corpora.{name}" for name in ("describe", "icbhi", "sprsound", "manifest"))
+    code = f"import sys, {names}\n"
     subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], cwd=repository, check=True)
 
 

@@ -9,6 +9,7 @@ import pytest
 from device.capture.recording import read_header
 from device.labels import Label
 from device.signal import FRAMES, SAMPLE_RATE, FrontEnd, SignalError, windows
+from tests.trainer.sounds import cache_of
 from trainer.corpora import Corpus, CorpusError, Cycle, Recording, load_corpus
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Grain
@@ -28,18 +29,14 @@ GRAINS: tuple[Grain, ...] = ("event", "cycle", "recording")
 def corpus_of(seconds: float, *events: tuple[float, float, Label]) -> tuple[Corpus, AudioCache]:
     cycles = tuple(Cycle("r", start, end, label, "p", "d", "s") for start, end, label in events)
     recording = Recording("r", None, "p", "d", "s", 4.5, "train", "both", cycles)
-    return Corpus("sprsound", Path(), (recording,)), AudioCache(
-        Path("absent"), {"r": (0, round(seconds * SAMPLE_RATE))}
-    )
+    return Corpus("sprsound", Path(), (recording,)), AudioCache({"r": round(seconds * SAMPLE_RATE)}, {})
 
 
 def test_windows_of_the_intra_test_are_as_many_as_published_here(shared_data: Path) -> None:
     """981 = 665 normal + 316 abnormal, and the 1004 events that they come from; lengths from the headers alone."""
     corpus = load_corpus("sprsound", shared_data / "sprsound" / "intra_test")
-    cache = AudioCache(
-        Path("absent"),
-        {r.name: (0, round(read_header(r.audio).seconds * SAMPLE_RATE)) for r in corpus.recordings if r.audio},
-    )
+    seconds = {one.name: read_header(one.audio).seconds for one in corpus.recordings if one.audio}
+    cache = AudioCache({name: round(length * SAMPLE_RATE) for name, length in seconds.items()}, {})
     found = examples(corpus, "windows", cache)
     assert (len(found), int((labels_of(found) > 0).sum())) == (981, 316)
     assert len(examples(corpus, "events", cache)) == 1004
@@ -89,10 +86,9 @@ def test_what_an_example_says_beside_its_stretch() -> None:
 
 
 def test_inputs_are_the_devices_windows_and_name_their_example(tmp_path: Path) -> None:
-    corpus, cache = corpus_of(14.0, (0.0, 1.0, "normal"), (1.0, 12.0, "wheeze"), (12.0, 13.0, "normal"))
+    corpus, _ = corpus_of(14.0, (0.0, 1.0, "normal"), (1.0, 12.0, "wheeze"), (12.0, 13.0, "normal"))
     samples = (0.1 * np.random.default_rng(0).standard_normal(14 * SAMPLE_RATE)).astype(np.float32)
-    samples.tofile(tmp_path / "audio.f32")
-    cache = AudioCache(tmp_path / "audio.f32", cache.spans)
+    cache = cache_of(tmp_path, {"r": samples})
     chosen = examples(corpus, "events", cache)
     inputs, owner = inputs_of(chosen, cache, FrontEnd())
     assert inputs.shape == (4, FRAMES, 128)
@@ -102,9 +98,9 @@ def test_inputs_are_the_devices_windows_and_name_their_example(tmp_path: Path) -
 
 def test_a_silent_stretch_is_named(tmp_path: Path) -> None:
     corpus, cache = corpus_of(5.0, (1.0, 2.0, "normal"))
-    np.zeros(5 * SAMPLE_RATE, np.float32).tofile(tmp_path / "audio.f32")
+    silence = cache_of(tmp_path, {"r": np.zeros(5 * SAMPLE_RATE)})
     with pytest.raises(SignalError, match=r"r 1\.00-2\.00 s"):
-        inputs_of(examples(corpus, "events", cache), AudioCache(tmp_path / "audio.f32", cache.spans), FrontEnd())
+        inputs_of(examples(corpus, "events", cache), silence, FrontEnd())
 
 
 def test_the_worst_window_speaks_for_its_example() -> None:

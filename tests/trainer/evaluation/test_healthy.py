@@ -1,13 +1,19 @@
 """A calibration on healthy people, read on people who were not used for it."""
 
+from io import StringIO
+from typing import cast
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from device.bundle import CalibrationBounds, SiteRule
 from device.verdict.calibration import CalibrationError
+from trainer.corpora.splits import HoldOut
 from trainer.evaluation.healthy import ROUNDS, calibrate_on, healthy_people, strangers
 from trainer.evaluation.outcome import Outcome, join
 from trainer.metrics import NO_VERDICT
+from trainer.view import show_strangers
 
 RULE = SiteRule(threshold=0.4, stretch_cycles=6, least_cycles=2)
 FAR = CalibrationBounds(largest_shift=10.0, sensitivity_floor=0.0)
@@ -96,3 +102,16 @@ def test_stethoscopes_that_say_nothing_are_left_out() -> None:
     assert set(found) == {"Meditron", "Yunting II"}
     assert set(found["Yunting II"].calibrated) == set()
     assert set(found["Meditron"].calibrated) == {2}
+
+
+@pytest.mark.parametrize(("hold_out", "met"), [("maker", "never met the stethoscope"), ("patients", "met the steth")])
+def test_a_table_says_whether_the_stethoscope_was_met(hold_out: HoldOut, met: str) -> None:
+    first = through("Meditron", np.full(20, 0.3), np.linspace(0.5, 0.9, 21))
+    second = through("Litt3200", np.linspace(0.58, 0.78, 20), np.full(20, 0.9))
+    console = Console(width=200, file=StringIO())
+    show_strangers(strangers(join([first, second])), hold_out, console)
+    lines = cast("StringIO", console.file).getvalue().splitlines()
+    assert met in lines[0]
+    rows = [line.split() for line in lines[2:]]
+    assert rows[0] == ["Littmann", "40", "40", "1.000", "1.000", "0.000", "0.400"]
+    assert [row[:4] for row in rows[1:4]] == [["after", str(n), "healthy", "people"] for n in (2, 5, 10)]

@@ -20,9 +20,10 @@ from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, Span, windows
 from device.verdict.site import together
 from firmware_config.settings import load_settings
 from tests.trainer.corpus_maker import make_sprsound
+from tests.trainer.sounds import cache_of
 from tests.trainer.toy_fit import AST, RECIPE
 from trainer.corpora import Cycle, Recording, load_corpus
-from trainer.corpora.audio_cache import AudioCache, with_audio
+from trainer.corpora.audio_cache import with_audio
 from trainer.evaluation.outcome import of_shown, share_not_met
 from trainer.evaluation.recordings import (
     SENSITIVITY_FLOOR,
@@ -196,8 +197,7 @@ def test_an_unmet_abnormal_cycle_is_missed_and_an_unmet_normal_one_left_out(tmp_
     )
     recording = Recording("r", None, "p", "Meditron", "s", 4.0, "", "both", cycles, corpus="c")
     results = (shown(0.1, 2.1, 0.2), shown(2.2, 4.2, 0.7, "wheeze"), shown(4.1, 5.9, None), shown(6.0, 8.0, None))
-    (0.1 * np.random.default_rng(0).standard_normal(8 * SAMPLE_RATE)).astype(np.float32).tofile(tmp_path / "a.f32")
-    cache = AudioCache(tmp_path / "a.f32", {"r": (0, 8 * SAMPLE_RATE)})
+    cache = cache_of(tmp_path, {"r": 0.1 * np.random.default_rng(0).standard_normal(8 * SAMPLE_RATE)})
     outcome = of_shown([Heard(recording, results)], cache)
     assert outcome.true.tolist() == [0, 2, 3] and outcome.predicted.tolist() == [0, 2, NO_VERDICT]
     assert outcome.probability.tolist() == [0.2, 0.7, 0.0]
@@ -263,19 +263,16 @@ def test_a_verdict_does_not_depend_on_how_long_one_listens(
     tmp_path: Path, probability: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.evaluation.recordings.JOINED_SECONDS", (12.0, 24.0))
-    sounds = [simulate(seed, 14.0).samples for seed in range(3)]
-    np.concatenate(sounds).tofile(tmp_path / "a.f32")
-    ends = np.cumsum([one.size for one in sounds])
     people = [("ill", "wheeze"), ("ill", "normal"), ("calm", "normal")]
-    spans, recordings = {}, []
-    for (patient, label), sound, end in zip(people, sounds, ends, strict=True):
+    sounds, recordings = {}, []
+    for seed, (patient, label) in enumerate(people):
         name = f"{patient} {label}"
-        spans[name] = (int(end) - sound.size, int(end))
+        sounds[name] = simulate(seed, 14.0).samples
         recordings.append(Recording(name, None, patient, "d", "s", None, "", label, ()))
     calls: list[tuple[int, int]] = []
     found = listen_longer(
         recordings,
-        AudioCache(tmp_path / "a.f32", spans),
+        cache_of(tmp_path, sounds),
         Constant(probability),
         load_settings().quality,
         lambda done, total: calls.append((done, total)),

@@ -58,7 +58,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     worst = int(np.argmin(np.where(outcome.true > 0, outcome.probability, 2.0)))
     outcome.predicted[worst], outcome.probability[worst] = 0, 0.0
     outcome.recordings[worst], outcome.devices[worst] = f"{NASTY}.wav", NASTY
-    spans = {**cache.spans, f"{NASTY}.wav": cache.spans[judged.recordings[0].name]}
+    alike = judged.recordings[0].name
+    cache.lengths[f"{NASTY}.wav"], cache.files[f"{NASTY}.wav"] = cache.lengths[alike], cache.files[alike]
     save_outcome(outcome_file(folder, "windows"), outcome)
     for number in range(2):
         member_folder(folder, number).mkdir()
@@ -69,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         ]
         (member_folder(folder, number) / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     log_reading(folder, reading(outcome, "windows", subject, judged))
-    return Made(folder, facts, corpus, dataclasses.replace(cache, spans=spans), outcome)
+    return Made(folder, facts, corpus, cache, outcome)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_signatures_of_a_run_and_none(made: Made) -> None:
 
 
 def test_a_run_without_judgements_or_with_another_corpus_says_so(made: Made, tmp_path: Path) -> None:
-    other = dataclasses.replace(made.cache, spans={})
+    other = dataclasses.replace(made.cache, lengths={})
     with pytest.raises(ReportError, match="of the run is not here; give --data"):
         write_report(made.folder, made.corpus, other, CPU)
     bare = tmp_path / "bare"
@@ -201,7 +202,7 @@ def test_a_run_of_one_model_whose_threshold_the_live_path_chose_has_a_page(made:
     """As `fit --members 1 --refit 0` leaves it; what the screen never showed is missed, and no mistake to listen to."""
     one = tmp_path / "one"
     data = made.facts.corpora[0].data
-    facts = make_run(one, data, made.cache.file.parent, MOBILENET)
+    facts = make_run(one, data, made.folder.parent / "cache", MOBILENET)
     mine = np.flatnonzero(np.isin(made.outcome.patients, facts.held_out[0]))
     outcome = made.outcome.at(mine)
     unmet = int(np.flatnonzero(outcome.true > 0)[0])

@@ -109,7 +109,7 @@ def test_every_draw_of_an_epoch_goes_to_exactly_one_process(corpus: tuple[Path, 
 TOGETHER = """
 import numpy as np
 import torch
-from trainer.machine import start
+from trainer.run.machine import start
 
 machine = start("cpu", processes=2)
 rows = np.arange(14, dtype=np.float32).reshape(7, 2)
@@ -237,7 +237,7 @@ def test_what_a_step_frees_the_next_one_takes() -> None:
     """Pages that the kernel hands out while 64 MB are taken and given back ten times."""
     script = """
 import resource, torch
-from trainer.machine import keep_freed_memory
+from trainer.run.machine import keep_freed_memory
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):

@@ -287,8 +287,8 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 # --- the hub, without a network
 
 OFFLINE = """
-from trainer.checkpoints import CheckpointError, load_initial
-from trainer.model import AST, ModelConfig
+from trainer.training.checkpoints import CheckpointError, load_initial
+from trainer.model.network import AST, ModelConfig
 model = AST(ModelConfig(dim=128, depth=2, heads=2, mlp_ratio=2.0))
 print(load_initial("hub:somebody/ast", model))
 for name in ("somebody/other", "no such/name/at all"):

@@ -25,6 +25,7 @@ from device.signal import (
     window,
 )
 from tests.trainer.corpus_maker import make_sprsound
+from tests.trainer.sounds import cache_of
 from tests.trainer.toy_fit import AST, RECIPE
 from trainer.corpora import Corpus, Cycle, Recording, load_corpus
 from trainer.corpora.audio_cache import AudioCache, with_audio
@@ -57,7 +58,7 @@ def cycle(start: float, end: float, label: Label = "normal", recording: str = "r
 def one_recording(cycles: list[Cycle], seconds: float, label: str = "both") -> tuple[Corpus, AudioCache]:
     """No audio: only where crops lie is asked."""
     recording = Recording("r", None, "p", "d", "s", None, "train", label, tuple(cycles))
-    return Corpus("sprsound", Path(), (recording,)), AudioCache(Path("absent"), {"r": (0, round(seconds * 16_000))})
+    return Corpus("sprsound", Path(), (recording,)), AudioCache({"r": round(seconds * 16_000)}, {})
 
 
 def crops_of(corpus: Corpus, cache: AudioCache, data: DataRecipe, seed: int = 0) -> TrainingCrops:
@@ -194,7 +195,7 @@ def test_the_length_of_a_random_crop_tells_nothing_of_its_label(shared_data: Pat
     seconds = {
         recording.name: read_header(recording.audio).seconds for recording in corpus.recordings if recording.audio
     }
-    cache = AudioCache(Path("absent"), {name: (0, round(16_000 * length)) for name, length in seconds.items()})
+    cache = AudioCache({name: round(16_000 * length) for name, length in seconds.items()}, {})
     data = load_recipe("mobilenet").data
     # whole windows are all alike; that a normal one with a finding in it is drawn anew leaves 0.535 there
     crops = crops_of(corpus, cache, data.model_copy(update={"whole_windows": 0.0}))
@@ -237,9 +238,8 @@ def test_without_augmentation_a_window_is_what_the_device_computes(made: tuple[C
 
 
 def test_a_silent_stretch_is_named(tmp_path: Path) -> None:
-    corpus, cache = one_recording([cycle(1.0, 2.0)], 5.0)
-    np.zeros(5 * 16_000, np.float32).tofile(tmp_path / "silence.f32")
-    crops = crops_of(corpus, replace(cache, file=tmp_path / "silence.f32"), DataRecipe(crops="events"))
+    corpus, _ = one_recording([cycle(1.0, 2.0)], 5.0)
+    crops = crops_of(corpus, cache_of(tmp_path, {"r": np.zeros(5 * 16_000)}), DataRecipe(crops="events"))
     with pytest.raises(SignalError, match=r"r 1\.00-2\.00 s: the cycle is constant"):
         crops[(0, 0, 0)]
 
@@ -408,14 +408,12 @@ def ward(tmp_path: Path) -> tuple[Corpus, AudioCache]:
         ("ill_poor", "ill", "poor quality", ()),
     ]
     time = np.arange(5 * 16_000) / 16_000
-    sounds = [0.1 * np.sin(2 * np.pi * 300 * (number + 1) * time).astype(np.float32) for number in range(len(rows))]
-    np.concatenate(sounds).tofile(tmp_path / "audio.f32")
+    sounds = {name: 0.1 * np.sin(2 * np.pi * 300 * number * time) for number, (name, *_) in enumerate(rows, 1)}
     recordings = []
     for name, patient, label, cycles in rows:
         own = tuple(replace(one, patient=patient) for one in cycles)
         recordings.append(Recording(name, None, patient, "d", "s", None, "train", label, own))
-    places = {name: (number * time.size, (number + 1) * time.size) for number, (name, *_) in enumerate(rows)}
-    return Corpus("sprsound", Path(), tuple(recordings)), AudioCache(tmp_path / "audio.f32", places)
+    return Corpus("sprsound", Path(), tuple(recordings)), cache_of(tmp_path, sounds)
 
 
 def loudest_band(log_mels: FloatArray) -> int:
@@ -435,7 +433,7 @@ def test_normal_and_abnormal_crops_get_the_same_backgrounds(tmp_path: Path, inde
     under = AugmentationRecipe(background_share=1.0, background_snr_db=(12.0, 12.0))
     plain = TrainingCrops(corpus, cache, front_end, data, NO_AUGMENTATION, 0)
     mixed = TrainingCrops(corpus, cache, front_end, data, under, 0)
-    bands = {name: loudest_band(window(cache[name], front_end)) for name in cache.spans}
+    bands = {name: loudest_band(window(cache[name], front_end)) for name in cache.lengths}
     risen = set()
     for position in range(12):
         before, after = plain[(0, position, index)], mixed[(0, position, index)]
@@ -462,11 +460,10 @@ def annotated(
     audio: FloatArray | None = None,
 ) -> TrainingCrops:
     """Crops that are the whole of one recording, for a model of 25 moments."""
-    corpus, cache = one_recording(cycles, seconds, "crackle")
+    corpus, _ = one_recording(cycles, seconds, "crackle")
     corpus = replace(corpus, recordings=(replace(corpus.recordings[0], grain=grain),))
-    (breath(round(seconds * SAMPLE_RATE)) if audio is None else audio).tofile(folder / "audio.f32")
+    cache = cache_of(folder, {"r": breath(round(seconds * SAMPLE_RATE)) if audio is None else audio})
     data = DataRecipe(crops="random", crop_seconds=(seconds, seconds))
-    cache = replace(cache, file=folder / "audio.f32")
     return TrainingCrops(corpus, cache, front_end, data, augmentation, 0, MOMENTS, cycle_loss)
 
 

@@ -10,6 +10,7 @@ import pytest
 from device.labels import Label
 from device.signal import SAMPLE_RATE
 from tests.trainer.evaluation.test_recordings import shown
+from tests.trainer.sounds import cache_of
 from trainer.corpora import Cycle, Recording
 from trainer.corpora.audio_cache import AudioCache
 from trainer.evaluation.recordings import Heard
@@ -23,14 +24,14 @@ Session = tuple[str, str, Sequence[tuple[Label, float]]]
 
 
 def heard_of(folder: Path, sessions: Sequence[Session]) -> tuple[list[Heard], AudioCache]:
-    (0.1 * np.random.default_rng(0).standard_normal(20 * SAMPLE_RATE)).astype(np.float32).tofile(folder / "a.f32")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(20 * SAMPLE_RATE)
     made = []
     for number, (device, label, cycles) in enumerate(sessions):
         name = f"r{number}"
         own = tuple(Cycle(name, 2.0 * n, 2.0 * n + 2.0, kind, name, device, "") for n, (kind, _) in enumerate(cycles))
         results = tuple(shown(2.0 * n, 2.0 * n + 2.0, probability) for n, (_, probability) in enumerate(cycles))
         made.append(Heard(Recording(name, None, name, device, "", None, "", label, own), results))
-    return made, AudioCache(folder / "a.f32", {one.recording.name: (0, 20 * SAMPLE_RATE) for one in made})
+    return made, cache_of(folder, {one.recording.name: noise for one in made})
 
 
 def drawn(seed: int) -> list[Session]:

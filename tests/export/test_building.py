@@ -21,13 +21,14 @@ from onnx import numpy_helper
 from device.bundle import BundleError, CalibrationBounds, Manifest, read_bundle
 from device.labels import LABELS
 from device.model.classifier import Classifier, open_session, self_test
-from export.build import (
+from export.building import (
     Built,
     Reporter,
     Served,
     Wanted,
     build,
     default_precision,
+    exchange,
     make_self_test,
     simulated_breaths,
 )
@@ -36,9 +37,10 @@ from export.manifest import make_manifest
 from export.model_card import model_card
 from export.onnx_graph import run
 from export.quantize import CONVERTED, CPU, FP32, draw_hash, layers, patient_balanced
+from export.sensitivity import named
 from firmware_config.errors import GateRefused, RespSAMError
 from tests.conftest import REPOSITORY, RunCli
-from tests.export.conftest import Made, Workshop, all_but_the_last
+from tests.export.conftest import LATE, Made, Workshop
 from tests.export.run_maker import PATCH, make_model, make_run, with_weights
 from tests.full_disk import largest_file
 from tests.trainer.corpus_maker import make_sprsound
@@ -151,13 +153,14 @@ def test_calibration_heard_training_patients_only(patch_made: Made, workshop: Wo
 
 
 def test_the_manifest_names_what_is_float_in_every_file(patch_made: Made, mobilenet_made: Made) -> None:
-    for made, asked in ((patch_made, []), (mobilenet_made, all_but_the_last(mobilenet_made.facts))):
+    for made, asked in ((patch_made, ()), (mobilenet_made, LATE)):
         every = layers(made.built.bundle.read("model.onnx"))
+        kept = named(asked, every)
         how: Any = made.built.bundle.manifest.recipe["quantization"]
         for form in CONVERTED:
             if form.path in how["files"]:
                 left = how["files"][form.path]["kept_float"]
-                assert left == [name for name in every if name in asked or not form.converts(name)]
+                assert left == [name for name in every if name in kept or not form.converts(name)]
     assert how["files"]["model.int8.cpu.onnx"]["method"] == CPU.method
 
 
@@ -583,6 +586,35 @@ def test_force_replaces_a_bundle(workshop: Workshop, patch_made: Made, tmp_path:
     assert [file.precision for file in built.bundle.manifest.files] == ["fp32"]
     assert set(contents(out)) == BOTH - {"model.int8.cpu.onnx"}
     assert [item.name for item in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_is_replaced_is_lost_by_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    """Where the kernel exchanges two names at once, and where it takes two steps, of which the second fails."""
+    old, made = tmp_path / "old", tmp_path / "beside" / "made"
+    for folder, text in ((old, "old"), (made, "new")):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text(text)
+    if not at_once:
+        monkeypatch.setattr("export.building.RENAME_EXCHANGE", 1 << 30)  # no kernel knows this
+    exchange(made, old)
+    assert (old / "file").read_text() == "new"
+    kept = tmp_path / "beside" / ("made" if at_once else "replaced")
+    assert (kept / "file").read_text() == "old"
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.name == "other":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    monkeypatch.setattr("export.building.RENAME_EXCHANGE", 1 << 30)
+    kept.rename(tmp_path / "beside" / "gone")
+    (tmp_path / "beside" / "other").mkdir()
+    with pytest.raises(OSError):
+        exchange(tmp_path / "beside" / "other", old)
+    assert (old / "file").read_text() == "new"
 
 
 def test_ast_base_at_a_reduced_depth(workshop: Workshop, tmp_path: Path) -> None:

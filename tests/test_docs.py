@@ -1,4 +1,4 @@
-"""The rooms of the house: no circle among them, and a drawing that is today's."""
+"""The documents that scripts write: the rooms of the house and the scores are today's."""
 
 import importlib.util
 from types import ModuleType
@@ -8,13 +8,17 @@ import pytest
 from tests.conftest import REPOSITORY
 
 
-@pytest.fixture(scope="module")
-def architecture() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("architecture", REPOSITORY / "docs" / "architecture.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def architecture() -> ModuleType:
+    return script("architecture")
 
 
 def test_no_room_imports_itself_through_others(architecture: ModuleType) -> None:
@@ -31,6 +35,9 @@ def test_an_arrow_that_follows_from_others_is_not_drawn(architecture: ModuleType
     assert architecture.necessary(drawn) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
-def test_the_page_shows_the_rooms_as_they_are(architecture: ModuleType) -> None:
-    text = architecture.PAGE.read_text()
-    assert architecture.page(text) == text, "run: python docs/architecture.py"
+@pytest.mark.parametrize("name", ["architecture", "scores"])
+def test_the_page_is_what_its_script_writes_today(name: str) -> None:
+    written = script(name)
+    text = written.PAGE.read_text()
+    assert written.BEGIN in text and written.END in text
+    assert written.page(text) == text, f"run: python docs/{name}.py"

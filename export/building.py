@@ -1,5 +1,6 @@
 """`export build`: a finished run to a bundle that has been measured, tested and packed, or to nothing at all."""
 
+import ctypes
 import os
 import shutil
 import time
@@ -25,6 +26,7 @@ from export.onnx_graph import parity, run, to_onnx
 from export.quantize import CALIBRATION_CYCLES, CONVERTED, FP32, Form, Precision, draw_hash, layers, patient_balanced
 from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
+from firmware_config.settings import load_settings
 from trainer.corpora import Corpus, Source
 from trainer.corpora.audio_cache import AudioCache, open_corpora
 from trainer.corpora.protocols import Protocol, examples, inputs_of
@@ -41,6 +43,8 @@ SENSITIVITY_WINDOWS: Final = 32
 LATENCY_ROUNDS: Final = 30
 LATENCY_SECONDS: Final = 5.0
 WORTH_INT8: Final = 0.9  # of fp32's time: int8 that saves less is not worth its rounding
+AT_FDCWD: Final = -100  # linux/fcntl.h
+RENAME_EXCHANGE: Final = 2  # linux/fs.h
 FEW: Final = 0.5  # of the simulated abnormal breaths
 SELF_TEST_SEEDS: Final = tuple(range(8))
 SELF_TEST_LABELS: Final[tuple[Label, ...]] = LABELS * 2
@@ -156,7 +160,8 @@ def build(
     run_folder: Path,
     out: Path,
     *,
-    cache_folder: Path,
+    cache_folder: Path | None = None,
+    cache_gigabytes: float | None = None,
     wanted: Wanted = NOTHING_MORE,
     data: Sequence[Path] = (),
     name: str | None = None,
@@ -165,17 +170,20 @@ def build(
 ) -> Built:
     """Export, measure, quantize, test and pack a finished run into `out`, a folder or a file ending in .respsam.
 
-    `data` is where its corpora are now, `cache_folder` where decoded audio is kept. Raises BuildError, QuantizeError,
-    RunError, CorpusError or AudioError for what was given and GateRefused for what was measured; `out` is then as it
-    was.
+    `data` is where its corpora are now, `cache_folder` where decoded audio is kept, up to `cache_gigabytes` (default:
+    the settings'). Raises BuildError, QuantizeError, RunError, CorpusError or AudioError for what was given and
+    GateRefused for what was measured; `out` is then as it was.
     """
     forms = wanted.forms
     check_place(out, force)
+    defaults = load_settings().training
+    cache_folder = cache_folder or defaults.folder
     facts = read_facts(run_folder)
     model = load_model(run_folder, facts)
     readings, earlier = readings_of(run_folder, facts)
     reporter.busy("reading the corpus")
     training, validation, cache = read_corpus(facts, data, cache_folder, reporter)
+    cache.trim(cache_folder, cache_gigabytes or defaults.cache_gigabytes)
     held = Validation(validation, cache, facts.front_end)
     read = f"{len(held.labels)} {held.protocol} of {len(validation.patients)} patients"
     reporter.say(f"gates: {read} of {whose(len(facts.held_out), len(facts.refit_epochs))}")
@@ -357,7 +365,7 @@ def simulated_breaths(front_end: FrontEnd) -> list[FloatArray]:
 def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter) -> SelfTest:
     """Probabilities by fp32 (the first), and a tolerance that every file keeps; GateRefused when one cannot."""
     inputs = simulated_breaths(facts.front_end)
-    expected, *others = [_probabilities(one.data, inputs, facts.choice.temperature) for one in served]
+    expected, *others = [_probabilities(one, inputs, facts.choice.temperature) for one in served]
     # no gate: a simulator is no chest; but a model that misses it may miss other stethoscopes, too
     called = expected >= facts.choice.cycle_threshold
     ill = np.array([LABELS.index(label) != NORMAL for label in SELF_TEST_LABELS])
@@ -384,8 +392,8 @@ def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter
     )
 
 
-def _probabilities(model: bytes, inputs: Sequence[FloatArray], temperature: float) -> Float64Array:
-    session = open_session(model)
+def _probabilities(served: Served, inputs: Sequence[FloatArray], temperature: float) -> Float64Array:
+    session = open_session(served.data, exact_integers=not served.for_cpu)
     return np.array([abnormal_probability(pool(run(session, one)), temperature).max() for one in inputs])
 
 
@@ -459,9 +467,9 @@ def quantization(served: Sequence[Served], calibration: Calibration) -> dict[str
 
 
 def write(manifest: Manifest, served: Sequence[Served], out: Path) -> None:
-    """Write beside `out`, open and self-test every CPU's file there as a device would, then rename over `out`.
+    """Write beside `out`, open and self-test every CPU's file there as a device would, then put it in place of `out`.
 
-    BuildError when the disk does not take it; nothing half-written is left.
+    BuildError when the disk does not take it; nothing half-written is left, and what was there stays.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -475,13 +483,29 @@ def write(manifest: Manifest, served: Sequence[Served], out: Path) -> None:
             for one in served:
                 if one.for_cpu and one.form.precision != "fp16":
                     self_test(Classifier(bundle, one.form.precision))
-            if out.exists():
-                out.rename(beside / "replaced")
-            made.rename(out)
+            exchange(made, out) if out.exists() else made.rename(out)
     except OSError as error:
         raise BuildError(
             f"{out}: cannot be written ({error.strerror}); choose another --out or free the disk"
         ) from error
+
+
+def exchange(made: Path, out: Path) -> None:
+    """Let two paths of one disk change places: at once where the kernel can, so that a kill leaves the old or the new.
+
+    OSError, with everything where it was, when it cannot be done.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = AT_FDCWD, os.fsencode(made.absolute()), AT_FDCWD, os.fsencode(out.absolute())
+    if getattr(libc, "renameat2", lambda *_: -1)(*paths, RENAME_EXCHANGE) == 0:
+        return
+    aside = made.with_name("replaced")  # not every file system can
+    out.rename(aside)
+    try:
+        made.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
 
 
 def _write_folder(manifest: Manifest, served: Sequence[Served], folder: Path) -> None:
