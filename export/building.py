@@ -170,9 +170,9 @@ def build(
 ) -> Built:
     """Export, measure, quantize, test and pack a finished run into `out`, a folder or a file ending in .respsam.
 
-    `data` is where its corpora are now, `cache_folder` where decoded audio is kept, up to `cache_gigabytes` (default:
-    the settings'). Raises BuildError, QuantizeError, RunError, CorpusError or AudioError for what was given and
-    GateRefused for what was measured; `out` is then as it was.
+    `data` is where its corpora are now, `cache_folder` where decoded audio is kept, up to `cache_gigabytes` (both by
+    default as in the settings). Raises BuildError, QuantizeError, RunError, CorpusError or AudioError for what was
+    given and GateRefused for what was measured; `out` is then as it was.
     """
     forms = wanted.forms
     check_place(out, force)

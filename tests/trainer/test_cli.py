@@ -54,6 +54,35 @@ def test_describe_counts_and_names_the_confounder(run_cli: RunCli, corpus: Path)
     assert "9 patients" in result.stdout
 
 
+def test_the_audio_cache_is_said_listed_kept_within_its_limit_and_cleared(run_cli: RunCli, tmp_path: Path) -> None:
+    folder = tmp_path / "audio"
+    first, second = (
+        make_sprsound(tmp_path / name, patients=2, recordings_per_patient=count, seconds=4.0, seed=count)
+        for name, count in (("first", 2), ("second", 1))
+    )
+
+    def said(*words: str | Path, limit: str = "20.0") -> tuple[str, str]:
+        (tmp_path / "own.toml").write_text(f'[training]\ncache = "{folder}"\ncache_gigabytes = {limit}\n')
+        result = run_cli("trainer", *words, "--config", "own.toml")
+        assert result.returncode == 0, result.stderr
+        return result.stdout, result.stderr
+
+    def listed() -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(said("data", "cache", "list", "--json", limit="2.5")[0])
+        return answer
+
+    assert listed() == {"folder": str(folder), "recordings": 0, "bytes": 0, "limit_bytes": 2_500_000_000}
+    score = ("segmentation", "--corpus", "sprsound", "--folds", "0", "--data")
+    assert f"note: audio cache: 4 recordings, 1 MB in {folder}" in said(*score, first)[1]
+    assert said("data", "cache", "list")[0] == f"{folder}: 4 recordings, 1 MB of at most 20 GB\n"
+    said(*score, second)
+    assert listed()["recordings"] == 6
+    said(*score, second, limit="1e-6")
+    assert (listed()["recordings"], listed()["bytes"]) == (2, 2 * (4 * 64_000 + 128)), "what is in use stays"
+    assert said("data", "cache", "clear")[0] == f"{folder}: 2 recordings, 1 MB removed\n"
+    assert listed()["recordings"] == 0
+
+
 def test_describe_prints_json_also_of_one_class_alone(run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,start,end,label,patient\na.wav,0,1,normal,P\n")
     result = run_cli("trainer", "data", "describe", "--corpus", "manifest", "--data", tmp_path, "--json")
