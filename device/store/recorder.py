@@ -76,8 +76,8 @@ def trusted_time(began: Sequence[float], now: float) -> float:
     """The time for the age of sound: `now`, or less when the clock jumped recently; seconds since 1970.
 
     `began` has the start times of the sessions, in order. When the clock goes back or far ahead between two sessions,
-    it is or was wrong, or the device was not used; until a day has passed, the earliest of the last three times
-    around such jumps is used.
+    it is or was wrong, or the device was not used. For a day after that the earliest counts: `now`, or the time before
+    one of the last two jumps.
     """
     times = [*began, now]
     jumps = [at for at in range(1, len(times)) if not 0 <= times[at] - times[at - 1] <= CLOCK_JUMP_SECONDS]
