@@ -86,14 +86,18 @@ def test_a_folder_that_cannot_be_opened_is_an_error_by_name(
     respsam_device: Device, bundle: Path, chest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (chest / "locked").mkdir()
-    real = Path.iterdir
 
-    def refused(folder: Path) -> Any:
-        if folder.name == "locked":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return real(folder)
+    def refusing(real: Any) -> Any:
+        def look(folder: Any = ".") -> Any:
+            if Path(folder).name == "locked":
+                raise PermissionError(13, "Permission denied", str(folder))
+            return real(folder)
 
-    monkeypatch.setattr(Path, "iterdir", refused)  # root may open everything
+        return look
+
+    # root may open everything
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(Path, "iterdir", refusing(Path.iterdir))
     answer = respsam_device("screen", chest, "--json", "--bundle", bundle)
     assert (answer.code, len(answer.objects)) == (2, 1)
     assert "locked: the folder cannot be opened (Permission denied)" in answer.error
