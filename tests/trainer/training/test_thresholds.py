@@ -16,7 +16,7 @@ from trainer.corpora.audio_cache import AudioCache
 from trainer.evaluation.recordings import Heard
 from trainer.evaluation.served import UNFITTED
 from trainer.metrics import binary_rates, confusion
-from trainer.training.finish import choose_thresholds
+from trainer.training.thresholds import choose_thresholds
 from trainer.training.train import FitError
 
 Session = tuple[str, str, Sequence[tuple[Label, float]]]
