@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import soundfile
 
 import device.cli
+from device.breath.simulator import simulate
+from device.signal import SAMPLE_RATE
+from tests.device.bundle_maker import make_bundle
 from tests.device.virtual_microphone import VirtualMicrophone, virtual_microphone
 
 
@@ -49,3 +53,23 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Virtual
         for name, value in plugged.environment.items():
             monkeypatch.setenv(name, value)
         yield plugged
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("cli") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recordings") / "child.wav"
+    soundfile.write(path, simulate(4, 12.3).samples, SAMPLE_RATE, subtype="PCM_24")
+    return path
+
+
+def one_error(answer: Answer) -> str:
+    """The only line there is: on stderr, with exit code 2."""
+    assert (answer.code, answer.out) == (2, "")
+    (line,) = answer.error.splitlines()
+    assert line.startswith("respsam-device: error: ")
+    return line

@@ -30,7 +30,7 @@ from device.signal import SAMPLE_RATE, FloatArray
 from firmware_config.settings import load_settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
-from tests.device.conftest import Answer, Device
+from tests.device.conftest import Device, one_error
 
 ABNORMAL = (0.0, 0.0, 9.0, 0.0)
 NORMAL = (9.0, 0.0, 0.0, 0.0)
@@ -38,26 +38,6 @@ SCREEN_KEYS = [
     *("recording", "channel", "verdict", "probability", "cycles", "stretches", "stretches_flagged"),
     *("flagged_share", "breaths_per_minute", "seconds", "reasons", "not_validated"),
 ]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("cli") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recordings") / "child.wav"
-    soundfile.write(path, simulate(4, 12.3).samples, SAMPLE_RATE, subtype="PCM_24")
-    return path
-
-
-def one_error(answer: Answer) -> str:
-    """The only line there is: on stderr, with exit code 2."""
-    assert (answer.code, answer.out) == (2, "")
-    (line,) = answer.error.splitlines()
-    assert line.startswith("respsam-device: error: ")
-    return line
 
 
 # listen

@@ -140,17 +140,6 @@ def capture_processes(parent: int) -> list[int]:
     return [one for one in children(parent) if b"device.capture.process" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
-def device(index: int, name: str, host_api: str = "ALSA", default: bool = False) -> dict[str, object]:
-    return {
-        "index": index,
-        "name": name,
-        "host_api": host_api,
-        "channels": 1,
-        "sample_rate": 48_000,
-        "default": default,
-    }
-
-
 # the real thing
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from device.store.database import StoreError
 from device.store.recorder import Recorder, Store, trusted_time
 from device.store.replay import replay
 from device.store.sessions import delete_session
+from tests.device.store.fates import lose_its_rows, remove, restore_a_backup, restore_a_backup_in_use
 from tests.device.storing import Judged, beginning, endless, keep, rows
 
 # sound
@@ -121,39 +121,6 @@ def recorder(file: Path, warnings: list[str]) -> Recorder:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
-
-
-def remove(file: Path) -> None:
-    file.unlink()
-
-
-def restore_a_backup(file: Path) -> None:
-    """Another database takes its place, as rsync and tar put it there: under the name, with the same session number."""
-    other = file.parent.with_name("backup") / file.name
-    store = Store(beginning(other, audio=True))
-    store.close()
-    other.replace(file)
-
-
-def restore_a_backup_in_use(file: Path) -> None:
-    """The same with the backup's own log beside it: the copy of a database that was being written."""
-    other = file.parent.with_name("backup") / file.name
-    store = Store(beginning(other, audio=True))
-    copies = []
-    for one in list(other.parent.glob(f"{other.name}*")):
-        if one.is_file():
-            copies.append(Path(shutil.copy(one, f"{one}.copy")))
-    for copy in copies:
-        copy.replace(file.with_name(copy.name.removesuffix(".copy")))
-    store.close()
-
-
-def lose_its_rows(file: Path) -> None:
-    """What sqlite3's .restore does: the same file with the content of another time."""
-    with sqlite3.connect(file) as database:
-        for table in ("cycles", "timeline", "sessions", "meta"):
-            database.execute(f"DELETE FROM {table}")
-    database.close()
 
 
 @pytest.mark.parametrize("fate", [restore_a_backup, restore_a_backup_in_use, remove, lose_its_rows])

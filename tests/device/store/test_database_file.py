@@ -19,6 +19,7 @@ from device.store.recorder import Recorder, Store
 from device.store.replay import replay
 from device.store.sessions import delete_session, export_session, read_session
 from firmware_config.settings import SettingsError, load_settings
+from tests.device.store.fates import lose_its_rows, remove, restore_a_backup, restore_a_backup_in_use
 from tests.device.storing import Judged, beginning, endless, rows
 
 
@@ -28,10 +29,6 @@ def recorder(file: Path, warnings: list[str]) -> Recorder:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
-
-
-def remove(file: Path) -> None:
-    file.unlink()
 
 
 def remove_with_its_log(file: Path) -> None:
@@ -50,35 +47,6 @@ def move(file: Path) -> None:
 
 def move_the_folder(file: Path) -> None:
     file.parent.rename(file.parent.with_name("moved"))
-
-
-def restore_a_backup(file: Path) -> None:
-    """Another database takes its place, as rsync and tar put it there: under the name, with the same session number."""
-    other = file.parent.with_name("backup") / file.name
-    store = Store(beginning(other, audio=True))
-    store.close()
-    other.replace(file)
-
-
-def restore_a_backup_in_use(file: Path) -> None:
-    """The same with the backup's own log beside it: the copy of a database that was being written."""
-    other = file.parent.with_name("backup") / file.name
-    store = Store(beginning(other, audio=True))
-    copies = []
-    for one in list(other.parent.glob(f"{other.name}*")):
-        if one.is_file():
-            copies.append(Path(shutil.copy(one, f"{one}.copy")))
-    for copy in copies:
-        copy.replace(file.with_name(copy.name.removesuffix(".copy")))
-    store.close()
-
-
-def lose_its_rows(file: Path) -> None:
-    """What sqlite3's .restore does: the same file with the content of another time."""
-    with sqlite3.connect(file) as database:
-        for table in ("cycles", "timeline", "sessions", "meta"):
-            database.execute(f"DELETE FROM {table}")
-    database.close()
 
 
 FATES = [
