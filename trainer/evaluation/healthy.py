@@ -3,24 +3,22 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from device.bundle import CalibrationBounds, SiteRule
 from device.verdict.calibration import CalibrationError, calibrated
 from trainer.corpora.splits import maker
+from trainer.evaluation.outcome import Outcome
 from trainer.evaluation.recordings import calibration_of, site_rule_of, voices
 from trainer.metrics import NO_VERDICT, BoolArray, auroc
-
-if TYPE_CHECKING:
-    from trainer.evaluation.outcome import Outcome
 
 ROUNDS: Final = 20  # of choosing other people
 PEOPLE: Final = (2, 5, 10)  # healthy ones to calibrate on
 
 
-def healthy_people(outcome: "Outcome") -> dict[str, list[float]]:
+def healthy_people(outcome: Outcome) -> dict[str, list[float]]:
     """The site probabilities of everybody in whom every recording is normal and has a verdict."""
     sites: dict[str, list[float]] = defaultdict(list)
     excluded = set()
@@ -34,7 +32,7 @@ def healthy_people(outcome: "Outcome") -> dict[str, list[float]]:
 
 
 def calibrate_on(
-    outcome: "Outcome", rule: SiteRule, calibration: CalibrationBounds | None, people: int, seed: int = 0
+    outcome: Outcome, rule: SiteRule, calibration: CalibrationBounds | None, people: int, seed: int = 0
 ) -> dict[str, Any]:
     """Se and Sp of an outcome of `recordings` before and after a calibration on so many healthy people.
 
@@ -65,7 +63,7 @@ def calibrate_on(
     }
 
 
-def rates(outcome: "Outcome", threshold: float, read: BoolArray) -> tuple[float, float]:
+def rates(outcome: Outcome, threshold: float, read: BoolArray) -> tuple[float, float]:
     """Se and Sp of the `read` recordings (n,) at a site threshold; one without a verdict is wrong on both sides."""
     given = outcome.predicted != NO_VERDICT
     flagged, abnormal = outcome.probability >= threshold, outcome.true > 0
@@ -87,7 +85,7 @@ class Stranger:
     """`calibrate_on` so many healthy people, where there are enough."""
 
 
-def strangers(outcome: "Outcome", people: Sequence[int] = PEOPLE) -> list[Stranger]:
+def strangers(outcome: Outcome, people: Sequence[int] = PEOPLE) -> list[Stranger]:
     """Every maker's stethoscopes in an outcome of `recordings`, as strangers to the threshold.
 
     Those with normal or abnormal recordings only are left out, and all where no other maker has both.
