@@ -1,5 +1,6 @@
-"""Files that are whole or absent, and files that are not ours to read."""
+"""Files that are whole or absent, files that are not ours to read, and a lock on a folder."""
 
+import fcntl
 import glob
 import os
 import time
@@ -12,6 +13,7 @@ from firmware_config.errors import RespSAMError
 
 CLUTTER: Final = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
 ABANDONED_SECONDS = 3600.0  # no writer takes so long; a process number says nothing where machines share the disk
+LOCK_POLL_SECONDS = 0.02
 
 
 class FileError(RespSAMError):
@@ -36,12 +38,7 @@ def whole_file(path: Path, partial: Path, mode: int = 0o666) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-        # the rename itself must survive a power cut too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     finally:
         with suppress(OSError):
             partial.unlink()
@@ -74,3 +71,37 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """A reader sees the old file or the new one, never half of one; FileError when it cannot be written."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk: a rename must survive a power cut too. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(folder: Path, seconds: float) -> Iterator[None]:
+    """Lock the folder: one process must not set aside the new file of another one.
+
+    Raises TimeoutError when another process keeps the lock for longer than `seconds`.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, time.monotonic() + seconds)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError("another process holds a lock on its folder") from None
+        time.sleep(LOCK_POLL_SECONDS)

@@ -25,6 +25,7 @@ else:
 
 DEFAULTS = Path(__file__).with_name("defaults.toml")
 ENVIRONMENT_PREFIX = "RESPSAM_"
+TRUST_OF_THE_BOX = Path("/etc/respsam/trust")  # a box's service and its administrator must look at the same keys
 LONGEST_SHOWN = 100  # characters of a wrong value in an error
 NOT_SETTINGS = frozenset({"RESPSAM_DATA", "RESPSAM_SOAK"})  # used by the tests
 
@@ -62,7 +63,11 @@ class BundleSettings(Section):
     """The model that listens."""
 
     path: str
-    """Folder or .respsam file; empty is the bundle shipped with the device."""
+    """Folder or .respsam file; empty is the installed bundle, without one that shipped with the device."""
+    slots: str
+    """Folder of the installed bundles; empty is respsam/bundles in the user's state folder."""
+    trust: str
+    """Folder of the trusted keys; empty is /etc/respsam/trust where that exists, else respsam/trust in the user's."""
     engine: Literal["cpu", "tensorrt"]
     """What runs it: ONNX Runtime on the CPU, or what 'respsam-device engine build' made of it for this GPU."""
     precision: Literal["auto", "fp32", "fp16", "int8"]
@@ -74,8 +79,20 @@ class BundleSettings(Section):
 
     @property
     def chosen(self) -> Path | None:
-        """The bundle that the settings name; None is the one shipped with the device."""
+        """The bundle that the settings name; None is the installed one, or the one shipped with the device."""
         return _expanded(self.path, "bundle.path") if self.path else None
+
+    @property
+    def installed(self) -> Path:
+        """The folder of the slots, following the XDG base directories where the settings name none."""
+        return _given_or(self.slots, "bundle.slots", "XDG_STATE_HOME", ".local/state", "respsam/bundles")
+
+    @property
+    def trusted(self) -> Path:
+        """The folder of the trusted keys: a box's, else the user's, following the XDG base directories."""
+        if not self.trust and os.path.isdir(TRUST_OF_THE_BOX):
+            return TRUST_OF_THE_BOX
+        return _given_or(self.trust, "bundle.trust", "XDG_CONFIG_HOME", ".config", "respsam/trust")
 
     @property
     def engine_precision(self) -> Literal["fp32", "fp16", "int8"]:
@@ -118,6 +135,8 @@ class StoreSettings(Section):
     """SQLite file; empty is respsam/respsam.sqlite in the user's state folder."""
     audio: bool
     """Whether the sound of every cycle is stored too, for a replay; it is a patient's sound."""
+    audio_key: str
+    """File with the key that encrypts the sound; empty stores it in the clear."""
     audio_days: Annotated[float, Field(gt=0.0, le=36_500.0)]
     """Sound older than this is removed; the verdicts stay."""
     audio_megabytes: Annotated[float, Field(gt=0.0, le=10_000_000.0)]
@@ -127,6 +146,11 @@ class StoreSettings(Section):
     def file(self) -> Path:
         """The SQLite file, following the XDG base directories where the settings name none."""
         return _given_or(self.path, "store.path", "XDG_STATE_HOME", ".local/state", "respsam/respsam.sqlite")
+
+    @property
+    def key_file(self) -> Path | None:
+        """The file with the key of the sound; None where it is stored in the clear."""
+        return _expanded(self.audio_key, "store.audio_key") if self.audio_key else None
 
 
 class DemoSettings(Section):

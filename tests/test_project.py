@@ -90,6 +90,25 @@ def test_the_device_imports_what_its_installation_has(package: str) -> None:
     assert not wrong
 
 
+PICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+@pytest.mark.parametrize("package", ["device", "firmware_config"])
+def test_nothing_on_the_device_reads_a_pickle(package: str) -> None:
+    """A pickle runs whatever its writer wants; numpy reads one only where it is asked to."""
+    wrong = []
+    for file in modules(package):
+        wrong += [f"{file.name}: {name}" for name, _ in imported(file) if name in PICKLING]
+        wrong += [
+            f"{file.name}:{node.lineno}: allow_pickle"
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Call)
+            for keyword in node.keywords
+            if keyword.arg == "allow_pickle" and getattr(keyword.value, "value", True) is not False
+        ]
+    assert not wrong
+
+
 def named_at_module_level(file: Path) -> Iterator[str]:
     """Every name that a module binds, once for each time."""
     for statement in ast.parse(file.read_text()).body:

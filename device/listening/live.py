@@ -67,14 +67,19 @@ class Session:
         quality: QualitySettings,
         seconds: float | None = None,
         not_validated: Callable[[], tuple[str, ...]] = tuple,
+        blocks: Iterator[Block] | None = None,
     ) -> None:
         """`not_validated` gives the reasons why the model is not validated here; they are part of every summary.
 
-        It is called each time: the bandwidth of a microphone is known only after it was opened.
+        It is called each time: the bandwidth of a microphone is known only after it was opened. `blocks` is what the
+        session before on the same source has left.
         """
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
+        self._before, self._hands_over = blocks, False
+        self.left: Iterator[Block] | None = None
+        """The sound for the next session, after `hand_over`."""
         self.timeline = Timeline()
         self.segmenter = Segmenter(model.segmentation)
         self.decision = SiteDecision(model.site_rule)
@@ -97,7 +102,7 @@ class Session:
         yield self.timeline.entry("start", self.source.name)
         try:
             try:
-                for block in self.source.blocks():
+                for block in self._blocks():
                     yield from self._receive(block)
                     if self._ending:
                         break
@@ -117,6 +122,26 @@ class Session:
     def stop(self, note: str) -> None:
         """End at the next block; safe in a signal handler."""
         self._ending = note
+
+    def hand_over(self, note: str) -> None:
+        """End at the next block, and leave the source open for the next session: no sample is lost between them."""
+        self._hands_over = True
+        self.stop(note)
+
+    @property
+    def between_stretches(self) -> bool:
+        """Whether no stretch has begun, or the last one is complete; and nothing has ended the session yet."""
+        return not self._ending and self.decision.breaths_wanted == self.decision.rule.stretch_cycles
+
+    def _blocks(self) -> Iterator[Block]:
+        blocks, self._before = self._before or self.source.blocks(), None
+        try:
+            for block in blocks:  # noqa: UP028 - `yield from` would close what is left
+                yield block
+        except GeneratorExit:
+            if self._hands_over:
+                self.left = blocks
+            raise
 
     def _receive(self, block: Block) -> Iterator[CycleResult | Entry]:
         broken = bool(block.missing) or (bool(block.note) and block.kind in BREAKS)
@@ -239,8 +264,16 @@ class Session:
         )
 
 
+class Stoppable(Protocol):
+    """A session, or a service that runs sessions."""
+
+    def stop(self, note: str) -> None:
+        """End soon; safe in a signal handler."""
+        ...
+
+
 @contextmanager
-def stopped_by_signals(session: Session) -> Iterator[list[signal.Signals]]:
+def stopped_by_signals(session: Stoppable) -> Iterator[list[signal.Signals]]:
     """SIGINT, SIGTERM and SIGHUP stop the session, so that it ends with a summary; yields the signals received.
 
     A signal that is ignored, as SIGHUP under nohup, stays ignored.
