@@ -5,7 +5,7 @@ import platform
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -152,7 +152,7 @@ def _warn_of_refused_slots(settings: "BundleSettings") -> None:
             _warn(f"slot {slot} will not be used: {refused}")
 
 
-def _row(slot: "Slot", slots: "Slots", state: "State") -> dict[str, str | float]:
+def _row(slot: "Slot", slots: "Slots", state: "State") -> dict[str, Any]:
     kept = state.slots[slot]
     words = ("active" if slot == state.active else "kept") + " on trial" * (not kept.proven)
     refused = _refusal(slot, slots, state)

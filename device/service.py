@@ -150,8 +150,9 @@ class Service:
     @property
     def agreement(self) -> Agreement | None:
         """Of the flags with the simulated breaths; None when the sound is real, or began in another session."""
-        known = isinstance(self.source, DemoSource) and not self._advanced
-        return agreement_of(self.cycles, self.source.breaths) if known else None
+        if self._advanced or not isinstance(self.source, DemoSource):
+            return None
+        return agreement_of(self.cycles, self.source.breaths)
 
     def _look_for_successor(self) -> None:
         """Load a bundle that was installed meanwhile, while sound waits, and end the session between two stretches."""

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from tests.firmware_config.keys import key_pair
 
 KILLS = 100 if os.environ.get("RESPSAM_SOAK") else 12
 Bundles = dict[str, Bundle]
+
+
+def named(name: str) -> Callable[[dict[str, Any]], None]:
+    """A change that gives the bundle a name, and so a fingerprint of its own."""
+    return lambda manifest: manifest.update(name=name)
 
 
 def passes(_path: Path) -> None:
@@ -41,10 +47,7 @@ def ignore(_warning: str) -> None:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     folder = tmp_path_factory.mktemp("bundles")
-    return {
-        name: read_bundle(make_bundle(folder / name, changes=lambda manifest, name=name: manifest.update(name=name)))  # type: ignore[misc]
-        for name in ("one", "two", "three")
-    }
+    return {name: read_bundle(make_bundle(folder / name, changes=named(name))) for name in ("one", "two", "three")}
 
 
 @pytest.fixture
@@ -184,10 +187,8 @@ def test_a_box_with_keys_takes_signed_bundles_in_their_order(
     for at, name in enumerate(bundles, 1):
         with pytest.raises(TrustError, match="not signed"):
             slots.install(bundles[name], passes)
-        signed[name] = read_bundle(
-            make_bundle(tmp_path / name, changes=lambda manifest, name=name: manifest.update(name=name))
-        )  # type: ignore[misc]
-        monkeypatch.setattr(time, "time", lambda at=at: 1000.0 * at)
+        signed[name] = read_bundle(make_bundle(tmp_path / name, changes=named(name)))
+        monkeypatch.setattr(time, "time", partial(float, 1000 * at))
         sign_bundle(signed[name], private)
     monkeypatch.undo()
     slots.install(signed["two"], passes)

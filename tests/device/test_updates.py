@@ -26,11 +26,8 @@ from firmware_config.trust import Trust
 from tests.conftest import REPOSITORY, RunCli
 from tests.device.bundle_maker import make_bundle
 from tests.device.conftest import Device, one_error
+from tests.device.test_slots import named
 from tests.firmware_config.keys import key_pair
-
-
-def named(name: str) -> Callable[[dict[str, Any]], None]:
-    return lambda manifest: manifest.update(name=name)
 
 
 def wrong_self_test(manifest: dict[str, Any]) -> None:
@@ -289,13 +286,13 @@ def test_an_update_of_three_boxes_stops_at_the_box_where_it_fails(
 ) -> None:
     """Three boxes in processes of their own: the second one fails and reports it, the third one waits."""
     shared, boxes = tmp_path / "shared", ("box-1", "box-2", "box-3")
-    homes = {name: {"XDG_STATE_HOME": str(tmp_path / name), "HOSTNAME": name} for name in boxes}
+    homes = {name: str(tmp_path / name) for name in boxes}
 
     def poll(name: str) -> subprocess.CompletedProcess[str]:
-        return run_cli("device", "bundle", "poll", shared, "--box", name, **homes[name])
+        return run_cli("device", "bundle", "poll", shared, "--box", name, XDG_STATE_HOME=homes[name])
 
     def listen(name: str) -> None:
-        done = run_cli("device", "listen", "--source", "demo", "--fast", "--seconds", "3", **homes[name])
+        done = run_cli("device", "listen", "--source", "demo", "--fast", "--seconds", "3", XDG_STATE_HOME=homes[name])
         assert done.returncode == 0, done.stderr
 
     def active(name: str) -> str:
@@ -303,7 +300,7 @@ def test_an_update_of_three_boxes_stops_at_the_box_where_it_fails(
         return state.current.name if state.current else "shipped"
 
     for name in boxes:
-        monkeypatch.setenv("XDG_STATE_HOME", homes[name]["XDG_STATE_HOME"])
+        monkeypatch.setenv("XDG_STATE_HOME", homes[name])
         device.updates.install(one, load_settings().bundle, print)
         open_classifier(load_settings().bundle)
     offer(read_bundle(two), shared, [[name] for name in boxes])
@@ -314,7 +311,7 @@ def test_an_update_of_three_boxes_stops_at_the_box_where_it_fails(
     assert "is in use" in poll("box-1").stdout
     assert "is installed" in poll("box-2").stdout
     for _ in range(3):
-        environment = {**os.environ, **homes["box-2"], "PYTHONPATH": str(REPOSITORY)}
+        environment = {**os.environ, "XDG_STATE_HOME": homes["box-2"], "PYTHONPATH": str(REPOSITORY)}
         killed = subprocess.run([sys.executable, "-c", KILLED_START], env=environment, cwd=tmp_path, timeout=120)
         assert killed.returncode == -signal.SIGKILL
     listen("box-2")
