@@ -12,6 +12,9 @@ TORCH ?= torch==2.13.0
 # without them they are skipped.
 SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace
 
+# A core each. A file's tests stay together, for they share what takes long to make.
+TESTS_AT_ONCE ?= 2
+
 DEVICE = .venv
 TEST   = .venv-test
 
@@ -38,7 +41,7 @@ listen: device-environment
 
 test: system-packages lint
 	@echo "== pytest"
-	@$(TEST)/bin/python -m pytest $(ARGS)
+	@$(TEST)/bin/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile $(ARGS)
 
 # The faults of a month in an hour: every repetition of the tests that .ci/run runs in a shortened form.
 soak: system-packages test-environment
