@@ -110,7 +110,7 @@ def list_cache(json_output: JsonOption = False, config: ConfigOption = None) -> 
         limit = round(training.cache_gigabytes * 1e9)
         _print_json({"folder": str(training.folder), **vars(found), "limit_bytes": limit})
     else:
-        typer.echo(f"{training.folder}: {found.in_words} of at most {training.cache_gigabytes:g} GB")
+        typer.echo(f"{training.folder}: {found.in_words} of at most {training.cache_gigabytes:g} GB{found.and_earlier}")
 
 
 @cache_app.command("clear")
@@ -120,7 +120,8 @@ def clear_cache(config: ConfigOption = None) -> None:
     from trainer.corpora.decoded import clear
 
     folder = load_settings(config).training.folder
-    typer.echo(f"{folder}: {clear(folder).in_words} removed")
+    freed = clear(folder)
+    typer.echo(f"{folder}: {freed.in_words}{freed.and_earlier} removed")
 
 
 @app.command()

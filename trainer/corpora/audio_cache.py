@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -13,9 +14,21 @@ from device.capture.recording import AudioError
 from device.signal import SAMPLE_RATE, FloatArray
 from trainer.corpora import Purpose, load_corpora
 from trainer.corpora.cycle import Corpus, CorpusError, Cycle, Recording, Source
-from trainer.corpora.decoded import CONSTANT, CONSTANT_SAMPLES, Decoded, Usage, decode, file_of, kept, mapped, trim
+from trainer.corpora.decoded import (
+    CONSTANT,
+    CONSTANT_SAMPLES,
+    Decoded,
+    Stored,
+    Usage,
+    as_float,
+    decode,
+    file_of,
+    kept,
+    mapped,
+    trim,
+)
 
-RINGING = CONSTANT_SAMPLES  # samples that the resampler rings on beside a sudden silence
+RINGING: Final = CONSTANT_SAMPLES  # samples that the resampler rings on beside a sudden silence
 
 
 @dataclass(frozen=True)
@@ -36,16 +49,19 @@ class AudioCache:
 
     def __getitem__(self, name: str) -> FloatArray:
         """Samples (n,) at 16 kHz of the recording `name`."""
+        return as_float(self._stored(name))
+
+    def cut(self, name: str, start_seconds: float, end_seconds: float) -> FloatArray:
+        """A stretch of one recording, clipped to it; (n,) float32."""
+        return as_float(self._stored(name)[self.span(name, start_seconds, end_seconds)])
+
+    def _stored(self, name: str) -> Stored:
         try:
             return mapped(self.files[name])
         except (OSError, ValueError):  # since it was opened, another command has needed the room or cleared the folder
             if isinstance(problem := decode(self.sources[name], self.files[name]), str):
                 raise AudioError(problem) from None
         return mapped(self.files[name])
-
-    def cut(self, name: str, start_seconds: float, end_seconds: float) -> FloatArray:
-        """A stretch of one recording, clipped to it; (n,) float32."""
-        return self[name][self.span(name, start_seconds, end_seconds)]
 
     def span(self, name: str, start_seconds: float, end_seconds: float) -> slice:
         """The samples of a stretch that lie in the recording."""
@@ -103,7 +119,12 @@ def open_cache(
         tuple(one for one in found.values() if isinstance(one, str)),
         _odd([(recording.corpus, decoded[recording.name]) for recording in recordings if recording.name in decoded]),
     )
-    return dataclasses.replace(cache, notes=(*cache.notes, *_of_making(cache, folder, damaged))) if absent else cache
+    if not absent:
+        return cache
+    size = Usage(len(decoded), sum(one.bytes for one in decoded.values()))
+    return dataclasses.replace(
+        cache, notes=(*cache.notes, f"audio cache: {size.in_words} in {folder}", *_repaired(damaged))
+    )
 
 
 def _made(
@@ -125,12 +146,9 @@ def _made(
     return made
 
 
-def _of_making(cache: AudioCache, folder: Path, damaged: list[Path]) -> list[str]:
-    """Where the audio is and how much of it, and what was damaged there."""
+def _repaired(damaged: list[Path]) -> list[str]:
     more = f" ({len(damaged) - 1} more like it)" if len(damaged) > 1 else ""
-    repaired = [f"{damaged[0]}: the audio cache was damaged and this file has been made again{more}"] if damaged else []
-    size = Usage(len(cache.lengths), 4 * sum(cache.lengths.values()))
-    return [f"audio cache: {size.in_words} in {folder}", *repaired]
+    return [f"{damaged[0]}: the audio cache was damaged and this file has been made again{more}"] if damaged else []
 
 
 def _odd(decoded: list[tuple[str, Decoded]]) -> tuple[str, ...]:
@@ -193,7 +211,7 @@ def _muted(cache: AudioCache, cycle: Cycle) -> bool:
     span = cache.span(cycle.recording, cycle.start_seconds, cycle.end_seconds)
     if cycle.recording not in cache.partly_constant and span.stop - span.start > 4 * RINGING:
         return False
-    samples = cache[cycle.recording][span]
+    samples = cache.cut(cycle.recording, cycle.start_seconds, cycle.end_seconds)
     inner = samples[RINGING:-RINGING] if samples.size > 4 * RINGING else samples
     return not inner.size or bool(np.ptp(inner) < CONSTANT)
 
