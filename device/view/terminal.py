@@ -1,6 +1,6 @@
 """What a nurse sees: plain lines, JSON lines, or a live page on a terminal. Words carry the meaning, not colours."""
 
-import json
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +16,7 @@ from device.listening.live import Session
 from device.signal import SAMPLE_RATE
 from device.verdict.exam import Exam
 from device.verdict.summary import Summary
+from device.view.json_lines import stamped
 from device.view.view import View
 from firmware_config.command_line import counted
 
@@ -141,8 +142,8 @@ class JsonView(PlainView):
         """The `summary` object."""
         self._print({**summary.as_json(), "demo_agreement": None if agreement is None else agreement.as_json()})
 
-    def _print(self, value: dict[str, Any]) -> None:
-        self._line(json.dumps(value))
+    def _print(self, value: Mapping[str, Any]) -> None:
+        self._line(stamped(value, self.session.id))
 
 
 class LiveView(View):
