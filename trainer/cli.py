@@ -5,7 +5,7 @@ Parses and prints; the work is in functions that a notebook could call.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -96,6 +96,41 @@ def describe(
         _print_json(asdict(description))
     else:
         render(description, Console())
+
+
+@data_app.command("import")
+def import_labels(
+    data: Annotated[Path, typer.Argument(help="A label file, or a folder of them beside their recordings.")],
+    form: Annotated[
+        Literal["audacity", "raven"], typer.Option("--format", help="Audacity label tracks or Raven selection tables.")
+    ],
+    patient: Annotated[
+        str, typer.Option("--patient", metavar="PATTERN", help="Regular expression that finds the patient in a path.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The manifest to write, a new CSV file.")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="WORD=CLASS", help="What a word of yours means; WORD= leaves it out."),
+    ] = None,
+    device: Annotated[str, typer.Option("--stethoscope", help="Of all recordings.")] = "",
+    site: Annotated[str, typer.Option("--site", help="Of all recordings.")] = "",
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Leave bad lines out, counted, instead of stopping.")
+    ] = False,
+) -> None:
+    """Turn label tracks of Audacity or selection tables of Raven into a manifest."""
+    from rich.console import Console
+
+    from trainer.corpora import left_out
+    from trainer.corpora.label_tracks import Rules, pattern_of, read_tracks, words_of, write_manifest
+    from trainer.training.progress import FitView
+
+    rules = Rules(pattern_of(patient), words_of(label or []), device, site)
+    read = read_tracks(data, form, rules, out.parent)
+    FitView(Console(stderr=True)).notes(left_out(read.problems, lenient))
+    write_manifest(out, read.rows)
+    dropped = f", {read.left_out} stretches left out" * bool(read.left_out)
+    typer.echo(f"{out}: {len(read.rows)} rows{dropped}; next: trainer data describe --corpus manifest --data {out}")
 
 
 @cache_app.command("list")

@@ -26,6 +26,7 @@ __all__ = [
     "Purpose",
     "Recording",
     "Source",
+    "left_out",
     "load_corpora",
     "load_corpus",
     "parts_of",
@@ -64,7 +65,7 @@ def load_corpora(
     folders = [corpus.root for corpus in read for _ in corpus.recordings]
     kept, problems, notes = joined(recordings, folders)
     own = (note for corpus in read for note in corpus.notes)
-    notes = tuple(dict.fromkeys((*own, *notes, *_left_out(problems, lenient))))
+    notes = tuple(dict.fromkeys((*own, *notes, *left_out(problems, lenient))))
     if not kept:
         raise CorpusError(f"{' + '.join(str(one.data) for one in sources)}: nothing is left; see {problems[0].message}")
     return Corpus(joined_names(sources), sources[0].data, tuple(kept), notes, tuple(sources))
@@ -106,16 +107,16 @@ def load_corpus(
         problems += unheard
     recordings, contradictions, notes = without_copies(recordings)
     problems += contradictions
-    left_out = _left_out(problems, lenient)
+    bad = left_out(problems, lenient)
     if not recordings and problems:
         raise CorpusError(f"{data}: no recording is left of {len(problems)} with problems, first {problems[0].message}")
     if not recordings:
         raise CorpusError(f"{data}: no recording is left{'; ' * bool(reading.notes)}{'; '.join(reading.notes[:1])}")
-    return Corpus(name, data, tuple(recordings), (*reading.notes, *notes, *left_out), (Source(name, data),))
+    return Corpus(name, data, tuple(recordings), (*reading.notes, *notes, *bad), (Source(name, data),))
 
 
-def _left_out(problems: Sequence[Problem], lenient: bool) -> tuple[str, ...]:
-    """One note a problem; CorpusError on the first unless `lenient`."""
+def left_out(problems: Sequence[Problem], lenient: bool) -> tuple[str, ...]:
+    """One note a problem; CorpusError on the first, with the number of the others, unless `lenient`."""
     if problems and not lenient:
         more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise CorpusError(f"{problems[0].message}; or give --lenient to leave it out{more}")

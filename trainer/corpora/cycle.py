@@ -7,17 +7,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from device.labels import Label
 from firmware_config.errors import RespSAMError
 
-POOR_QUALITY = "poor quality"
-TEST_PARTS = ("test", "intra", "inter")
-PARTS = ("train", *TEST_PARTS)
+POOR_QUALITY: Final = "poor quality"
+TEST_PARTS: Final = ("test", "intra", "inter")
+PARTS: Final = ("train", *TEST_PARTS)
 Grain = Literal["event", "cycle", "recording"]
 """What carries a label: an event inside a breath cycle, a whole breath cycle, or the whole recording."""
-AGES = {
+AGES: Final = {
     "0-1 years": 0.0,
     "2-5 years": 2.0,
     "6-11 years": 6.0,
@@ -26,6 +26,14 @@ AGES = {
     "65+ years": 65.0,
 }
 """Stages of life (NICHD 2012, Pediatric Terminology; the adults in two), and the age at which each begins."""
+
+
+WHOLE_RECORDING_SECONDS: Final = 4.0  # at least so much of a recording that has one label for all of it is a crop
+WEAK: Final = (
+    "one label for a whole recording need not hold at every moment of it. Training gives it to crops of "
+    f"{WHOLE_RECORDING_SECONDS:g} to 8 s from anywhere in the recording; accuracy is read on whole recordings"
+)
+"""What labels of recordings are worth, and how training treats them."""
 
 
 class CorpusError(RespSAMError):
@@ -172,6 +180,12 @@ def union(labels: Sequence[Label]) -> Label:
     crackle = any(label in ("crackle", "both") for label in labels)
     wheeze = any(label in ("wheeze", "both") for label in labels)
     return "both" if crackle and wheeze else "crackle" if crackle else "wheeze" if wheeze else "normal"
+
+
+def number_of_grain(recordings: Sequence[Recording]) -> dict[Grain, int]:
+    """How many annotated recordings have their labels by event, by breath cycle and for all of it; none without any."""
+    grains = [recording.grain for recording in recordings if recording.cycles]
+    return {grain: grains.count(grain) for grain in get_args(Grain) if grain in grains}
 
 
 def check_span(start_seconds: float, end_seconds: float, where: str) -> None:

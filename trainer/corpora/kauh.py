@@ -10,19 +10,26 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from device.labels import Label
 from trainer.corpora.cycle import Annotations, CorpusError, Cycle, Problem, Recording
 from trainer.corpora.folder import audio_by_name, check_folder, copies_note, the_one
 from trainer.corpora.manifest import FILE, read_manifest, whole
 
-NAME = re.compile(r"(?P<filter>[BDE]P) ?(?P<number>\d+) ?_(?P<facts>.+)", re.IGNORECASE)
-FORM = "FILTERnumber_diagnosis,sound,place,age,sex"
-DEVICES = {"BP": "Littmann 3200 bell", "DP": "Littmann 3200 diaphragm", "EP": "Littmann 3200 extended"}
-WHEEZES, CRACKLES, NORMALS = ("W", "WHEEZE", "WHEEZES"), ("C", "CREP", "CREPS", "CRACKLE", "CRACKLES"), ("N", "NORMAL")
-BRONCHIAL = ("B", "BRONCHIAL")
-PHASES = ("I", "E")  # of breathing in and out
-PLACE = re.compile(r"[AP](?:\s*[LRMU]){1,3}", re.IGNORECASE)  # as published, in any order: P L L, A U R, P L L R
+NAME: Final = re.compile(r"(?P<filter>[BDE]P) ?(?P<number>\d+) ?_(?P<facts>.+)", re.IGNORECASE)
+FORM: Final = "FILTERnumber_diagnosis,sound,place,age,sex"
+TREE: Final = (
+    "expected the published names, DIR/BP1_Asthma,I E W,P L L,70,M.wav (BP, DP or EP), or short names, DIR/BP1.wav, "
+    f"and DIR/{FILE}"
+)
+DEVICES: Final = {"BP": "Littmann 3200 bell", "DP": "Littmann 3200 diaphragm", "EP": "Littmann 3200 extended"}
+WHEEZES: Final = ("W", "WHEEZE", "WHEEZES")
+CRACKLES: Final = ("C", "CREP", "CREPS", "CRACKLE", "CRACKLES")
+NORMALS: Final = ("N", "NORMAL")
+BRONCHIAL: Final = ("B", "BRONCHIAL")
+PHASES: Final = ("I", "E")  # of breathing in and out
+PLACE: Final = re.compile(r"[AP](?:\s*[LRMU]){1,3}", re.IGNORECASE)  # as published, in any order: P L L, A U R, P L L R
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def _read_table(root: Path) -> tuple[Annotations, list[_Named]]:
 def _read_names(root: Path) -> tuple[Annotations, list[_Named]]:
     audio = audio_by_name(root)
     if not audio:
-        raise CorpusError(f"{root}: no wav or flac below it; --data takes the folder of KAUH's recordings")
+        raise CorpusError(f"{root}: no wav or flac below it; {TREE}")
     named, problems = [], []
     for name, paths in audio.items():
         try:

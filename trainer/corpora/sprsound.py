@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 from device.labels import Label
 from trainer.corpora.cycle import (
@@ -24,12 +25,18 @@ from trainer.corpora.cycle import (
 )
 from trainer.corpora.folder import audio_by_name, check_folder, copies_note, files_by_name, read_text, the_one
 
-DEVICE = "Yunting II"
-NAME = re.compile(r"(?P<patient>[^_]*)_(?P<age>\d+(?:\.\d+)?)_(?P<gender>[01])_(?P<site>p[1-8])_(?P<number>[^_]+)")
+DEVICE: Final = "Yunting II"
+TREE: Final = (
+    "expected DIR/train_json/NAME.json, DIR/train_wav/NAME.wav, DIR/test_json/intra_test_json/NAME.json and "
+    "DIR/test_wav/NAME.wav, or NAME.json beside NAME.wav; NAME is patient_age_gender_site_number"
+)
+NAME: Final = re.compile(
+    r"(?P<patient>[^_]*)_(?P<age>\d+(?:\.\d+)?)_(?P<gender>[01])_(?P<site>p[1-8])_(?P<number>[^_]+)"
+)
 # a word of a folder's name ("train_json", "intra_test", "train2022_wav"), so that "latest" is no test
-PART = re.compile(r"(?<![a-z])(intra|inter|train|test)(?![a-z])")
-PART_ORDER = ("intra", "inter", "train", "test")
-EVENT_LABELS: dict[str, Label] = {
+PART: Final = re.compile(r"(?<![a-z])(intra|inter|train|test)(?![a-z])")
+PART_ORDER: Final = ("intra", "inter", "train", "test")
+EVENT_LABELS: Final[dict[str, Label]] = {
     "Normal": "normal",
     "Fine Crackle": "crackle",
     "Coarse Crackle": "crackle",
@@ -38,8 +45,8 @@ EVENT_LABELS: dict[str, Label] = {
     "Stridor": "wheeze",
     "Wheeze+Crackle": "both",
 }
-RECORD_KEYS = ("record_annotation", "recording_annotation")
-RECORD_LABELS = {
+RECORD_KEYS: Final = ("record_annotation", "recording_annotation")
+RECORD_LABELS: Final = {
     "Normal": "normal",
     "CAS": "wheeze",
     "DAS": "crackle",
@@ -53,7 +60,7 @@ def read_sprsound(root: Path) -> Annotations:
     check_folder(root)
     annotations, audio = files_by_name(root, (".json",)), audio_by_name(root)
     if not annotations:
-        raise CorpusError(f"{root}: no NAME.json below it; --data takes a folder with SPRSound annotations")
+        raise CorpusError(f"{root}: no NAME.json below it; {TREE}")
     recordings: list[Recording] = []
     problems, unlabelled = [], []
     for name, paths in annotations.items():
