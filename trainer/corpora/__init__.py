@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from trainer.corpora.copies import joined, without_copies
 from trainer.corpora.cycle import (
@@ -32,9 +32,9 @@ __all__ = [
     "parts_of",
 ]
 
-CORPORA = ("icbhi", "sprsound", "kauh", "manifest")
-SPLITS = ("official", "as-published")
-OVERHANG_SECONDS = 0.1  # how far an annotation may reach past the audio: annotators round
+CORPORA: Final = ("icbhi", "sprsound", "kauh", "manifest")
+SPLITS: Final = ("official", "as-published")
+OVERHANG_SECONDS: Final = 0.1  # how far an annotation may reach past the audio: annotators round
 Purpose = Literal["fit", "evaluate"]
 
 
@@ -49,8 +49,8 @@ def load_corpora(
 ) -> Corpus:
     """Read every source by `load_corpus` into one corpus, recordings and patients named `NAME/...` by their corpus.
 
-    Patients of one name are the same person in all folders of a corpus. A recording that is in two of them counts once;
-    one that is annotated differently there is a CorpusError, as is a folder given twice.
+    Patients of one name are the same person in all folders of a corpus. A recording in two folders counts once; if its
+    annotations differ, it is a CorpusError, as is a folder given twice.
     """
     seen: set[tuple[str, Path]] = set()
     for source in sources:
@@ -103,8 +103,8 @@ def load_corpus(
     problems = [problem for problem in reading.problems if problem.part in taken]
     if audio:
         problems += [problem for problem in reading.unpaired_audio if _covers(taken, problem.part)]
-        recordings, unheard = _check_audio(recordings, data)
-        problems += unheard
+        recordings, without_audio = _check_audio(recordings, data)
+        problems += without_audio
     recordings, contradictions, notes = without_copies(recordings)
     problems += contradictions
     bad = left_out(problems, lenient)
@@ -146,7 +146,7 @@ def _read(name: str, data: Path, split: str) -> Annotations:
 
 
 def _check_audio(recordings: list[Recording], data: Path) -> tuple[list[Recording], list[Problem]]:
-    """Those whose audio is there and as long as their cycles say, and the problems of the others."""
+    """The recordings with audio as long as their cycles need, and the problems of the others."""
     from device.capture.recording import AudioError, read_header
 
     good, problems = [], []
@@ -188,5 +188,5 @@ def _taken(parts: set[str], wanted: str | None, purpose: Purpose | None, root: P
 
 
 def _covers(taken: set[str], part: str) -> bool:
-    """Audio lies in "test_wav" for both test parts of SPRSound; only its annotation would say which."""
+    """SPRSound has the audio of both test parts in "test_wav"; only the annotation tells which part it is."""
     return part in taken or (part == "test" and not taken.isdisjoint(TEST_PARTS))

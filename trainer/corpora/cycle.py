@@ -1,4 +1,4 @@
-"""What every corpus is read into: cycles with one of four labels, in recordings of patients."""
+"""The form of every corpus: patients, their recordings, and cycles with one of four labels."""
 
 import math
 import unicodedata
@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Cycle:
-    """One labelled stretch of the recording named `recording`: an event, a breath cycle, or all of it (see `Grain`)."""
+    """One labelled stretch of the recording named `recording`: an event, a breath cycle, or all of it (`Grain`)."""
 
     recording: str
     start_seconds: float
@@ -89,7 +89,7 @@ class Recording:
 
     @property
     def anonymous(self) -> bool:
-        """Whether nobody knows whose it is; then it is the only recording of its patient."""
+        """Whether the patient is unknown; then this is the only recording of its patient."""
         return self.patient == self.name
 
 
@@ -123,10 +123,10 @@ class Corpus:
 
 
 def abnormal_shares(training: Sequence[Recording], patients: Sequence[str]) -> list[float]:
-    """How often each of these patients (n,) was abnormal in `training`: what a model may know without listening.
+    """How often each of these patients (n,) was abnormal in `training`: what a model may know without the sound.
 
-    One cycle of everybody's mean is added to the patient's own, so that a share of many cycles outweighs that of one;
-    NaN for a patient who is not there.
+    One cycle with the mean of all patients is added to each, so that many cycles weigh more than one. NaN for an
+    unknown patient.
     """
     own: dict[str, list[bool]] = defaultdict(list)
     for recording in training:
@@ -159,7 +159,7 @@ class Annotations:
 
 
 def nfc(text: str) -> str:
-    """Text as it is compared: composed, because a Mac writes an accent apart from its letter."""
+    """Text in composed form (NFC), for comparison: macOS writes an accent apart from its letter."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -169,14 +169,14 @@ def joined_names(sources: Sequence[Source]) -> str:
 
 
 def stage_of_life(age_years: float | None) -> str:
-    """The key of AGES that holds this age; "" when it is unknown."""
+    """The key of AGES for this age; "" if it is unknown."""
     if age_years is None or math.isnan(age_years):
         return ""
     return ["", *AGES][bisect_right(list(AGES.values()), age_years)]
 
 
 def union(labels: Sequence[Label]) -> Label:
-    """What a stretch is that holds cycles of these labels; 'normal' when there are none."""
+    """The label of a stretch with cycles of these labels; 'normal' without any."""
     crackle = any(label in ("crackle", "both") for label in labels)
     wheeze = any(label in ("wheeze", "both") for label in labels)
     return "both" if crackle and wheeze else "crackle" if crackle else "wheeze" if wheeze else "normal"

@@ -1,4 +1,4 @@
-"""The folder of decoded audio: one file a recording, named by what its samples depend on; what goes beyond a limit.
+"""The folder of decoded audio: one file for each recording, named by what its samples depend on, within a limit.
 
 Mono at 16 kHz: int16 where the samples are 16-bit numbers, which those of a 16-bit file at 16 kHz are, else float32.
 Of a resampled recording nothing smaller is the same to the front end, which levels quiet recordings up and takes the
@@ -40,14 +40,14 @@ Stored = NDArray[np.floating[Any] | np.integer[Any]]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a file says beside its samples."""
+    """Facts about a decoded file."""
 
     length: int
     """Samples."""
     bytes: int
     """Of the file."""
     remarks: tuple[tuple[bool, str], ...] = ()
-    """What is odd about the recording, and whether that is its number of channels."""
+    """Remarks about the recording, and whether each is about its number of channels."""
     partly_constant: bool = False
     """Whether it may have a constant stretch of 2 CONSTANT_SAMPLES; it has none without."""
 
@@ -83,7 +83,7 @@ def file_of(audio: Path, folder: Path) -> Path:
     try:
         status = audio.stat()
         stamp = f"{status.st_size}\0{status.st_mtime_ns}"
-    except OSError:  # said by `decode`, like everything that cannot be read
+    except OSError:  # `decode` reports it, like everything that cannot be read
         stamp = "missing"
     depends_on = f"{LAYOUT}\0{SAMPLE_RATE}\0{soxr.__version__}\0{audio}\0{stamp}"
     key = hashlib.sha256(depends_on.encode(errors="surrogateescape")).hexdigest()[:32]
@@ -91,7 +91,7 @@ def file_of(audio: Path, folder: Path) -> Path:
 
 
 def decode(audio: Path, file: Path) -> Decoded | str:
-    """Write the samples of `audio` to `file`, or why there are none; FileError when they cannot be written."""
+    """Write the samples of `audio` to `file`; the reason if there are none. FileError when they cannot be written."""
     try:
         recorded, samples = read_whole(audio)
         samples = resample(samples, recorded.header.sample_rate)
@@ -125,24 +125,24 @@ def as_float(stored: Stored) -> FloatArray:
 
 
 def kept(file: Path) -> Decoded | None:
-    """What `file` says, and that it is used now; None when it is absent or damaged."""
+    """The facts of `file`, which is marked as used now; None when it is absent or damaged."""
     beside = file.with_suffix(".json")
     try:
         with FileIO(file) as opened:
             length, sample_type = _shape(opened)
         remarks, constant = json.loads(beside.read_text()) if beside.exists() else ((), False)
-        said = tuple((bool(channels), str(text)) for channels, text in remarks)
-        found = Decoded(length, HEADER_BYTES + length * sample_type.itemsize, said, bool(constant))
+        noted = tuple((bool(channels), str(text)) for channels, text in remarks)
+        found = Decoded(length, HEADER_BYTES + length * sample_type.itemsize, noted, bool(constant))
     except (OSError, ValueError, TypeError):
         return None
-    with suppress(OSError):  # others may share a folder that they cannot write
+    with suppress(OSError):  # a shared folder may be read-only
         os.utime(file)
     return found
 
 
 @lru_cache(OPEN_MAPS)
 def mapped(file: Path) -> Stored:
-    """Its samples (n,), read-only, from the disk as they are used; OSError or ValueError when there are none."""
+    """The samples (n,) of a file, read-only, from the disk when used; OSError or ValueError if there are none."""
     with FileIO(file) as opened:
         length, sample_type = _shape(opened)
         whole = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -150,13 +150,13 @@ def mapped(file: Path) -> Stored:
 
 
 def _header(length: int, sample_type: "np.dtype[Any]") -> bytes:
-    """Of numpy's format 1.0. Made and compared here, because `np.load` takes ten times as long as the mapping."""
+    """The header of numpy's format 1.0; `np.load` takes ten times as long as comparing and mapping."""
     described = f"{{'descr': '{sample_type.newbyteorder('<').str}', 'fortran_order': False, 'shape': ({length},), }}"
     return b"\x93NUMPY\x01\x00v\x00" + described.ljust(HEADER_BYTES - 11).encode() + b"\n"
 
 
 def _shape(opened: FileIO) -> "tuple[int, np.dtype[Any]]":
-    """Samples in a file that is as long as its header says, and their type; ValueError for any other."""
+    """Number and type of the samples in a file; ValueError unless it is as long as its header says."""
     size, header = os.fstat(opened.fileno()).st_size - HEADER_BYTES, opened.read(HEADER_BYTES)
     for sample_type in SAMPLE_TYPES:
         if header == _header(size // sample_type.itemsize, sample_type):
@@ -165,13 +165,13 @@ def _shape(opened: FileIO) -> "tuple[int, np.dtype[Any]]":
 
 
 def usage(folder: Path) -> Usage:
-    """What is there."""
+    """What the folder contains."""
     sizes = [size for _, size, _ in _stored(folder)]
     return Usage(len(sizes), sum(sizes), sum(size for _, size, _ in _stamped(_earlier(folder))))
 
 
 def trim(folder: Path, gigabytes: float, in_use: Collection[Path]) -> None:
-    """Remove earlier layouts, and what was used longest ago until the rest fits; what is in use stays in any case."""
+    """Remove files of earlier layouts, then those used longest ago until the rest fits; files in use always stay."""
     for file in _earlier(folder):
         _remove(file)
     names = {file.name for file in in_use}
@@ -185,7 +185,7 @@ def trim(folder: Path, gigabytes: float, in_use: Collection[Path]) -> None:
 
 
 def clear(folder: Path) -> Usage:
-    """Remove all of it, and say what was freed."""
+    """Remove all of it; returns what was freed."""
     freed = [size for _, size, file in _stored(folder) if _remove(file)]
     earlier = [size for _, size, file in _stamped(_earlier(folder)) if _remove(file)]
     return Usage(len(freed), sum(freed), sum(earlier))
@@ -201,7 +201,7 @@ def _earlier(folder: Path) -> list[Path]:
 
 
 def _stamped(files: Iterator[Path] | list[Path]) -> Iterator[tuple[float, int, Path]]:
-    """When each was last used, its bytes, and the file; another command may remove some meanwhile."""
+    """Time of the last use, bytes, and the file; another command may remove some meanwhile."""
     for file in files:
         with suppress(OSError):
             status = file.stat()
@@ -209,7 +209,7 @@ def _stamped(files: Iterator[Path] | list[Path]) -> Iterator[tuple[float, int, P
 
 
 def _remove(file: Path) -> bool:
-    """Whether a file and its remarks went; somebody else's may not be ours to remove."""
+    """Whether a file and its remarks were removed; those of another user may be protected."""
     try:
         file.unlink()
         file.with_suffix(".json").unlink(missing_ok=True)

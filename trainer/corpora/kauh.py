@@ -1,8 +1,8 @@
 """KAUH (Fraiwan et al., Data in Brief 2021): lung sounds of adults, one label for each whole recording.
 
-NAME is filter and number, then diagnosis, sound, place, age and sex: `BP1_Asthma,I E W,P L L,70,M`. Each subject was
-recorded once and is there through three filters of a Littmann 3200: BPn bell, DPn diaphragm, EPn extended. The same
-corpus is read, too, from short names and a manifest.csv of one row a recording.
+NAME is filter and number, then diagnosis, sound, place, age and sex: `BP1_Asthma,I E W,P L L,70,M`. Each subject has
+one recording through each of three filters of a Littmann 3200: BPn bell, DPn diaphragm, EPn extended. Short names with
+a manifest.csv, one row for each recording, are read, too.
 """
 
 import re
@@ -34,7 +34,7 @@ PLACE: Final = re.compile(r"[AP](?:\s*[LRMU]){1,3}", re.IGNORECASE)  # as publis
 
 @dataclass(frozen=True)
 class _Named:
-    """A recording and the facts of its name that the corpus keeps nowhere else."""
+    """A recording, and facts that only its name has."""
 
     recording: Recording
     diagnosis: str = ""
@@ -109,7 +109,7 @@ def _read_name(name: str, path: Path) -> _Named:
 
 
 def _label(sound: str, path: Path) -> tuple[Label, str]:
-    """Class and the sound's code as it is compared; CorpusError where it names no sound that is known here."""
+    """Class, and the code of the sound in a comparable form; CorpusError for an unknown sound."""
     words = re.findall(r"[A-Z]+", sound.upper())
     wheeze, crackle, normal = (any(word in of for word in words) for of in (WHEEZES, CRACKLES, NORMALS))
     unknown = [word for word in words if word not in (*WHEEZES, *CRACKLES, *NORMALS, *BRONCHIAL, *PHASES)]
@@ -121,7 +121,7 @@ def _label(sound: str, path: Path) -> tuple[Label, str]:
 
 
 def _consistent(named: Sequence[_Named]) -> tuple[tuple[Recording, ...], list[str]]:
-    """Recordings of subjects that agree with themselves, and a note on every other subject."""
+    """Recordings of subjects without contradictions, and a note on every other subject."""
     subjects: dict[str, list[_Named]] = defaultdict(list)
     for one in named:
         subjects[one.recording.patient].append(one)
@@ -131,7 +131,7 @@ def _consistent(named: Sequence[_Named]) -> tuple[tuple[Recording, ...], list[st
 
 
 def _contradiction(its: Sequence[_Named]) -> str:
-    """What a subject's recordings say differently, "" when nothing."""
+    """In what the recordings of a subject differ, "" if in nothing."""
     differing = [name for name in its[0].facts if len({one.facts[name] for one in its}) > 1]
     if len({one.recording.name for one in its}) < len(its):
         differing.append("the recording of one filter")

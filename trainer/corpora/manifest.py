@@ -84,7 +84,7 @@ def read_manifest(data: Path, corpus: str = "manifest") -> Annotations:
                 repeated.append(where)
             recordings[name] = _joined(recordings[name], recording, where) if name in recordings else recording
         except CorpusError as error:
-            # the row's path may be what is wrong, then it stands for a recording of its own
+            # if the path itself is wrong, the row counts as a recording of its own
             name = _without_suffix(name)
             problems.setdefault(name, Problem(str(error), row["part"].strip()))
     good = _poor_as_others([recording for name, recording in recordings.items() if name not in problems])
@@ -139,7 +139,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _header(cells: Sequence[str], where: str) -> list[str]:
-    """The columns' names; "" for one that is skipped: an index before the others, or nothing behind them."""
+    """The names of the columns; "" for one that is skipped: an index before the others, or an empty one behind them."""
     header = [cell.strip().casefold() for cell in cells]
     known = [number for number, column in enumerate(header) if column in COLUMNS]
     if not known:
@@ -162,7 +162,7 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
 
 
 def _meant(column: str, header: Sequence[str]) -> str:
-    """`did you mean 'path'?`, of the columns that are not there, or what columns there are."""
+    """`did you mean 'path'?`, of the missing columns, or the list of all columns."""
     absent = [known for known in COLUMNS if known not in header]
     near = [known for known in absent if column in OTHER_WORDS.get(known, ())]
     near = near or difflib.get_close_matches(column, absent, 1)
@@ -194,8 +194,9 @@ def _read_row(row: Mapping[str, str], where: str, folder: Path) -> Recording:
     if label == POOR_QUALITY and not unspanned:
         raise CorpusError(f"{where}: {POOR_QUALITY} is of a whole recording; leave start and end empty or the row out")
     span = whole(audio) if unspanned else _span(cell, where)
-    labelled = span is not None and label != POOR_QUALITY
-    cycles = (Cycle(name, *span, label, cell["patient"], cell["device"], cell["site"]),) if labelled else ()
+    cycles: tuple[Cycle, ...] = ()
+    if span is not None and label != POOR_QUALITY:
+        cycles = (Cycle(name, *span, label, cell["patient"], cell["device"], cell["site"]),)
     return Recording(
         name=name,
         audio=audio,
@@ -217,7 +218,7 @@ def _span(cell: Mapping[str, str], where: str) -> tuple[float, float]:
 
 
 def whole(audio: Path | None) -> tuple[float, float] | None:
-    """All of a recording; None where there is none that can be read, which is said when its audio is checked."""
+    """The span of a whole recording; None if it cannot be read, which the check of the audio reports."""
     try:
         return (0.0, read_header(audio).seconds) if audio else None
     except AudioError:
@@ -225,7 +226,7 @@ def whole(audio: Path | None) -> tuple[float, float] | None:
 
 
 def _find(folder: Path, path: str) -> Path | None:
-    """The file of this path; its name on disk may be written with accents apart, its row by Windows."""
+    """The file of this path, whose name on disk may have its accents apart; the row may have backslashes."""
     for written in (path, path.replace("\\", "/")):
         for form in ("NFC", "NFD"):
             if (found := folder / unicodedata.normalize(form, written)).is_file():
@@ -244,11 +245,11 @@ def _years(text: str, where: str) -> float:
 
 
 def _joined(known: Recording, row: Recording, where: str) -> Recording:
-    """The recording with the row's cycle added; CorpusError when the row says something else of the recording."""
+    """The recording with the row's cycle added; CorpusError when the row contradicts it."""
     for field in ("audio", "patient", "device", "site", "age_years", "part"):
         if getattr(known, field) != getattr(row, field):
-            said, before = getattr(row, field), getattr(known, field)
-            raise CorpusError(f"{where}: {field} {said!s} of {row.name}, but {before!s} in a row before; correct one")
+            value, before = getattr(row, field), getattr(known, field)
+            raise CorpusError(f"{where}: {field} {value!s} of {row.name}, but {before!s} in a row before; correct one")
     if row.cycles and row.cycles[0] in known.cycles:
         return known
     if "recording" in (known.grain, row.grain):

@@ -86,7 +86,7 @@ def read_sprsound(root: Path) -> Annotations:
 
 
 def _notes(recordings: list[Recording], unlabelled: list[Path]) -> Iterator[str]:
-    """What a reader of the corpus must know of it."""
+    """What a reader of the corpus should know."""
     if unlabelled:
         yield f"{len(unlabelled)} recordings have no event and no label: left out, the first {unlabelled[0]}"
     nameless = [recording.name for recording in recordings if recording.anonymous]
@@ -118,7 +118,7 @@ def part_of(path: Path, root: Path) -> str:
 
 
 def _read_recording(name: str, path: Path, audio: list[Path], part: str) -> Recording | None:
-    """None where nothing says what is in it."""
+    """None if it has neither an event nor a label."""
     fields = NAME.fullmatch(name)
     if fields is None:
         raise CorpusError(f"{path}: not an SPRSound name (patient_age_gender_site_number); rename or remove it")
@@ -175,11 +175,11 @@ def _read_event(event: object, where: str, name: str, patient: str, site: str) -
 
 
 def _check_record(record: str, cycles: tuple[Cycle, ...], path: Path) -> None:
-    """The record's verdict must follow from its events, as it does throughout the published train and intra parts."""
+    """The record's label must follow from its events, as in all of the published train and intra parts."""
     if not cycles and record != "Poor Quality":
         raise CorpusError(f"{path}: {record} without any event; annotate its events or remove the recording")
     if cycles and record == "Poor Quality":
         raise CorpusError(f"{path}: Poor Quality with {len(cycles)} events contradicts itself; correct one of them")
-    heard = union([cycle.label for cycle in cycles])
-    if cycles and heard != RECORD_LABELS[record]:
-        raise CorpusError(f"{path}: record is {record} but its events are {heard}; correct one of them")
+    joint = union([cycle.label for cycle in cycles])
+    if cycles and joint != RECORD_LABELS[record]:
+        raise CorpusError(f"{path}: record is {record} but its events are {joint}; correct one of them")
