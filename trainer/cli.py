@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainer.corpora.protocols import Protocol
 
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
-data_app = application("Look at a corpus.")
+data_app = application("Look at a corpus, or make a manifest of your labels.")
 app.add_typer(data_app, name="data")
 cache_app = application("Look at the decoded audio that is kept for later commands, or remove it.")
 data_app.add_typer(cache_app, name="cache")

@@ -12,6 +12,15 @@ from device.verdict.site import Verdict
 ACCOUNT: Final = ("heard", "missing", "dropped", "gradable")
 
 
+SessionId = Annotated[
+    str,
+    Field(
+        description="The same for all lines of one session. An exam line and a screening have that of their run.",
+        pattern="^[0-9a-f]{32}$",
+    ),
+]
+
+
 class SecondsObject(TypedDict):
     """heard + missing + dropped is the session's length; gradable is part of heard."""
 
@@ -50,7 +59,7 @@ class SummaryObject(TypedDict):
     reasons: Annotated[list[str], Field(description="Of the verdict.")]
     breaths_per_minute: Annotated[float | None, Field(description="Over the latest cycles; null without a rhythm.")]
     not_validated: Annotated[list[str], Field(description="Why the model is not validated for this subject.")]
-    session: Annotated[str, Field(description="The session that this is the summary of.")]
+    session: SessionId
 
 
 @dataclass(frozen=True)

@@ -12,26 +12,25 @@ from device.capture.timeline import TimelineObject
 from device.listening.cycle import CycleObject
 from device.listening.results import ScreenedObject
 from device.verdict.exam import ExamObject
-from device.verdict.summary import AgreementObject, SummaryObject
+from device.verdict.summary import AgreementObject, SessionId, SummaryObject
 
 SCHEMA_VERSION: Final = 1  # raise when a field goes or means something else; fields may be added under one version
 
 
-class Stamp(TypedDict):
-    """What every line has."""
+class Dated(TypedDict):
+    """The version of the schema, and when the line was written."""
 
     schema_version: Annotated[Literal[1], Field(description="Of this schema; fields may be added under one version.")]
     time: Annotated[
         str,
         Field(description="Wall time of the line, UTC.", json_schema_extra={"format": "date-time"}),
     ]
-    session: Annotated[
-        str,
-        Field(
-            description="The same for all lines of one session; of an exam line and of a screening, of that run.",
-            pattern="^[0-9a-f]{32}$",
-        ),
-    ]
+
+
+class Stamp(Dated):
+    """What every line has."""
+
+    session: SessionId
 
 
 class CycleLine(CycleObject, Stamp):
@@ -42,7 +41,7 @@ class TimelineLine(TimelineObject, Stamp):
     """Something that happened to the sound."""
 
 
-class SummaryLine(SummaryObject, Stamp):
+class SummaryLine(SummaryObject, Dated):
     """The end of a session."""
 
     demo_agreement: Annotated[
