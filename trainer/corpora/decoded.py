@@ -34,7 +34,7 @@ OPEN_MAPS: Final = 128  # each holds a file descriptor, and a process may have n
 FULL_SCALE: Final = 1 << 15  # of int16
 SAMPLE_TYPES: Final = (np.dtype("<f4"), np.dtype("<i2"))
 EARLIER_LAYOUT: Final = re.compile(r"\.?[0-9a-f]{24}\.(f32|json)(\.\d+\.part)?")
-Stored = NDArray[np.floating[Any] | np.integer[Any]]
+Stored = NDArray[Any]
 """Samples as a file has them: float32, or int16 of full scale."""
 
 
@@ -121,7 +121,9 @@ def _stored_form(samples: FloatArray) -> Stored:
 
 def as_float(stored: Stored) -> FloatArray:
     """Samples (n,) float32 of full scale 1.0."""
-    return stored.astype(np.float32) / np.float32(FULL_SCALE) if stored.dtype.kind == "i" else stored.view(np.float32)
+    if stored.dtype.kind == "i":
+        return stored.astype(np.float32) * np.float32(1 / FULL_SCALE)
+    return stored.view(np.float32)
 
 
 def kept(file: Path) -> Decoded | None:

@@ -69,7 +69,7 @@ def pattern_of(text: str) -> re.Pattern[str]:
 
 def words_of(given: Sequence[str]) -> dict[str, str]:
     """Class by word of each WORD=CLASS, LEFT_OUT for WORD=; CorpusError for anything else."""
-    words = {}
+    words: dict[str, str] = {}
     for one in given:
         word, sign, meaning = one.partition("=")
         label = label_of(meaning) if meaning.strip() else LEFT_OUT
