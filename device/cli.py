@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import secrets
 import signal
 import sys
 from contextlib import contextmanager
@@ -155,6 +156,7 @@ def exam(
     from device.verdict.exam import Exam, remaining
     from device.verdict.population import Subject
     from device.verdict.summary import Summary
+    from device.view.json_lines import stamped
     from device.view.terminal import exam_lines
 
     if source not in ("mic", "demo"):
@@ -188,8 +190,9 @@ def exam(
     finally:
         # also after Ctrl-C at a question or a lost microphone: the finished sites count
         whole = Exam(required, summaries)
-        lines = [json.dumps(whole.as_json())] if json_output else exam_lines(whole, source == "demo")
-        with _outlets(json_output, source == "mic", stopped) as out:
+        run = secrets.token_hex(16)
+        lines = [stamped(whole.as_json(), run)] if json_output else exam_lines(whole, source == "demo")
+        with _outlets(run if json_output else None, source == "mic", stopped) as out:
             out.write("".join(f"{line}\n" for line in lines * bool(summaries)))
     return _code(stopped)
 
@@ -204,21 +207,27 @@ def _run_service(service: "Service", json_output: bool) -> "list[Signals]":
     from device.listening.live import stopped_by_signals
 
     session = service.session
-    with stopped_by_signals(session) as received, _outlets(json_output, service.source.live, received) as out:
+    run = session.id if json_output else None
+    with stopped_by_signals(session) as received, _outlets(run, service.source.live, received) as out:
         service.run(_views(session, service.classifier.bundle.manifest.name, json_output, out))
     return received
 
 
 @contextmanager
-def _outlets(json_output: bool, live: bool, received: "list[Signals]") -> "Iterator[TextIO]":
-    """Stdout and stderr in a form that never blocks the session; yields stdout's."""
+def _outlets(session: str | None, live: bool, received: "list[Signals]") -> "Iterator[TextIO]":
+    """Stdout and stderr in a form that never blocks the session; yields stdout's.
+
+    `session` is that of JSON lines, None for words.
+    """
     from contextlib import redirect_stderr
 
+    from device.view.json_lines import stamped
     from device.view.outlet import Outlet
 
     def notice(lines: int) -> str:
         note = f"{lines} lines are missing here: the reader was too slow"
-        return json.dumps({"type": "unshown", "lines": lines, "note": note}) + "\n" if json_output else f"{note}\n"
+        value = {"type": "unshown", "lines": lines, "note": note}
+        return f"{note if session is None else stamped(value, session)}\n"
 
     def stopping() -> bool:
         return bool(received)
@@ -262,7 +271,9 @@ def screen_recordings(
 
     from device.listening.results import Results
     from device.listening.screening import ScreenOptions, find_recordings, model, screen
+    from device.view.json_lines import stamped
 
+    run = secrets.token_hex(16)
     settings = _settings(config, bundle, precision, sensitivity, channel=channel)
     options = ScreenOptions("auto" if channel == AUTO else settings.audio.channel, age, site)
     found = find_recordings(paths)
@@ -288,7 +299,8 @@ def screen_recordings(
                 continue
             counts[screened.summary.verdict] += 1
             if results is None:
-                line = json.dumps(screened.as_json()) if json_output else wrapped(_screened_line(screened), sys.stdout)
+                value = {**screened.as_json(), "type": "recording"}
+                line = stamped(value, run) if json_output else wrapped(_screened_line(screened), sys.stdout)
                 typer.echo(line)
     if len(recordings) > 1 or not left or found.ignored:
         total = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -423,6 +435,14 @@ def engine_clear(config: ConfigOption = None) -> None:
 
     count, megabytes = clear(_settings(config).bundle.engines)
     typer.echo(f"{count} engines removed, {megabytes:.1f} MB freed")
+
+
+@app.command("json-schema")
+def json_schema() -> None:
+    """Print the JSON Schema of the lines of 'listen --json', 'exam --json' and 'screen --json'."""
+    from device.view.json_lines import schema
+
+    typer.echo(json.dumps(schema(), indent=2))
 
 
 @app.command()

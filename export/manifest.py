@@ -66,6 +66,7 @@ def make_manifest(
             "readings": [_without_paths(reading) for reading in readings],
             "earlier_readings": earlier,
             "export": {**measured},
+            "label_grains": facts.label_grains,
         },
         recipe={
             "name": recipe_name,

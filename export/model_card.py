@@ -7,6 +7,8 @@ from typing import Any, Final
 from device.bundle import Manifest
 from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
+from firmware_config.command_line import counted
+from trainer.corpora.cycle import WEAK, Grain
 from trainer.corpora.protocols import FLATTERED, LIES
 from trainer.evaluation.history import latest
 from trainer.metrics import Interval
@@ -33,6 +35,11 @@ CORPORA: Final = {
         "Measurement, 2019."
     ),
     "manifest": "A corpus of its owner's, under its owner's terms.",
+}
+GRAINS: Final[dict[Grain, str]] = {
+    "event": "events",
+    "cycle": "breath cycles",
+    "recording": "whole recordings",
 }
 NETWORKS: Final = {"ast": "An Audio Spectrogram Transformer", "mobilenet": "A MobileNetV3"}
 SIZES: Final = {
@@ -76,6 +83,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         network=NETWORKS[_architecture(manifest)],
         sizes=SIZES[_architecture(manifest)].format(**manifest.architecture),
         corpus="\n\n".join(_sources(manifest)),
+        labels=_labels(metrics.get("label_grains", {})),
         pooling=_pooling(manifest),
         calibration=_calibration(manifest),
         context=_context(manifest),
@@ -135,6 +143,15 @@ def _sources(manifest: Manifest) -> Iterator[str]:
         yield CORPORA.get(name, name)
     if _began_at_efficientat(manifest):
         yield ORIGIN
+
+
+def _labels(grains: Mapping[Grain, int]) -> str:
+    """What has a label in the recordings, and what weak labels are; nothing for a run that does not say."""
+    if not grains:
+        return ""
+    counts = ", ".join(f"{GRAINS[grain]} ({counted(count, 'recording')})" for grain, count in grains.items())
+    weak = f" Weak labels: {WEAK}." if "recording" in grains else ""
+    return f"\n- Labels: of {counts}.{weak}"
 
 
 def _pooling(manifest: Manifest) -> str:

@@ -24,8 +24,8 @@ def is_clutter(path: Path) -> bool:
 
 
 @contextmanager
-def whole_file(path: Path, partial: Path, mode: int = 0o666) -> Iterator[Path]:
-    """Where to write the new content of `path`: it replaces the old once it is complete and on the disk.
+def whole_file(path: Path, partial: Path, mode: int = 0o666, *, flushed: bool = True) -> Iterator[Path]:
+    """Where to write the new content of `path`: it replaces the old once it is complete and, if `flushed`, on the disk.
 
     Whatever stops the writer, `path` keeps its old content and `partial` is removed. Raises OSError.
     """
@@ -33,22 +33,26 @@ def whole_file(path: Path, partial: Path, mode: int = 0o666) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, mode))
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        if flushed:
+            _flush(partial, os.O_RDWR)
         os.replace(partial, path)
-        # the rename itself must survive a power cut too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if flushed:  # the rename itself must survive a power cut too
+            _flush(path.parent, os.O_RDONLY)
     finally:
         with suppress(OSError):
             partial.unlink()
 
 
+def _flush(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
-def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+def replacing(path: Path, *failures: type[Exception], flushed: bool = True) -> Iterator[Path]:
     """As `whole_file`, with a FileError for an OSError, or for one of the `failures` by which a writer reports it.
 
     Removes what a killed writer of the same file left an hour ago or earlier.
@@ -56,7 +60,7 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     refusals: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         # the process number: two writers of one file must not share a partial file
-        with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as partial:
+        with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}.part"), flushed=flushed) as partial:
             yield partial
     except refusals as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]

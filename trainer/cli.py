@@ -5,7 +5,7 @@ Parses and prints; the work is in functions that a notebook could call.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainer.corpora.protocols import Protocol
 
 app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
-data_app = application("Look at a corpus.")
+data_app = application("Look at a corpus, or make a manifest of your labels.")
 app.add_typer(data_app, name="data")
 cache_app = application("Look at the decoded audio that is kept for later commands, or remove it.")
 data_app.add_typer(cache_app, name="cache")
@@ -98,6 +98,41 @@ def describe(
         render(description, Console())
 
 
+@data_app.command("import")
+def import_labels(
+    data: Annotated[Path, typer.Argument(help="A label file, or a folder of them beside their recordings.")],
+    form: Annotated[
+        Literal["audacity", "raven"], typer.Option("--format", help="Audacity label tracks or Raven selection tables.")
+    ],
+    patient: Annotated[
+        str, typer.Option("--patient", metavar="PATTERN", help="Regular expression that finds the patient in a path.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The manifest to write, a new CSV file.")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="WORD=CLASS", help="What a word of yours means; WORD= leaves it out."),
+    ] = None,
+    device: Annotated[str, typer.Option("--stethoscope", help="Of all recordings.")] = "",
+    site: Annotated[str, typer.Option("--site", help="Of all recordings.")] = "",
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Leave bad lines out, counted, instead of stopping.")
+    ] = False,
+) -> None:
+    """Turn label tracks of Audacity or selection tables of Raven into a manifest."""
+    from rich.console import Console
+
+    from trainer.corpora import left_out
+    from trainer.corpora.label_tracks import Rules, pattern_of, read_tracks, words_of, write_manifest
+    from trainer.training.progress import FitView
+
+    rules = Rules(pattern_of(patient), words_of(label or []), device, site)
+    read = read_tracks(data, form, rules, out.parent)
+    FitView(Console(stderr=True)).notes(left_out(read.problems, lenient))
+    write_manifest(out, read.rows)
+    dropped = f", {read.left_out} stretches left out" * bool(read.left_out)
+    typer.echo(f"{out}: {len(read.rows)} rows{dropped}; next: trainer data describe --corpus manifest --data {out}")
+
+
 @cache_app.command("list")
 def list_cache(json_output: JsonOption = False, config: ConfigOption = None) -> None:
     """Say where it is, how much it holds and how much it may hold."""
@@ -110,7 +145,7 @@ def list_cache(json_output: JsonOption = False, config: ConfigOption = None) -> 
         limit = round(training.cache_gigabytes * 1e9)
         _print_json({"folder": str(training.folder), **vars(found), "limit_bytes": limit})
     else:
-        typer.echo(f"{training.folder}: {found.in_words} of at most {training.cache_gigabytes:g} GB")
+        typer.echo(f"{training.folder}: {found.in_words} of at most {training.cache_gigabytes:g} GB{found.and_earlier}")
 
 
 @cache_app.command("clear")
@@ -120,7 +155,8 @@ def clear_cache(config: ConfigOption = None) -> None:
     from trainer.corpora.decoded import clear
 
     folder = load_settings(config).training.folder
-    typer.echo(f"{folder}: {clear(folder).in_words} removed")
+    freed = clear(folder)
+    typer.echo(f"{folder}: {freed.in_words}{freed.and_earlier} removed")
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,14 +114,27 @@ def read_audio(path: Path, channel: Channel = 0) -> tuple[FloatArray, int]:
     `auto` takes the channel with most breathing. Raises AudioError unless the recording is complete and finite; warns
     (AudioWarning) of what is left out or irregular.
     """
-    recorded = scan(path, channel)
+    recorded, samples = read_whole(path, channel)
     for remark in recorded.remarks:
         warnings.warn(remark, stacklevel=2)
-    return recorded.samples(), recorded.header.sample_rate
+    return samples, recorded.header.sample_rate
+
+
+def read_whole(path: Path, channel: Channel = 0) -> tuple[Recorded, FloatArray]:
+    """`scan` and all samples (n,), decoded once; raises AudioError."""
+    blocks: list[FloatArray] = []
+    recorded = _check(path, channel, blocks.append)
+    samples = np.concatenate(blocks)
+    return recorded, samples if recorded.gain == 1.0 else samples * np.float32(recorded.gain)
 
 
 def scan(path: Path, channel: Channel = 0) -> Recorded:
     """Check a recording from end to end, in blocks; as `read_audio`, but without samples and warnings; AudioError."""
+    return _check(path, channel, lambda _: None)
+
+
+def _check(path: Path, channel: Channel, take: Callable[[FloatArray], None]) -> Recorded:
+    """`take` gets every block (n,) as it was decoded."""
     remarks: list[AudioWarning] = []
     with _opened(path, remarks) as (_, header):
         pass
@@ -140,6 +153,7 @@ def scan(path: Path, channel: Channel = 0) -> Recorded:
             bad = (frames + int(np.flatnonzero(~finite)[0])) / header.sample_rate
             raise AudioError(f"{path}: NaN or infinite sample at {bad:.3f} s; export the recording again")
         frames, peak = frames + block.size, max(peak, float(np.abs(block).max()))
+        take(block)
     if header.exact and frames < header.frames < UNKNOWN_FRAMES:
         raise AudioError(f"{path}: truncated, {frames} of {header.frames} frames can be read; copy it again")
     if not frames:

@@ -1,6 +1,7 @@
 """The live path, from source to decision; `listen`, `screen` and the trainer's `recordings` protocol run it."""
 
 import math
+import secrets
 import signal
 import time
 from collections import deque
@@ -73,6 +74,8 @@ class Session:
         It is called each time: the bandwidth of a microphone is known only after it was opened.
         """
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
+        self.id = secrets.token_hex(16)
+        """Identifies the session in JSON lines."""
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
         self.timeline = Timeline()
@@ -236,6 +239,7 @@ class Session:
             stretches=self.decision.stretches,
             stretches_flagged=self.decision.stretches_flagged,
             breaths_wanted=self.decision.breaths_wanted,
+            session=self.id,
         )
 
 

@@ -1,7 +1,7 @@
 """What a nurse sees: plain lines, JSON lines, or a live page on a terminal. Words carry the meaning, not colours."""
 
-import json
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any, Final, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,18 +16,19 @@ from device.listening.live import Session
 from device.signal import SAMPLE_RATE
 from device.verdict.exam import Exam
 from device.verdict.summary import Summary
+from device.view.json_lines import stamped
 from device.view.view import View
 from firmware_config.command_line import counted
 
-ROWS = 10
-LINES_AROUND_ROWS = 14  # frame, header, table head, footer, and one for the cursor: 23 of a terminal's 24 lines
-BAR_CELLS = 10
-METER_DBFS = (-80.0, 0.0)
-REFRESHES_PER_SECOND = 8
-NOT_VALIDATED = "NOT VALIDATED for this subject"
-AID = "screening aid, not a diagnosis"
+ROWS: Final = 10
+LINES_AROUND_ROWS: Final = 14  # frame, header, table head, footer, and one for the cursor: 23 of a terminal's 24 lines
+BAR_CELLS: Final = 10
+METER_DBFS: Final = (-80.0, 0.0)
+REFRESHES_PER_SECOND: Final = 8
+NOT_VALIDATED: Final = "NOT VALIDATED for this subject"
+AID: Final = "screening aid, not a diagnosis"
 # blue and orange: different also with red-green blindness
-STYLES = {"flagged": "bold orange1", "nothing flagged": "bold dodger_blue1"}
+STYLES: Final = {"flagged": "bold orange1", "nothing flagged": "bold dodger_blue1"}
 
 
 def time_text(seconds: float) -> str:
@@ -141,8 +142,8 @@ class JsonView(PlainView):
         """The `summary` object."""
         self._print({**summary.as_json(), "demo_agreement": None if agreement is None else agreement.as_json()})
 
-    def _print(self, value: dict[str, Any]) -> None:
-        self._line(json.dumps(value))
+    def _print(self, value: Mapping[str, Any]) -> None:
+        self._line(stamped(value, self.session.id))
 
 
 class LiveView(View):

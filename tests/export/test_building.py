@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -246,6 +247,22 @@ class TestModelCard:
             assert groups
             for name, read in groups.items():
                 assert f"| {what} {name or 'unknown'} | {read.n} | {read.patients} |" in card
+
+    def test_what_carries_labels_and_what_weak_ones_are(self, patch_made: Made) -> None:
+        bundle = patch_made.built.bundle
+        card = contents(bundle.path)["MODEL_CARD.md"].decode()
+        (line,) = [line for line in card.splitlines() if line.startswith("- Labels: ")]
+        assert re.fullmatch(r"- Labels: of events \(\d+ recordings\)\.", line)
+        weak = bundle.manifest.model_copy(
+            update={"metrics": {**bundle.manifest.metrics, "label_grains": {"cycle": 1, "recording": 159}}}
+        )
+        card = model_card(weak, {file.path: 1 for file in weak.files})
+        assert "- Labels: of breath cycles (1 recording), whole recordings (159 recordings). Weak labels: one" in card
+        assert "Training gives it to crops of 4 to 8 s from anywhere in the recording" in card
+        older = bundle.manifest.model_copy(
+            update={"metrics": {name: one for name, one in bundle.manifest.metrics.items() if name != "label_grains"}}
+        )
+        assert "- Labels: " not in model_card(older, {file.path: 1 for file in older.files})
 
     def test_without_a_test_reading_it_says_so(self, mobilenet_made: Made) -> None:
         card = contents(mobilenet_made.built.bundle.path)["MODEL_CARD.md"].decode()

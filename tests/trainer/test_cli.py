@@ -71,7 +71,8 @@ def test_the_audio_cache_is_said_listed_kept_within_its_limit_and_cleared(run_cl
         answer: dict[str, Any] = json.loads(said("data", "cache", "list", "--json", limit="2.5")[0])
         return answer
 
-    assert listed() == {"folder": str(folder), "recordings": 0, "bytes": 0, "limit_bytes": 2_500_000_000}
+    empty = {"folder": str(folder), "recordings": 0, "bytes": 0, "earlier_bytes": 0, "limit_bytes": 2_500_000_000}
+    assert listed() == empty
     score = ("segmentation", "--corpus", "sprsound", "--folds", "0", "--data")
     assert f"note: audio cache: 4 recordings, 1 MB in {folder}" in said(*score, first)[1]
     assert said("data", "cache", "list")[0] == f"{folder}: 4 recordings, 1 MB of at most 20 GB\n"
@@ -80,7 +81,15 @@ def test_the_audio_cache_is_said_listed_kept_within_its_limit_and_cleared(run_cl
     said(*score, second, limit="1e-6")
     assert (listed()["recordings"], listed()["bytes"]) == (2, 2 * (4 * 64_000 + 128)), "what is in use stays"
     assert said("data", "cache", "clear")[0] == f"{folder}: 2 recordings, 1 MB removed\n"
-    assert listed()["recordings"] == 0
+    earlier = folder / f"{12 * '5f'}.f32"
+    earlier.write_bytes(bytes(3_000_000))
+    assert listed() == empty | {"earlier_bytes": 3_000_000}
+    assert (
+        said("data", "cache", "list")[0]
+        == f"{folder}: 0 recordings, 0 MB of at most 20 GB and 3 MB of earlier versions\n"
+    )
+    assert said("data", "cache", "clear")[0] == f"{folder}: 0 recordings, 0 MB and 3 MB of earlier versions removed\n"
+    assert listed() == empty and not earlier.exists()
 
 
 def test_describe_prints_json_also_of_one_class_alone(run_cli: RunCli, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from device.bundle import CalibrationBounds, Population, Segmentation, SiteRule,
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from firmware_config.files import replacing
-from trainer.corpora.cycle import Source, joined_names
+from trainer.corpora.cycle import Grain, Source, joined_names
 from trainer.corpora.protocols import Protocol
 from trainer.documents import first_problem
 from trainer.model.network import Ensemble, Network, network
@@ -81,6 +81,8 @@ class RunFacts(BaseModel):
     held_out: list[list[str]]
     """By member, the patients that it never met and was validated on."""
     population: Population
+    label_grains: dict[Grain, int] = {}
+    """Recordings by what has a label in them; empty for a run that was made before this was kept."""
     choice: Choice
     epochs_done: list[int]
     """By member."""

@@ -30,7 +30,7 @@ from device.signal import (
     split,
 )
 from trainer.corpora.audio_cache import AudioCache
-from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, union
+from trainer.corpora.cycle import POOR_QUALITY, WHOLE_RECORDING_SECONDS, Corpus, Cycle, union
 from trainer.corpora.stretches import located, overlapping, place
 from trainer.metrics import Float64Array, IntArray
 from trainer.run.recipe import AugmentationRecipe, DataRecipe, Recipe
@@ -39,7 +39,6 @@ ATTEMPTS = 4
 SPANS = 8  # of a crop that are learnt from: the whole of it, and so many annotated cycles less one
 # so much of a cycle has to lie in the crop: an event sounds all along, a breath's finding may be anywhere in it
 VISIBLE = {"event": 0.6, "cycle": 0.9}
-WHOLE_RECORDING_SECONDS = 4.0  # at least so much of a recording that has one label for all of it
 NEPERS = np.log(10.0) / 10.0  # of power in a decibel
 STEEPEST_DB = 400.0  # of a low-pass, an octave: what a resampler leaves
 

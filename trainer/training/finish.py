@@ -12,6 +12,7 @@ from device.bundle import Population, ThresholdChoice
 from firmware_config.files import write_atomically
 from firmware_config.settings import QualitySettings
 from trainer.corpora import Corpus, parts_of
+from trainer.corpora.cycle import number_of_grain
 from trainer.corpora.protocols import Protocol, stretch_protocol
 from trainer.evaluation.evaluate import reading
 from trainer.evaluation.outcome import Outcome, join, read_stretches, save_outcome
@@ -83,6 +84,7 @@ def finish(
         patients=list(corpus.patients),
         held_out=[list(member.held_out.patients) for member in members],
         population=population(corpus),
+        label_grains=number_of_grain(corpus.recordings),
         choice=choice,
         epochs_done=[member.epochs_done for member in members],
         refit_epochs=[one.epochs_done for one in trained.refitted],
