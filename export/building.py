@@ -33,7 +33,7 @@ from trainer.corpora.protocols import Protocol, examples, inputs_of
 from trainer.corpora.splits import only_patients
 from trainer.evaluation.history import readings_of
 from trainer.evaluation.validation import Validation
-from trainer.metrics import Float64Array, Rates
+from trainer.metrics import Float64Array, Rates, too_few
 from trainer.model.network import Ensemble, Network
 from trainer.run.folder import Choice, RunFacts, load_model, read_facts
 from trainer.training.experiment import open_run
@@ -186,7 +186,8 @@ def build(
     cache.trim(cache_folder, cache_gigabytes or defaults.cache_gigabytes)
     held = Validation(validation, cache, facts.front_end)
     read = f"{len(held.labels)} {held.protocol} of {len(validation.patients)} patients"
-    reporter.say(f"gates: {read} of {whose(len(facts.held_out), len(facts.refit_epochs))}")
+    few = too_few(len(validation.patients))
+    reporter.say(f"gates: {read} of {whose(len(facts.held_out), len(facts.refit_epochs))}{f'; {few}' * bool(few)}")
     calibration = calibrate(wanted, facts, training, cache, held.protocol, cache_folder, reporter)
     reporter.busy("exporting to ONNX")
     fp32 = export_fp32(model, facts, held, reporter)
@@ -209,7 +210,7 @@ def build(
         self_test=test,
         readings=readings,
         earlier=earlier,
-        measured=measured(served),
+        measured={"patients": len(validation.patients), **measured(served)},
         quantization=quantization(served, calibration),
     )
     reporter.busy("testing the bundle")
@@ -291,8 +292,12 @@ def export_fp32(model: Network | Ensemble, facts: RunFacts, held: Validation, re
     data = to_onnx(model)
     session = open_session(data)
     chosen = _spread(held.inputs, PARITY_WINDOWS)
-    difference = parity(model, session, np.concatenate([*simulated_breaths(facts.front_end), chosen]))
-    found = f"parity: fp32 is off torch by {difference:.1e} in the worst logit, allowed {LARGEST_PARITY:g}"
+    inputs = np.concatenate([*simulated_breaths(facts.front_end), chosen])
+    difference = parity(model, session, inputs)
+    found = (
+        f"parity: fp32 is off torch by {difference:.1e} in the worst logit of {len(inputs)} windows, allowed "
+        f"{LARGEST_PARITY:g}"
+    )
     reporter.say(found)
     if not difference <= LARGEST_PARITY:  # so that NaN is refused too
         raise GateRefused(f"{found}; no bundle was made")
@@ -336,7 +341,7 @@ def export_form(
 
     kept = [name for name in converted if name in keep_float]
     served, comparison = attempt(kept)
-    if not comparison.lost <= wanted.largest_loss:  # so that NaN is refused too
+    if not comparison.lost <= wanted.largest_loss and not comparison.near:  # so that NaN is refused too
         left = [name for name in converted if name not in kept]
         reporter.busy(f"{form.path}: {len(left)} layers one by one")
         ranked = sensitivity(
@@ -350,9 +355,19 @@ def export_form(
     if not comparison.lost <= wanted.largest_loss:
         raise GateRefused(
             f"{form.path}: loses {comparison.lost:.4f} of Score, allowed {wanted.largest_loss:g}; no bundle was made; "
-            f"leave the worst layers float by --keep-float LAYER or --auto-keep N, or leave --{form.precision} out"
+            f"{_remedy(comparison)}, or leave --{form.precision} out"
         )
     return served
+
+
+def _remedy(comparison: Comparison) -> str:
+    """What helps a file that loses too much."""
+    if comparison.near:
+        return (
+            f"no layer is to blame, the logits are fp32's but for rounding, and {comparison.turned}: train further, so "
+            "that fewer scores lie at the threshold"
+        )
+    return "leave the worst layers float by --keep-float LAYER or --auto-keep N"
 
 
 def simulated_breaths(front_end: FrontEnd) -> list[FloatArray]:

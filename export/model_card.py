@@ -9,7 +9,7 @@ from export.gates import whose
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
 from trainer.corpora.protocols import FLATTERED, LIES
 from trainer.evaluation.history import latest
-from trainer.metrics import Interval
+from trainer.metrics import FEW_PATIENTS, LEAST_PATIENTS, Interval, too_few
 from trainer.reading import Reading
 from trainer.tables import markdown
 
@@ -92,6 +92,9 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
             else "the mean of several models is",
         ),
         validation=markdown(SCORES, map(_scores, validation)),
+        few=_few({_where(one): one.patients for one in (*readings, *validation)}),
+        least_patients=LEAST_PATIENTS,
+        few_patients=FEW_PATIENTS,
         failures=_failures(known),
         groups=_groups(validation[-1]),
         epochs=", ".join(
@@ -107,7 +110,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
             ((f"`{f.path}`", f.precision, f.target, f"{sizes[f.path]:,}", f"`{f.sha256}`") for f in manifest.files),
         ),
         converted=_converted(
-            metrics["export"]["files"],
+            metrics["export"],
             recipe.get("quantization"),
             whose(len(recipe["epochs_done"]), len(recipe.get("refit_epochs", ()))),
         ),
@@ -184,6 +187,11 @@ def _where(reading: Reading) -> str:
     return f"{reading.corpus} {reading.part}, `{reading.protocol}`"
 
 
+def _few(patients: Mapping[str, int]) -> str:
+    """What cannot be claimed of how many patients, by what they were read on; '' where there are enough."""
+    return "".join(f"\n\n{where}: {few}." for where, count in patients.items() if (few := too_few(count)))
+
+
 def _patients(reading: Reading) -> str:
     return f"{reading.patients or '?'} {SEEN[reading.patients_seen_in_training]}"
 
@@ -234,16 +242,29 @@ def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_
     """What quantization changed on the gates' patients, how it was done and on whose sounds."""
     if how is None:
         return ""
-    header = ("file", "Score", "same class", "logits off", "KL (nats)", "Score change", "refitted")
+    header = (
+        "file",
+        "Score",
+        "same top-1 class",
+        "relative error of the logits",
+        "KL (nats)",
+        "Score change",
+        "refitted",
+    )
     rows = (
-        (f"`{path}`", f"{read['score']:.4f}", *(f"{read[name]:g}" for name in NEARNESS), *_shifts(read))
-        for path, read in measured.items()
+        (
+            f"`{path}`",
+            f"{read['score']:.4f}",
+            *(f"{read[name]:g}" for name in NEARNESS),
+            *(f"{Interval.of(read[at]['score']):+.4f}" for at in ("unchanged", "refitted")),
+        )
+        for path, read in measured["files"].items()
         if path in how["files"]
     )
     lines = [
         f"What the other files change of fp32's answers on {read_on}: at one temperature and threshold, and with both "
         "refitted for either file.",
-        markdown(header, rows),
+        markdown(header, rows) + _few({"These files": measured["patients"]}),
         _lines(
             f"- `{path}`: {made['method']}{_kept(path, made['kept_float'])}." for path, made in how["files"].items()
         ),
@@ -253,12 +274,6 @@ def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_
         whose = "patients of another corpus" if drawn["other_data"] else "training patients"
         lines.append(f"The ranges of integers come from {drawn['cycles']} cycles of {drawn['patients']} {whose}.")
     return "\n\n" + "\n\n".join(lines)
-
-
-def _shifts(read: Mapping[str, Any]) -> Iterator[str]:
-    """How the Score changed, unchanged and refitted."""
-    for at in ("unchanged", "refitted"):
-        yield f"{Interval.of(read[at]['score']):+.4f}"
 
 
 def _kept(path: str, layers: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from trainer.evaluation.outcome import Outcome, of_heard, of_shown, read_stretch
 from trainer.evaluation.recordings import gradable, hear, listen_longer
 from trainer.evaluation.score import score
 from trainer.evaluation.served import ServedModel
+from trainer.metrics import too_few
 from trainer.reading import Reading
 
 
@@ -70,19 +71,20 @@ def reading(outcome: Outcome, protocol: Protocol, served: ServedModel, corpus: C
     """The scores of an outcome, and what was read."""
     parts = sorted({recording.part for recording in corpus.recordings})
     met = {"not_met": round(share_not_met(outcome, corpus), 4)} if protocol == "live" else {}
+    people = len(set(outcome.patients))
     return Reading(
         protocol=protocol,
         **score(outcome),
         **met,
         corpus=corpus.name,
         part="+".join(parts) or "all",
-        patients=len(set(outcome.patients)),
+        patients=people,
         patients_seen_in_training=seen_in_training(served, corpus),
         recordings=len(corpus.recordings),
         model=served.name,
         bundle=served.fingerprint,
         threshold=served.threshold,
-        notes=list(corpus.notes),
+        notes=[*corpus.notes, *filter(None, [too_few(people)])],
     )
 
 

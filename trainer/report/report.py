@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -36,8 +36,19 @@ from trainer.model.network import Ensemble, Network
 from trainer.reading import Reading
 from trainer.report.explain import Shares, attention_shares, mean_shares
 from trainer.report.sharpness import Sharpness, sharpness
-from trainer.report.signatures import Signature, attention_on, deaf, oscillating, sharp_minimum
-from trainer.run.folder import load_model, outcome_file, read_facts, read_metrics
+from trainer.report.signatures import (
+    Signature,
+    attention_on,
+    clustered,
+    deaf,
+    few_patients,
+    never_named,
+    oscillating,
+    sharp_minimum,
+    stopped_early,
+    worse_than_confounder,
+)
+from trainer.run.folder import RunFacts, load_model, outcome_file, read_facts, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +152,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
         "readings": readings,
         "earlier": earlier,
         "times_read": max((one.times_read for one in latest(readings)), default=0),
-        "signatures": list(signatures(outcome, histories, readings, shares, facts.recipe.data.keep)),
+        "signatures": list(signatures(outcome, histories, readings, shares, facts)),
         "shares": asdict(shares),
         "subset": len(np.unique(np.concatenate(chosen))),
         "by_whom": "by the models of all patients, who have met them"
@@ -200,21 +211,36 @@ def signatures(
     histories: Sequence[Sequence[dict[str, Any]]],
     readings: Sequence[Reading],
     shares: Shares,
-    keep: Literal["best", "last"] = "best",
+    facts: RunFacts,
 ) -> Iterator[Signature]:
-    """The failures that show in a run."""
+    """The failures that show in a run; `outcome` is of its held-out patients."""
     rates = binary_rates(confusion(outcome.true, (outcome.probability >= EVEN_ODDS).astype(np.int64)))
     found = [deaf(rates.sensitivity, rates.specificity, "on held-out patients at probability 0.5")]
     for reading in readings:
         read = reading.binary
         found.append(deaf(read.sensitivity.value, read.specificity.value, f"on {reading.part}, {reading.protocol}"))
+    held_out = facts.choice.readings.values()
+    for where, reading in (
+        *((f"on {one.protocol} of held-out patients", one) for one in held_out),
+        *((f"on {one.protocol} of {one.part}", one) for one in latest(readings)),
+    ):
+        alone = {name: value.value for name, value in reading.confounders.items()}
+        found.append(worse_than_confounder(reading.auroc.value, alone, where))
+        found.append(few_patients(reading.patients, where))
+        found.append(never_named(np.array(reading.confusion.counts), where))
+    found.append(stopped_early([*facts.epochs_done, *facts.refit_epochs], facts.recipe.optimizer.epochs))
+    found.append(clustered(outcome.probability, facts.choice.cycle_threshold, "of held-out patients"))
     for number, history in enumerate(histories, 1):
         losses = [row["loss"] for row in history]
         found.append(oscillating(losses, f"member {number}"))
         unseen = [row.get("held_out_loss") for row in history]
-        found.append(sharp_minimum(losses, unseen, f"member {number}", keep))
+        found.append(sharp_minimum(losses, unseen, f"member {number}", facts.recipe.data.keep))
     found += [attention_on("seams", shares.seams), attention_on("silence", shares.silence)]
-    yield from (one for one in found if one is not None)
+    facts_of: dict[tuple[str, str], list[str]] = {}
+    for one in filter(None, found):
+        facts_of.setdefault((one.name, one.remedy), []).append(one.fact)
+    for (name, remedy), seen in facts_of.items():
+        yield Signature(name, "; ".join(seen), remedy)
 
 
 # --- pictures
