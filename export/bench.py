@@ -71,7 +71,7 @@ class Timing:
     times_slower: tuple[float, float, float]
     """Than the first contender: median, 5th and 95th percentile of the ratios of neighbouring rounds."""
     detail: dict[str, Any]
-    """What the contender says of itself."""
+    """Precision, sizes and the like of the contender."""
 
 
 def bench(
@@ -165,7 +165,7 @@ class Contender:
 
     @property
     def peak_megabytes(self) -> float:
-        """The most memory that the process has held; NaN where /proc is missing."""
+        """The process' peak memory; NaN where /proc is missing."""
         status = Path(f"/proc/{self.process.pid}/status")
         lines = status.read_text().splitlines() if status.is_file() else []
         return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
@@ -191,7 +191,7 @@ def watts(sensors: Path = SENSORS) -> float:
 
 
 def sound() -> FloatArray:
-    """The window that everybody gets: 8 s of seeded noise at 16 kHz, which leaves nothing to pad."""
+    """The window for every contender: 8 s of seeded noise at 16 kHz, which leaves nothing to pad."""
     return (0.1 * np.random.default_rng(0).standard_normal(WINDOW_SAMPLES)).astype(np.float32)
 
 
@@ -240,7 +240,7 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
 
 
 def usual_sizes(architecture: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Sizes of the AST that a bundle's model is compared with, and whose they are."""
+    """Sizes of the AST that a bundle's model is compared with, and where they come from."""
     from trainer.model.network import ModelConfig
 
     base = ModelConfig()

@@ -99,7 +99,7 @@ class Calibration:
     windows: FloatArray
     """Model inputs (n, frames, mels)."""
     facts: dict[str, Any]
-    """What the manifest says of them."""
+    """For the manifest."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Who hears how the build goes."""
+    """Where the build reports its progress."""
 
     say: Callable[[str], None] = _silent
     """A line that stays, one a step."""
@@ -236,7 +236,7 @@ def read_corpus(
 ) -> tuple[Corpus, Corpus, AudioCache]:
     """The run's corpus, without and with only its first fold's patients, and the audio; CorpusError when it is another.
 
-    That fold measures what the build changes. The other members have trained on it, so it says nothing of accuracy.
+    That fold measures what the build changes. The other members have trained on it, so it is no measure of accuracy.
     The test part takes its place where it chose.
     """
     busy = reporter.busy
@@ -381,7 +381,7 @@ def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter
     """Probabilities by fp32 (the first), and a tolerance that every file keeps; GateRefused when one cannot."""
     inputs = simulated_breaths(facts.front_end)
     expected, *others = [_probabilities(one, inputs, facts.choice.temperature) for one in served]
-    # no gate: a simulator is no chest; but a model that misses it may miss other stethoscopes, too
+    # no gate, because a simulator is no chest; but a model that misses its sounds may miss other stethoscopes', too
     called = expected >= facts.choice.cycle_threshold
     ill = np.array([LABELS.index(label) != NORMAL for label in SELF_TEST_LABELS])
     found, few = (called & ill).sum(), (called & ill).sum() < FEW * ill.sum()

@@ -1,4 +1,4 @@
-"""What a serving form may lose: fp32 against torch, every other against fp32, on validation patients."""
+"""How much a model file may lose: fp32 against torch, every other against fp32, on held-out patients."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +21,7 @@ NEAR: Final = 0.01  # relative error of the logits: int8 of a transformer has 0.
 
 
 def whose(members: int, refits: int) -> str:
-    """Whom the gates read, and whether the served models have met them: a Score on those looks too good."""
+    """The gates' patients, and whether the served models have met them: a Score on those looks too good."""
     if refits:
         return "the first fold, whom the models of all patients have met"
     return "the first fold, whom the other models have met" if members > 1 else "the first fold"

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what a bundle is, for whom, how well, where it fails, and how to make it again."""
+"""MODEL_CARD.md: what a bundle is, for whom, how accurate it is, where it fails, and how to make it again."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
@@ -59,7 +59,7 @@ SEEN: Final = {
 
 
 def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
-    """The card in Markdown; `sizes` are the files' bytes by name. It says nothing that the manifest does not hold."""
+    """The card in Markdown; `sizes` are the files' bytes by name. All of it comes from the manifest."""
     metrics: Any = manifest.metrics
     recipe: Any = manifest.recipe
     validation = [Reading.model_validate(one) for one in metrics["validation"].values()]
@@ -133,7 +133,7 @@ def _began_at_efficientat(manifest: Manifest) -> bool:
 
 
 def _sources(manifest: Manifest) -> Iterator[str]:
-    """Whose sounds and whose weights are in it."""
+    """The sources of its sounds and of its weights."""
     for name in manifest.corpus.split("+"):
         yield CORPORA.get(name, name)
     if _began_at_efficientat(manifest):
@@ -239,7 +239,7 @@ def _section(name: str, values: Mapping[str, object]) -> str:
 
 
 def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_on: str) -> str:
-    """What quantization changed on the gates' patients, how it was done and on whose sounds."""
+    """What quantization changed on the gates' patients, how it was done and with which sounds."""
     if how is None:
         return ""
     header = (
@@ -297,12 +297,12 @@ def _commands(manifest: Manifest) -> Iterator[str]:
 
 
 def _pairs(corpora: str) -> str:
-    """The options that open corpora, whose names are joined by +."""
+    """The options that open corpora; their names are joined by +."""
     return " ".join(f"--corpus {name} --data DIR" for name in corpora.split("+"))
 
 
 def _options(manifest: Manifest) -> str:
-    """What `export build` was told, as far as it changes the files."""
+    """The options of `export build` that change the files."""
     how: Any = manifest.recipe.get("quantization", {"calibration": {}, "files": {}})
     precisions = {file.precision for file in manifest.files}
     targets = {file.target for file in manifest.files} - {"any"}

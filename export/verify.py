@@ -1,4 +1,4 @@
-"""`export verify`: does a bundle hold, and what does each of its model files reach on a corpus?"""
+"""`export verify`: is a bundle whole, and how accurate is each of its model files on a corpus?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from trainer.tables import table
 
 @dataclass(frozen=True)
 class Verified:
-    """One model file and what was found of it; `agreement` to `score_shift` are against the first file, fp32."""
+    """One model file and its readings; `agreement` to `score_shift` are against the first file, fp32."""
 
     file: ModelFile
     self_test: float
@@ -122,7 +122,7 @@ def _recording(served: ServedModel) -> tuple[ServedModel, list[FloatArray]]:
 
 
 def require(verified: list[Verified], bundle: Bundle) -> None:
-    """GateRefused says what does not hold."""
+    """Raise GateRefused with what is wrong."""
     problems = [f"{one.file.path} {one.problem}" for one in verified if one.problem]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -1,4 +1,4 @@
-"""What the trainer shows: a reading of accuracy and a comparison, as tables."""
+"""A reading of accuracy and a comparison, as tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -71,7 +71,7 @@ def show_reading(reading: Reading, console: Console) -> None:
     console.print(_figures(reading), "")
     counts = zip(reading.confusion.rows, reading.confusion.counts, strict=True)
     rows = ((name, *map(str, row)) for name, row in counts)
-    console.print(table("", *reading.confusion.columns, rows=rows, title="true \\ heard"), "")
+    console.print(table("", *reading.confusion.columns, rows=rows, title="true \\ predicted"), "")
     if reading.not_met is not None:
         console.print(f"{reading.not_met:.1%} of the annotated are met by no gradable cycle on the screen")
     if reading.listening is not None:
@@ -138,7 +138,7 @@ def _classes(classes: Mapping[str, ClassReading]) -> Table:
 
 
 def _groups(groups: Mapping[str, GroupReading], what: str) -> Table:
-    """Binary rates by device, site or age; a row of one kind only says so."""
+    """Binary rates by device, site or age; a row with one kind only is marked."""
     rows = (
         (
             name or "unknown",
@@ -154,7 +154,7 @@ def _groups(groups: Mapping[str, GroupReading], what: str) -> Table:
 
 
 def show_comparison(compared: Compared, console: Console) -> None:
-    """What `trainer compare` found: both readings, the difference, and what it says."""
+    """Both models' figures, their difference, and what it shows."""
     console.print(
         f"A {compared.a}, B {compared.b}: {compared.n} {compared.protocol} of "
         f"{compared.patients} patients, {compared.corpus} {compared.part}",

@@ -1,7 +1,7 @@
-"""`trainer compare`: does one model read better than another on the same sound of the same patients?
+"""`trainer compare`: is one model better than another on the same sound of the same patients?
 
-Both readings are resampled together, so that a hard patient is hard for both: the interval of the difference is much
-narrower than two intervals side by side suggest.
+Both are resampled together, so that a hard patient is hard for both: the interval of the difference is much narrower
+than two intervals side by side suggest.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ NAMES: Final[dict[tuple[str, ...], str]] = {
 }
 """What is compared, and its name."""
 HELD_OUT: Final = "held-out patients"
-CHOSEN_ON: Final = "THE TEST PART, which chose epochs and thresholds: every reading flatters"
+CHOSEN_ON: Final = "THE TEST PART, which chose epochs and thresholds: every figure is too good"
 SAYS: Final = {
     "few": "too few patients",
     "unknown": "unknown: one class only, or patients who do not differ",
@@ -79,7 +79,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Compared:
-    """What two models read of the examples that both judged."""
+    """The figures of two models on the examples that both judged."""
 
     n: int
     patients: int
@@ -167,7 +167,7 @@ def direction(shift: Interval, patients: int) -> str:
 
 
 def protocol_of_runs(first: Path, second: Path) -> Protocol | None:
-    """What two runs read of held-out stretches; None when one is no run, CompareError on other corpora each."""
+    """How two runs read their held-out patients; None when one is no run, CompareError when their corpora differ."""
     if not all((path / RUN_FILE).is_file() for path in (first, second)):
         return None
     facts, others = read_facts(first), read_facts(second)
@@ -180,9 +180,9 @@ def protocol_of_runs(first: Path, second: Path) -> Protocol | None:
 
 
 def on_held_out(first: Path, second: Path, protocol: Protocol) -> Compared:
-    """Two runs by what their members said of patients that they never met; needs neither corpus nor audio.
+    """Compare two runs by their members' predictions for held-out patients; needs neither corpus nor audio.
 
-    RunError names a run that kept nothing or damaged things.
+    RunError names a run whose predictions are missing or damaged.
     """
     outcomes = [load_outcome(outcome_file(path, protocol)) for path in (first, second)]
     facts = [read_facts(path) for path in (first, second)]

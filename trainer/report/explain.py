@@ -1,6 +1,6 @@
-"""`trainer explain`: where in a window a model looks, and how much of it on seams and on silence.
+"""`trainer explain`: where in a window a model looks, and how much of that on seams and on silence.
 
-It is read in two ways, because each misses something. An AST's rollout shows where its attention lies whatever it
+There are two readings, because each misses something. An AST's rollout shows where its attention lies whatever it
 decides, a MobileNet's moments what each adds to the pooled odds; the gradient-weighted forms show only what speaks for
 one class. Neither is the whole of a model: convolutions mix neighbours, and residual paths go round attention.
 """
@@ -177,7 +177,7 @@ def is_flat(grid: Float64Array) -> bool:
 
 @dataclass(frozen=True)
 class Attended:
-    """One window, what the model says of it, and where its attention lies."""
+    """One window, the model's logits, and where its attention lies."""
 
     window: FloatArray
     """(frames, mels), normalised."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -53,15 +53,15 @@ from trainer.run.folder import RunFacts, load_model, outcome_file, read_facts, r
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-REPORT_FILE = "report.html"
-TEMPLATE = "report.html"
-MISTAKES = 6  # of each kind; a sound is some fifty kilobytes
-SUBSET = 32  # held-out windows a member, for sharpness and attention
-EVEN_ODDS = 0.5
-LOUDNESS = 0.1  # RMS of what is played: as recorded, hardly anything would be heard
-INK = "#010203"  # stands for the page's own text colour, which matplotlib cannot know
-COLOURS = ("#3f83c8", "#d9822b", "#3a9d5d", "#a765c4", "#c2504b", "#7f8894")
-STYLE: dict[Any, Any] = {
+REPORT_FILE: Final = "report.html"
+TEMPLATE: Final = "report.html"
+MISTAKES: Final = 6  # of each kind; a sound is some fifty kilobytes
+SUBSET: Final = 32  # held-out windows a member, for sharpness and attention
+EVEN_ODDS: Final = 0.5
+LOUDNESS: Final = 0.1  # RMS of what is played: recordings are too quiet to be heard as they are
+INK: Final = "#010203"  # stands for the page's own text colour, which matplotlib cannot know
+COLOURS: Final = ("#3f83c8", "#d9822b", "#3a9d5d", "#a765c4", "#c2504b", "#7f8894")
+STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "respsam",
     "figure.facecolor": "none",
@@ -92,14 +92,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One stretch of a held-out patient that was judged wrongly, to look at and to hear."""
+    """One stretch of a held-out patient that was judged wrongly, with its picture and its sound."""
 
     recording: str
     patient: str
     start_seconds: float
     end_seconds: float
     true: str
-    heard: str
+    predicted: str
     probability: float
     about: str
     """Stethoscope, site, age."""
@@ -202,8 +202,8 @@ def _sharpness(
     member: Network, outcome: Outcome, rows: IntArray, cache: AudioCache, front_end: FrontEnd, device: torch.device
 ) -> Sharpness:
     inputs = np.stack([windows(samples, front_end)[0] for samples in _cuts(outcome, rows, cache)])
-    heard, labels = torch.from_numpy(inputs).to(device), torch.from_numpy(outcome.true[rows]).to(device)
-    return sharpness(member, heard, labels, member.config.windows_at_once)
+    inputs_there, labels = torch.from_numpy(inputs).to(device), torch.from_numpy(outcome.true[rows]).to(device)
+    return sharpness(member, inputs_there, labels, member.config.windows_at_once)
 
 
 def signatures(
@@ -329,12 +329,12 @@ def reliability(outcomes: Mapping[Protocol, Outcome]) -> Picture:
             bins = np.minimum((one.probability * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
             counts = np.bincount(bins, minlength=CALIBRATION_BINS)
             there = counts > 0
-            said = np.bincount(bins, one.probability, CALIBRATION_BINS)[there] / counts[there]
-            held = np.bincount(bins, abnormal, CALIBRATION_BINS)[there] / counts[there]
+            given = np.bincount(bins, one.probability, CALIBRATION_BINS)[there] / counts[there]
+            share = np.bincount(bins, abnormal, CALIBRATION_BINS)[there] / counts[there]
             error = calibration_error(one.true > 0, one.probability)
-            axis.plot(said, held, color=colour, linewidth=1, alpha=0.6)
+            axis.plot(given, share, color=colour, linewidth=1, alpha=0.6)
             sizes = 6 + 90 * counts[there] / counts.max()
-            axis.scatter(said, held, sizes, color=colour, label=f"{protocol}, ECE {error:.3f}", alpha=0.85)
+            axis.scatter(given, share, sizes, color=colour, label=f"{protocol}, ECE {error:.3f}", alpha=0.85)
         axis.set(xlabel="probability given", ylabel="share abnormal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.legend(fontsize=8, loc="upper left", markerscale=0.7)
 
@@ -377,7 +377,7 @@ def _worst(outcome: Outcome, wrong: Any, sign: float) -> list[int]:
 
 def _mistake(outcome: Outcome, row: int, cache: AudioCache, front_end: FrontEnd) -> Mistake:
     samples = _cuts(outcome, np.array([row]), cache)[0][:WINDOW_SAMPLES]
-    heard = level(samples, front_end.level or LOUDNESS)
+    levelled = level(samples, front_end.level or LOUDNESS)
     age = float(outcome.confounders["age"][row])
     about = [outcome.devices[row], outcome.sites[row], "" if np.isnan(age) else f"{age:g} years"]
     return Mistake(
@@ -389,7 +389,7 @@ def _mistake(outcome: Outcome, row: int, cache: AudioCache, front_end: FrontEnd)
         LABELS[outcome.predicted[row]],
         float(outcome.probability[row]),
         ", ".join(filter(None, about)),
-        _data_uri("image/png", _spectrogram(heard, front_end)),
+        _data_uri("image/png", _spectrogram(levelled, front_end)),
         _data_uri("audio/flac", _flac(level(samples, LOUDNESS))),
     )
 

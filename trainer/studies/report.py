@@ -1,4 +1,4 @@
-"""What a study says: one table and one picture, with intervals over patients and paired differences."""
+"""The result of a study: one table and one picture, with intervals over patients and paired differences."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +63,7 @@ class Line:
 
     @property
     def in_words(self) -> str:
-        """What the difference is worth."""
+        """What the difference shows."""
         return "" if self.difference is None else SEEN[direction(self.difference, len(set(self.outcome.patients)))]
 
     @property
@@ -164,9 +164,9 @@ def lines_of(study: Study, cells: Sequence[Cell], targets: Sequence[Target]) -> 
     for target in targets:
         reference: Line | None = None
         for name in names:
-            held = {cell.seed: cell for cell in cells if cell.setting == name and cell.reading(target).is_file()}
-            if held:
-                lines.append(line_of(name, target, targets[0], held, reference))
+            done = {cell.seed: cell for cell in cells if cell.setting == name and cell.reading(target).is_file()}
+            if done:
+                lines.append(line_of(name, target, targets[0], done, reference))
                 reference = lines[-1] if name == study.reference else reference
     return lines
 

@@ -155,8 +155,8 @@ def test_the_worst_mistakes_are_the_most_confident_ones(made: Made) -> None:
     assert missed[0].recording == f"{NASTY}.wav" and missed[0].probability == 0.0
     assert [one.probability for one in missed] == sorted(one.probability for one in missed)
     assert [one.probability for one in alarms] == sorted((one.probability for one in alarms), reverse=True)
-    assert all(one.true != "normal" and one.heard == "normal" for one in missed)
-    assert all(one.true == "normal" and one.heard != "normal" for one in alarms)
+    assert all(one.true != "normal" and one.predicted == "normal" for one in missed)
+    assert all(one.true == "normal" and one.predicted != "normal" for one in alarms)
     for them in (missed, alarms):
         assert len({one.recording for one in them}) == len(them) <= 6
 
