@@ -26,8 +26,8 @@ from trainer.corpora import Cycle, Recording, load_corpus
 from trainer.corpora.audio_cache import with_audio
 from trainer.evaluation.outcome import of_shown, share_not_met
 from trainer.evaluation.recordings import (
-    SENSITIVITY_FLOOR,
     NO_SAMPLES,
+    SENSITIVITY_FLOOR,
     Heard,
     calibration_of,
     fit_site_rule,
