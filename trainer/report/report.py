@@ -221,8 +221,8 @@ def signatures(
         found.append(deaf(read.sensitivity.value, read.specificity.value, f"on {reading.part}, {reading.protocol}"))
     held_out = facts.choice.readings.values()
     for where, reading in (
-        *((f"on {one.protocol} of held-out patients", one) for one in held_out),
-        *((f"on {one.protocol} of {one.part}", one) for one in latest(readings)),
+        *((f"{one.protocol} of held-out patients", one) for one in held_out),
+        *((f"{one.protocol} of {one.corpus} {one.part}", one) for one in latest(readings)),
     ):
         alone = {name: value.value for name, value in reading.confounders.items()}
         found.append(worse_than_confounder(reading.auroc.value, alone, where))
@@ -290,7 +290,8 @@ def curves(histories: Sequence[Sequence[dict[str, Any]]], best: Sequence[int]) -
                 at = [(e, v) for e, v in zip(epochs, values, strict=True) if e == best[number]]
                 axis.plot(*zip(*at, strict=True), "o", color=colour, markersize=5) if at else None
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlim(0.5, max((row["epoch"] for history in histories for row in history), default=1) + 0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(histories) > 1:
             axis.legend(fontsize=8)
 
@@ -335,8 +336,8 @@ def reliability(outcomes: Mapping[Protocol, Outcome]) -> Picture:
             axis.plot(given, share, color=colour, linewidth=1, alpha=0.6)
             sizes = 6 + 90 * counts[there] / counts.max()
             axis.scatter(given, share, sizes, color=colour, label=f"{protocol}, ECE {error:.3f}", alpha=0.85)
-        axis.set(xlabel="probability given", ylabel="share abnormal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axis.legend(fontsize=8, loc="upper left", markerscale=0.7)
+        axis.set(xlabel="probability given", ylabel="share abnormal", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+        axis.legend(fontsize=8, markerscale=0.7)
 
     return _chart(draw, f"reliability in {CALIBRATION_BINS} bins; a dot's size is the bin's share of all")
 
@@ -349,6 +350,7 @@ def sharpness_picture(read: Sequence[Sharpness]) -> Picture:
             losses: Float64Array = np.mean([getattr(one, way) for one in read], axis=0)
             axis.plot(read[0].radii, losses, "o-", color=colour, label=way, linewidth=1.5, markersize=4)
         axis.set(xlabel="radius, share of each filter's norm", ylabel="cross-entropy")
+        axis.ticklabel_format(useOffset=False)
         axis.legend(fontsize=8)
 
     return _chart(draw, "loss with the weights moved; the steeper, the sharper the minimum")

@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 
 from device.labels import LABELS
-from trainer.metrics import Float64Array, IntArray, too_few
+from trainer.metrics import FEW_PATIENTS, Float64Array, IntArray, too_few
 from trainer.report.explain import Share
 
 # AST fine-tuned on ICBHI with neither weighted sampling nor SAM: Sp 77.1, Se 42.0 (Bae et al. 2023, arXiv 2305.14032)
@@ -58,9 +58,8 @@ def worse_than_confounder(auroc: float, confounders: Mapping[str, float], where:
     if not better:
         return None
     return Signature(
-        f"worse than {' and '.join(better)} alone",
-        f"AUROC {auroc:.3f} {where}; alone, "
-        + " and ".join(f"{name} reaches {value:.3f}" for name, value in better.items()),
+        "worse than a confounder alone",
+        f"{where}: AUROC {auroc:.3f}, {', '.join(f'{name} alone {value:.3f}' for name, value in better.items())}",
         "train longer or on more patients; a score below that of one number shows no learnt sound. Compare normal and "
         "abnormal examples of the same kind: --protocol windows, live or recordings hides an event's length, a corpus "
         "with both at every age hides the age",
@@ -80,8 +79,10 @@ def stopped_early(epochs_done: Sequence[int], planned: int) -> Signature | None:
 
 def few_patients(patients: int, where: str) -> Signature | None:
     """The scores rest on too few patients."""
-    why = too_few(patients)
-    return Signature("too few patients", f"{where}: {why}", "add patients, not recordings") if why else None
+    if not too_few(patients):
+        return None
+    fact = f"{where}: {patients} patients, {FEW_PATIENTS} are the least for any claim"
+    return Signature("too few patients", fact, "add patients; more recordings of the same patients do not help")
 
 
 def clustered(probability: Float64Array, threshold: float, where: str) -> Signature | None:
@@ -107,7 +108,7 @@ def never_named(matrix: IntArray, where: str) -> Signature | None:
     counts = ", ".join(f"{matrix[LABELS.index(name)].sum()} are {name}" for name in absent)
     return Signature(
         f"never named: {', '.join(absent)}",
-        f"{where} {counts}, and none is called so",
+        f"{where}: {counts}, and none is called so",
         "balance the draws by class (data.balance = 'class'), or report abnormal against normal alone (binary)",
     )
 

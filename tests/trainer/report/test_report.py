@@ -22,7 +22,7 @@ from trainer.evaluation.outcome import Outcome, read_stretches, save_outcome
 from trainer.evaluation.served import open_served
 from trainer.metrics import NO_VERDICT, Interval, binary_rates, confusion
 from trainer.report.explain import Share, Shares
-from trainer.report.report import ReportError, mistakes, signatures, subsets, write_report
+from trainer.report.report import ReportError, curves, mistakes, signatures, subsets, write_report
 from trainer.run.folder import METRICS_FILE, RUN_FILE, RunError, RunFacts, member_folder, outcome_file
 
 CPU = torch.device("cpu")
@@ -93,10 +93,22 @@ def test_what_was_read_stands_in_it(made: Made, page: str) -> None:
     score = made.facts.choice.readings["windows"].binary.score
     assert np.isnan(score.low), "the made corpus has too few patients for an interval"
     assert f"<td>{score.value:.3f}</td>" in page and " to nan" not in page and "nan to" not in page
-    assert "too few patients for any claim" in page and "of 6 epochs" in page
+    assert "are the least for any claim" in page and "of 6 epochs" in page
     assert made.facts.recipe_name in page and made.facts.fingerprint in page
     assert "seen in training" in page
     assert "good training, poor validation" in page, "the made metrics show it"
+
+
+def test_the_models_auroc_stands_beside_that_of_its_confounders(made: Made, page: str) -> None:
+    read = made.facts.choice.readings["windows"]
+    row = "".join(f"<td>{one.alone()}</td>" for one in (read.auroc, *read.confounders.values()))
+    assert f"<td>windows</td>{row}" in re.sub(r"\s+", "", page)
+
+
+def test_one_epoch_is_a_whole_number_on_its_axis() -> None:
+    rows: list[dict[str, Any]] = [{"epoch": 1, "loss": 1.0}]
+    (picture,) = curves([rows], [1])
+    assert re.findall(r">([\d.]+)</text>", picture.svg)[0] == "1"
 
 
 def test_names_are_escaped(page: str) -> None:
@@ -183,8 +195,9 @@ def test_signatures_of_a_run_and_none(made: Made) -> None:
     read = facts.choice.readings["windows"].model_copy(update={"auroc": Interval(0.7, 0.6, 0.8), "part": "test"})
     crowd = dataclasses.replace(quiet, probability=np.full(len(quiet.true), bad.choice.cycle_threshold))
     found = {one.name: one.fact for one in signatures(crowd, [falling], [read], Shares(EVEN, EVEN), bad)}
-    assert {"worse than duration alone", "too few patients", "stopped early"} <= set(found)
-    assert found["worse than duration alone"] == "AUROC 0.700 on windows of test; alone, duration reaches 0.750"
+    assert {"worse than a confounder alone", "too few patients", "stopped early"} <= set(found)
+    worse = found["worse than a confounder alone"]
+    assert worse.endswith("windows of sprsound test: AUROC 0.700, duration alone 0.750")
     assert found["stopped early"] == "1 / 6 of 6 epochs" and "threshold in a cluster of scores" in found
 
 

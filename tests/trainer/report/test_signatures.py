@@ -77,11 +77,11 @@ def test_what_is_unknown_or_falls_is_no_sharp_minimum(training: list[float], hel
 
 
 def test_a_model_below_a_confounder_alone() -> None:
-    found = worse_than_confounder(0.737, {"duration": 0.53, "age": 0.782, "level": float("nan")}, "on recordings")
-    assert found is not None and found.name == "worse than age alone"
-    assert found.fact == "AUROC 0.737 on recordings; alone, age reaches 0.782"
+    found = worse_than_confounder(0.737, {"duration": 0.53, "age": 0.782, "level": float("nan")}, "recordings")
+    assert found is not None and found.name == "worse than a confounder alone"
+    assert found.fact == "recordings: AUROC 0.737, age alone 0.782"
     both = worse_than_confounder(0.6, {"duration": 0.8, "age": 0.7}, "")
-    assert both is not None and both.name == "worse than duration and age alone"
+    assert both is not None and both.fact.endswith("duration alone 0.800, age alone 0.700")
     assert worse_than_confounder(0.83, {"duration": 0.82, "age": float("nan")}, "") is None
     assert worse_than_confounder(float("nan"), {"duration": 0.8}, "") is None
 
@@ -93,9 +93,9 @@ def test_a_schedule_that_was_not_finished() -> None:
 
 
 def test_too_few_patients_for_any_claim() -> None:
-    found = few_patients(49, "on windows of held-out patients")
+    found = few_patients(49, "windows of held-out patients")
     assert found is not None
-    assert found.fact == "on windows of held-out patients: too few patients for any claim: 49, 50 are the least"
+    assert found.fact == "windows of held-out patients: 49 patients, 50 are the least for any claim"
     assert few_patients(50, "") is None
 
 
@@ -112,9 +112,9 @@ def test_a_threshold_in_the_middle_of_a_cluster_of_scores() -> None:
 
 def test_a_class_that_is_never_named() -> None:
     true, predicted = np.array([0, 0, 1, 1, 2, 3]), np.array([0, 1, 1, 3, 1, 3])
-    found = never_named(confusion(true, predicted), "on windows")
+    found = never_named(confusion(true, predicted), "windows")
     assert found is not None and found.name == "never named: wheeze"
-    assert found.fact == "on windows 1 are wheeze, and none is called so"
+    assert found.fact == "windows: 1 are wheeze, and none is called so"
     assert never_named(confusion(true[:4], predicted[:4]), "") is None, "a class without examples is not missed"
 
 
