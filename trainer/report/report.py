@@ -286,7 +286,7 @@ def curves(histories: Sequence[Sequence[dict[str, Any]]], best: Sequence[int]) -
                 epochs, values = [row["epoch"] for row in rows], [row[key] for row in rows]
                 colour = COLOURS[number % len(COLOURS)]
                 label = f"member {number + 1}" if style == "-" else None
-                axis.plot(epochs, values, style, color=colour, label=label, linewidth=1.5)
+                axis.plot(epochs, values, f".{style}", color=colour, label=label, linewidth=1.5, markersize=4)
                 at = [(e, v) for e, v in zip(epochs, values, strict=True) if e == best[number]]
                 axis.plot(*zip(*at, strict=True), "o", color=colour, markersize=5) if at else None
         axis.set_xlabel("epoch")
