@@ -388,6 +388,7 @@ def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter
     reporter.say(
         f"{'warning: ' if few else ''}simulated breaths, which nobody trained on: called abnormal {found} of "
         f"{ill.sum()} abnormal and {(called & ~ill).sum()} of {(~ill).sum()} normal ones"
+        f"{'; it may miss those of other stethoscopes, too: read it on some' * bool(few)}"
     )
     deviations = [float(np.abs(other - expected).max()) for other in others]
     tolerance = TOLERANCES[0]

@@ -459,7 +459,10 @@ def test_the_tolerance_holds_for_the_worst_file_or_there_is_no_bundle(
     for probability, label in zip(test.expected_probability, test.labels, strict=True):
         of["normal" if label == "normal" else "abnormal"] += probability >= facts.choice.cycle_threshold
     assert lines[0].startswith("warning: simulated") == (of["abnormal"] < 3)
-    assert lines[0].endswith(f"called abnormal {of['abnormal']} of 6 abnormal and {of['normal']} of 2 normal ones")
+    assert f"called abnormal {of['abnormal']} of 6 abnormal and {of['normal']} of 2 normal ones" in lines[0]
+    deaf = facts.model_copy(update={"choice": facts.choice.model_copy(update={"cycle_threshold": 1.01})})
+    make_self_test([fp32, other], deaf, Reporter(lines.append))
+    assert any(line.startswith("warning: ") and "called abnormal 0 of 6 abnormal" in line for line in lines)
     assert ("widened" in lines[-1]) == (tolerance == 0.05)
 
 
