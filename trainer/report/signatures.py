@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
+from scipy.special import logit
 
 from device.labels import LABELS
 from trainer.metrics import FEW_PATIENTS, Float64Array, IntArray, too_few
@@ -27,6 +28,7 @@ STILL_FALLING: Final = 0.95  # training loss over what it was there
 TIMES_EVEN: Final = 1.5
 MORE_THAN_EVEN: Final = 0.03
 AT_THRESHOLD: Final = 0.04  # log-odds; 0.01 of a probability of 0.5
+TINY: Final = 1e-9  # probabilities nearer to 0 or 1 have no log-odds that mean anything
 CLUSTERED: Final = 0.1  # of all scores; of the default model's, one in a hundred lies so near
 
 
@@ -87,8 +89,8 @@ def few_patients(patients: int, where: str) -> Signature | None:
 
 def clustered(probability: Float64Array, threshold: float, where: str) -> Signature | None:
     """The threshold lies in the middle of a cluster of scores: another rounding, another stethoscope turn many."""
-    odds = np.log(np.clip(probability, 1e-9, 1 - 1e-9) / np.clip(1 - probability, 1e-9, 1 - 1e-9))
-    near = float(np.mean(np.abs(odds - np.log(threshold / (1 - threshold))) <= AT_THRESHOLD)) if odds.size else 0.0
+    *odds, limit = logit(np.clip([*probability, threshold], TINY, 1 - TINY))
+    near = float(np.mean(np.abs(np.array(odds) - limit) <= AT_THRESHOLD)) if odds else 0.0
     if near <= CLUSTERED:
         return None
     return Signature(

@@ -107,7 +107,8 @@ def test_a_threshold_in_the_middle_of_a_cluster_of_scores() -> None:
     assert clustered(crowd, 0.5, "") is None and clustered(spread, 0.4, "") is None
     # at a low prevalence all probabilities are low, and near each other only in absolute numbers
     assert clustered(1 / (1 + np.exp(4 - random.normal(0, 2, 1000))), 0.02, "") is None
-    assert clustered(np.array([0.0, 1.0]), 0.5, "") is None
+    assert clustered(np.array([0.0, 1.0]), 0.5, "") is None and clustered(np.array([]), 0.5, "") is None
+    assert clustered(np.array([0.2, 0.5]), 1.0, "") is None and clustered(np.array([0.2, 0.5]), 0.0, "") is None
 
 
 def test_a_class_that_is_never_named() -> None:
