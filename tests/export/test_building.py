@@ -751,7 +751,7 @@ def test_the_card_says_what_a_verdict_is_made_of(patch_made: Made, mobilenet_mad
     patch, mobilenet = (
         contents(made.built.bundle.path)["MODEL_CARD.md"].decode() for made in (patch_made, mobilenet_made)
     )
-    assert "An Audio Spectrogram Transformer that says" in patch and "A MobileNetV3 that says" in mobilenet
+    assert "An Audio Spectrogram Transformer that gives" in patch and "A MobileNetV3 that gives" in mobilenet
     assert "class logits for each of 25 moments" in mobilenet and "the log of the mean odds" in mobilenet
     assert "moments" not in patch
     for card in (patch, mobilenet):
