@@ -19,7 +19,7 @@ from device.labels import LABELS, NORMAL, Label
 from device.model.classifier import Classifier, open_session, self_test
 from device.model.judgement import abnormal_probability, pool
 from device.signal import FloatArray, FrontEnd, windows
-from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score, whose
+from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, gate_patients, score
 from export.manifest import make_manifest
 from export.model_card import MODEL_CARD, model_card
 from export.onnx_graph import parity, run, to_onnx
@@ -187,7 +187,9 @@ def build(
     held = Validation(validation, cache, facts.front_end)
     read = f"{len(held.labels)} {held.protocol} of {len(validation.patients)} patients"
     few = too_few(len(validation.patients))
-    reporter.say(f"gates: {read} of {whose(len(facts.held_out), len(facts.refit_epochs))}{f'; {few}' * bool(few)}")
+    reporter.say(
+        f"gates: {read} of {gate_patients(len(facts.held_out), len(facts.refit_epochs))}{f'; {few}' * bool(few)}"
+    )
     calibration = calibrate(wanted, facts, training, cache, held.protocol, cache_folder, reporter)
     reporter.busy("exporting to ONNX")
     fp32 = export_fp32(model, facts, held, reporter)
@@ -281,8 +283,8 @@ def calibrate(
             f"{training.where}: calibration on {len(drawn)} {protocol} of {patients} patients and {classes} classes; "
             "two of each are the least, give more by --calibration-cycles or --calibration-data"
         )
-    whose = "training patients" if root is None else f"patients in {root}"
-    reporter.say(f"int8: calibrated on {len(drawn)} {protocol} of {patients} {whose}")
+    origin = "training patients" if root is None else f"patients in {root}"
+    reporter.say(f"int8: calibrated on {len(drawn)} {protocol} of {patients} {origin}")
     known = {"cycles": len(drawn), "patients": patients, "sha256": draw_hash(drawn), "other_data": root is not None}
     return Calibration(inputs_of(drawn, cache, facts.front_end)[0], known)
 

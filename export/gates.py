@@ -20,7 +20,7 @@ LARGEST_LOSS: Final = 0.005  # of Score
 NEAR: Final = 0.01  # relative error of the logits: int8 of a transformer has 0.001, of a MobileNet 0.02
 
 
-def whose(members: int, refits: int) -> str:
+def gate_patients(members: int, refits: int) -> str:
     """The gates' patients, and whether the served models have met them: a Score on those looks too good."""
     if refits:
         return "the first fold, whom the models of all patients have met"

@@ -5,7 +5,7 @@ from importlib import resources
 from typing import Any, Final
 
 from device.bundle import Manifest
-from export.gates import whose
+from export.gates import gate_patients
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
 from trainer.corpora.protocols import FLATTERED, LIES
 from trainer.evaluation.history import latest
@@ -112,7 +112,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         converted=_converted(
             metrics["export"],
             recipe.get("quantization"),
-            whose(len(recipe["epochs_done"]), len(recipe.get("refit_epochs", ()))),
+            gate_patients(len(recipe["epochs_done"]), len(recipe.get("refit_epochs", ()))),
         ),
         commands=_lines(_commands(manifest)),
         versions=", ".join(f"{package} {number}" for package, number in manifest.versions.items()),
@@ -271,8 +271,8 @@ def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_
     ]
     drawn = how["calibration"]
     if drawn:
-        whose = "patients of another corpus" if drawn["other_data"] else "training patients"
-        lines.append(f"The ranges of integers come from {drawn['cycles']} cycles of {drawn['patients']} {whose}.")
+        origin = "patients of another corpus" if drawn["other_data"] else "training patients"
+        lines.append(f"The ranges of integers come from {drawn['cycles']} cycles of {drawn['patients']} {origin}.")
     return "\n\n" + "\n\n".join(lines)
 
 

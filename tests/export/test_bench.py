@@ -85,8 +85,8 @@ def test_the_usual_pipeline_is_as_large_as_the_bundles_model(patch_made: Made) -
 def test_another_network_than_an_ast_is_compared_with_ast_base(patch_made: Made, mobilenet_made: Made) -> None:
     patch, mobilenet = (dict(made.built.bundle.manifest.architecture) for made in (patch_made, mobilenet_made))
     assert bench.usual_sizes(patch) == (patch, "the bundle's")
-    sizes, whose = bench.usual_sizes(mobilenet)
-    assert (sizes["dim"], sizes["depth"], sizes["mels"], whose) == (768, 12, 128, "AST base")
+    sizes, origin = bench.usual_sizes(mobilenet)
+    assert (sizes["dim"], sizes["depth"], sizes["mels"], origin) == (768, 12, 128, "AST base")
     assert "members" not in sizes
 
 

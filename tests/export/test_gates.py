@@ -5,7 +5,7 @@ import pytest
 
 from device.labels import LABELS
 from device.signal import FloatArray
-from export.gates import Comparison, compare, whose
+from export.gates import Comparison, compare, gate_patients
 from trainer.evaluation.validation import Validation
 
 PATIENTS = 20
@@ -108,7 +108,7 @@ def test_what_is_not_a_number_is_never_small_enough(margins: FloatArray) -> None
 
 
 def test_it_says_whether_the_served_models_have_met_the_gates_patients() -> None:
-    assert [whose(1, 0), whose(3, 0), whose(3, 3), whose(1, 1)] == [
+    assert [gate_patients(1, 0), gate_patients(3, 0), gate_patients(3, 3), gate_patients(1, 1)] == [
         "the first fold",
         "the first fold, whom the other models have met",
         *["the first fold, whom the models of all patients have met"] * 2,

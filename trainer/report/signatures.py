@@ -115,7 +115,7 @@ def never_named(matrix: IntArray, where: str) -> Signature | None:
     )
 
 
-def oscillating(losses: Sequence[float], whose: str) -> Signature | None:
+def oscillating(losses: Sequence[float], model: str) -> Signature | None:
     """Training loss by epoch climbs back again and again."""
     rises = [after - before for before, after in pairwise(losses) if after > before]
     gained = losses[0] - min(losses) if losses else 0.0
@@ -123,14 +123,14 @@ def oscillating(losses: Sequence[float], whose: str) -> Signature | None:
         return None
     return Signature(
         "oscillating loss",
-        f"{whose}: in {len(losses)} epochs the training loss rose {len(rises)} times, by {sum(rises):.3f} in all, "
+        f"{model}: in {len(losses)} epochs the training loss rose {len(rises)} times, by {sum(rises):.3f} in all, "
         f"and gained {gained:.3f}",
         "lower optimizer.learning_rate, lengthen warmup_epochs, or raise batch x accumulation; with SAM also lower rho",
     )
 
 
 def sharp_minimum(
-    training: Sequence[float], held_out: Sequence[float | None], whose: str, keep: Literal["best", "last"] = "best"
+    training: Sequence[float], held_out: Sequence[float | None], model: str, keep: Literal["best", "last"] = "best"
 ) -> Signature | None:
     """Loss of unseen patients rises while that of the training patients falls; by shape, as only one is smoothed."""
     known = [(seen, unseen) for seen, unseen in zip(training, held_out, strict=False) if unseen is not None]
@@ -142,7 +142,7 @@ def sharp_minimum(
         return None
     return Signature(
         "good training, poor validation (a sharp minimum)",
-        f"{whose}: after epoch {lowest + 1} the training loss fell from {seen_there:.3f} to {seen_last:.3f}, the "
+        f"{model}: after epoch {lowest + 1} the training loss fell from {seen_there:.3f} to {seen_last:.3f}, the "
         f"held-out loss rose from {unseen_there:.3f} to {unseen_last:.3f}",
         "raise optimizer.rho (SAM looks for flat minima), dropout or augmentation, or train fewer epochs; the kept "
         + ("weights are the best epoch's, not the last's" if keep == "best" else "weights are the last epoch's"),
