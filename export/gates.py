@@ -107,7 +107,8 @@ def compare(fp32: FloatArray, other: FloatArray, held: Validation, temperature: 
         agreement(other, fp32),
         relative_error(other, fp32),
         max(float(divergence), 0.0),
-        *shifts,
+        shifts[0],
+        shifts[1],
         _turned(fp32, held, *calls[lost_more], *(unchanged, refits[0])[lost_more]),
     )
 

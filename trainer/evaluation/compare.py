@@ -126,7 +126,7 @@ def compare(first: Outcome, second: Outcome) -> Compared:
     values = [_values(outcome.at(rows)) for outcome, rows in ((first, both[:, 0]), (second, both[:, 1]))]
     patients = [first.patients[row] for row in both[:, 0]]
     read = [value(np.arange(len(both))) for value in values]
-    rows, people = zip(NAMES.values(), *read, paired(patients, *values), strict=True), len(set(patients))
+    rows, people = zip(NAMES.values(), *read, paired(patients, values[0], values[1]), strict=True), len(set(patients))
     readings = {name: Difference(float(a), float(b), shift, people) for name, a, b, shift in rows}
     return Compared(len(both), people, alone, readings)
 
