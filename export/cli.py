@@ -229,7 +229,7 @@ def _show(built: "Built") -> None:
     from trainer.tables import table
 
     console = Console(highlight=False)
-    headings = ("file", "MB", "logits off", "Se", "Sp", "Score", "ms", "ratio")
+    headings = ("file", "MB", "worst logit", "Se", "Sp", "Score", "ms", "ratio")
     rows = []
     for one in built.served:
         rates = (one.rates.sensitivity, one.rates.specificity, one.rates.score)
@@ -239,7 +239,8 @@ def _show(built: "Built") -> None:
         rows.append((one.form.path, size, off, *(f"{rate:.4f}" for rate in rates), *shown))
     console.print(table(*headings, rows=rows))
     console.print(
-        "off: fp32 from torch, the others from fp32; ms: one window, one thread, here; a CPU runs the first file",
+        "worst logit: the largest difference, fp32's from torch, the others' from fp32; ms: one window, one thread, "
+        "here; a CPU runs the first file",
         soft_wrap=True,
     )
     path = built.bundle.path

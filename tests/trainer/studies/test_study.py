@@ -475,7 +475,10 @@ def test_another_corpus_is_read_and_it_is_said_how_few_they_are(ground: Ground, 
     assert set(there[0].outcome.patients) == set(whole.patients)
     assert len(there[0].outcome.true) == 2 * len(whole.cycles)  # two models, each on all of it
     notes = notes_on(STUDY, lines, 2)
-    assert "NOTE events of icbhi rests on 4 recordings of 4 patients, too few for any claim." in notes
+    assert (
+        "NOTE events of icbhi rests on 4 recordings of 4 patients; too few patients for any claim: 4, 50 are the least."
+        in notes
+    )
     # its thresholds are of the training corpus's patients: other labels there cannot move them
     source = load_outcome(cells[0].reading(plan.targets[0]))
     at = choose_threshold(source.true > 0, source.probability)[0]
