@@ -5,19 +5,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
+from trainer.choices import Protocol
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus, CorpusError, Grain, Recording
 from trainer.corpora.stretches import located, overlapping, place
 from trainer.metrics import Float64Array, IntArray
 
-Protocol = Literal["events", "windows", "stretches", "live", "recordings"]
-PROTOCOLS: tuple[Protocol, ...] = ("events", "windows", "stretches", "live", "recordings")
 GRAIN_PROTOCOLS: dict[Grain, Protocol] = {"event": "windows", "cycle": "events", "recording": "recordings"}
 """What a corpus of one grain is read on by itself: the stretch whose length says nothing of its label."""
 WINDOW_SECONDS = 2.5
