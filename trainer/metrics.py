@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
-BOOTSTRAP_ROUNDS = 1000
-CALIBRATION_BINS = 15
-NO_VERDICT = len(LABELS)
-"""Predicted 'class' of a recording that was heard too little or too badly: wrong on both sides."""
+BOOTSTRAP_ROUNDS: Final = 1000
+CALIBRATION_BINS: Final = 15
+NO_VERDICT: Final = len(LABELS)
+"""Predicted 'class' of a recording that was too short or too poor for a verdict: wrong on both sides."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def patient_bootstrap(
         picked = random.integers(0, len(members), len(members))
         row[:] = statistic(np.concatenate([members[index] for index in picked]))
     low, high = np.full(len(value), np.nan), np.full(len(value), np.nan)
-    # a resample may hold one class only; it says nothing of that entry
+    # a resample may have one class only; that entry is then left out
     known = ~np.isnan(draws).all(axis=0)
     low[known], high[known] = np.nanpercentile(draws[:, known], [2.5, 97.5], axis=0)
     return [Interval(float(v), float(lo), float(hi)) for v, lo, hi in zip(value, low, high, strict=True)]
@@ -203,10 +203,10 @@ def operating_curve(abnormal: BoolArray, probability: npt.NDArray[np.floating]) 
 def balanced_curve(
     abnormal: BoolArray, probability: Float64Array, groups: Sequence[str], counted: BoolArray | None = None
 ) -> Float64Array:
-    """`operating_curve` whose Se and Sp are means over groups, each as much as another.
+    """`operating_curve` with Se and Sp as means over groups of equal weight.
 
-    A group without abnormal ones has no say in Se, one without normal ones none in Sp. Rows that are not `counted` are
-    wrong at every threshold.
+    A group without abnormal ones does not count in Se, one without normal ones not in Sp. Rows that are not `counted`
+    are wrong at every threshold.
     """
     if not abnormal.any() or abnormal.all():
         raise ValueError("a threshold needs normal and abnormal cycles; one of the two is absent")
