@@ -1,4 +1,4 @@
-"""What the trainer shows: a reading of accuracy and a comparison, as tables."""
+"""Tables of the trainer's results: readings of accuracy, comparisons, finished runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trainer.choices import HoldOut
 from trainer.corpora.protocols import FLATTERED, LIES
-from trainer.corpora.splits import HoldOut
 from trainer.evaluation.compare import Compared, in_words
 from trainer.evaluation.healthy import Stranger
 from trainer.reading import ClassReading, GroupReading, Joined, Reading
@@ -34,11 +34,13 @@ def readings_table(readings: Iterable[Reading], title: str) -> Table:
 
 
 def show_fit(facts: RunFacts, console: Console) -> None:
-    """What held-out patients chose of a finished run, and how they are read with it."""
+    """The thresholds of a finished run, and the readings of its held-out patients."""
     choice = facts.choice
+    kept = f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}"
+    if not min(choice.epochs):
+        kept = "stopped within the first epoch"
     console.print(
-        f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}, "
-        f"temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
+        f"{kept}, temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
         f"a site is flagged when {choice.site_rule.in_words} ({choice.segmentation.method})"
     )
     title = "held-out patients (they chose the above: a little too good)"
@@ -48,7 +50,7 @@ def show_fit(facts: RunFacts, console: Console) -> None:
 
 
 def show_reading(reading: Reading, console: Console) -> None:
-    """One reading in full: what was read, both conventions, the confounders beside the AUROC, the confusion matrix."""
+    """One reading in full: its data, both conventions, the confounders beside the AUROC, the confusion matrix."""
     seen = {
         True: "patients seen in training",
         False: "unseen patients",
@@ -68,7 +70,7 @@ def show_reading(reading: Reading, console: Console) -> None:
     console.print(_figures(reading), "")
     counts = zip(reading.confusion.rows, reading.confusion.counts, strict=True)
     rows = ((name, *map(str, row)) for name, row in counts)
-    console.print(table("", *reading.confusion.columns, rows=rows, title="true \\ heard"), "")
+    console.print(table("", *reading.confusion.columns, rows=rows, title="true \\ predicted"), "")
     if reading.not_met is not None:
         console.print(f"{reading.not_met:.1%} of the annotated are met by no gradable cycle on the screen")
     if reading.listening is not None:
@@ -91,7 +93,7 @@ def _listening(joined: Sequence[Joined]) -> Table:
 
 
 def calibration_in_words(read: dict[str, Any]) -> str:
-    """What a calibration on healthy people is worth, in a line."""
+    """Se and Sp before and after a calibration on healthy people, in a line."""
     before, after = (
         f"Se {read[when]['sensitivity']:.3f}, Sp {read[when]['specificity']:.3f}" for when in ("before", "after")
     )
@@ -135,7 +137,7 @@ def _classes(classes: Mapping[str, ClassReading]) -> Table:
 
 
 def _groups(groups: Mapping[str, GroupReading], what: str) -> Table:
-    """Binary rates by device, site or age; a row of one kind only says so."""
+    """Binary rates by device, site or age; a row of normal or abnormal ones only is marked."""
     rows = (
         (
             name or "unknown",
@@ -151,7 +153,7 @@ def _groups(groups: Mapping[str, GroupReading], what: str) -> Table:
 
 
 def show_comparison(compared: Compared, console: Console) -> None:
-    """What `trainer compare` found: both readings, the difference, and what it says."""
+    """The result of `trainer compare`: both readings, the difference, and its meaning."""
     console.print(
         f"A {compared.a}, B {compared.b}: {compared.n} {compared.protocol} of "
         f"{compared.patients} patients, {compared.corpus} {compared.part}",
