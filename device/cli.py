@@ -43,7 +43,16 @@ INTERRUPTED = 130
 AUTO = "auto"
 MOST_SECONDS = 7 * 86_400.0  # of one session
 
-app = application("Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.")
+
+def _versions() -> list[str]:
+    from device.versions import versions
+
+    return versions()
+
+
+app = application(
+    "Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.", _versions
+)
 sessions = typer.Typer(help="List, show, export and delete what is stored.", rich_markup_mode=None)
 app.add_typer(sessions, name="sessions")
 engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundle for this GPU.", rich_markup_mode=None)

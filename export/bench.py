@@ -241,7 +241,7 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
 
 def usual_sizes(architecture: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Sizes of the AST that a bundle's model is compared with, and where they come from."""
-    from trainer.model.network import ModelConfig
+    from trainer.model.config import ModelConfig
 
     base = ModelConfig()
     if architecture["architecture"] == base.architecture:

@@ -27,9 +27,10 @@ from export.quantize import CALIBRATION_CYCLES, CONVERTED, FP32, Form, Precision
 from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
 from firmware_config.settings import load_settings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, Source
 from trainer.corpora.audio_cache import AudioCache, open_corpora
-from trainer.corpora.protocols import Protocol, examples, inputs_of
+from trainer.corpora.protocols import examples, inputs_of
 from trainer.corpora.splits import only_patients
 from trainer.evaluation.history import readings_of
 from trainer.evaluation.validation import Validation

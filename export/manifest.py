@@ -14,8 +14,8 @@ from device.labels import LABELS
 from trainer.corpora.cycle import PARTS
 from trainer.reading import Reading
 from trainer.run.folder import READINGS_FILE, RunFacts
+from trainer.run.initial import HUB
 from trainer.run.recipe import Recipe
-from trainer.training.checkpoints import HUB
 
 
 def make_manifest(

@@ -15,9 +15,9 @@ from device.signal import FloatArray
 from export.gates import LARGEST_LOSS, agreement, relative_error
 from firmware_config.errors import GateRefused
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, CorpusError
 from trainer.corpora.audio_cache import AudioCache
-from trainer.corpora.protocols import Protocol
 from trainer.evaluation.compare import rates_shift
 from trainer.evaluation.evaluate import outcome_on, reading
 from trainer.evaluation.outcome import Outcome

@@ -35,7 +35,7 @@ def test_an_arrow_that_follows_from_others_is_not_drawn(architecture: ModuleType
     assert architecture.necessary(drawn) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
-@pytest.mark.parametrize("name", ["architecture", "scores"])
+@pytest.mark.parametrize("name", ["architecture", "commands", "scores"])
 def test_the_page_is_what_its_script_writes_today(name: str) -> None:
     written = script(name)
     text = written.PAGE.read_text()

@@ -222,10 +222,10 @@ def operating_curve(abnormal: BoolArray, probability: npt.NDArray[np.floating]) 
 def balanced_curve(
     abnormal: BoolArray, probability: Float64Array, groups: Sequence[str], counted: BoolArray | None = None
 ) -> Float64Array:
-    """`operating_curve` whose Se and Sp are means over groups, each as much as another.
+    """`operating_curve` with Se and Sp as means over groups of equal weight.
 
-    A group without abnormal ones has no say in Se, one without normal ones none in Sp. Rows that are not `counted` are
-    wrong at every threshold.
+    A group without abnormal ones does not count in Se, one without normal ones not in Sp. Rows that are not `counted`
+    are wrong at every threshold.
     """
     if not abnormal.any() or abnormal.all():
         raise ValueError("a threshold needs normal and abnormal cycles; one of the two is absent")

@@ -1,4 +1,4 @@
-"""A reading of accuracy and a comparison, as tables."""
+"""Tables of the trainer's results: readings of accuracy, comparisons, finished runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trainer.choices import HoldOut
 from trainer.corpora.protocols import FLATTERED, LIES
-from trainer.corpora.splits import HoldOut
 from trainer.evaluation.compare import Compared
 from trainer.evaluation.healthy import Stranger
 from trainer.metrics import too_few
@@ -35,11 +35,13 @@ def readings_table(readings: Iterable[Reading], title: str) -> Table:
 
 
 def show_fit(facts: RunFacts, console: Console) -> None:
-    """What held-out patients chose of a finished run, and how they are read with it."""
+    """The thresholds of a finished run, and the readings of its held-out patients."""
     choice = facts.choice
+    kept = f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}"
+    if not min(choice.epochs):
+        kept = "stopped within the first epoch"
     console.print(
-        f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}, "
-        f"temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
+        f"{kept}, temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
         f"a site is flagged when {choice.site_rule.in_words} ({choice.segmentation.method})"
     )
     title = "held-out patients (they chose the above: a little too good)"
@@ -50,7 +52,7 @@ def show_fit(facts: RunFacts, console: Console) -> None:
 
 
 def show_reading(reading: Reading, console: Console) -> None:
-    """One reading in full: what was read, both conventions, the confounders beside the AUROC, the confusion matrix."""
+    """One reading in full: its data, both conventions, the confounders beside the AUROC, the confusion matrix."""
     seen = {
         True: "patients seen in training",
         False: "unseen patients",
@@ -94,7 +96,7 @@ def _listening(joined: Sequence[Joined]) -> Table:
 
 
 def calibration_in_words(read: dict[str, Any]) -> str:
-    """What a calibration on healthy people is worth, in a line."""
+    """Se and Sp before and after a calibration on healthy people, in a line."""
     before, after = (
         f"Se {read[when]['sensitivity']:.3f}, Sp {read[when]['specificity']:.3f}" for when in ("before", "after")
     )
@@ -138,7 +140,7 @@ def _classes(classes: Mapping[str, ClassReading]) -> Table:
 
 
 def _groups(groups: Mapping[str, GroupReading], what: str) -> Table:
-    """Binary rates by device, site or age; a row with one kind only is marked."""
+    """Binary rates by device, site or age; a row of normal or abnormal ones only is marked."""
     rows = (
         (
             name or "unknown",

@@ -53,7 +53,8 @@ from trainer.corpora.protocols import examples
 from trainer.corpora.splits import only_patients
 from trainer.evaluation.validation import Validation
 from trainer.metrics import Rates
-from trainer.model.network import AST, Block, Ensemble, ModelConfig, Network
+from trainer.model.config import ModelConfig
+from trainer.model.network import AST, Block, Ensemble, Network
 from trainer.run.folder import (
     CHECKPOINT_FILE,
     READINGS_FILE,

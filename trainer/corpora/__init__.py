@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
+from trainer.choices import CORPORA, SPLITS
 from trainer.corpora.copies import joined, without_copies
 from trainer.corpora.cycle import (
     TEST_PARTS,
@@ -32,8 +33,6 @@ __all__ = [
     "parts_of",
 ]
 
-CORPORA: Final = ("icbhi", "sprsound", "kauh", "manifest")
-SPLITS: Final = ("official", "as-published")
 OVERHANG_SECONDS: Final = 0.1  # how far an annotation may reach past the audio: annotators round
 Purpose = Literal["fit", "evaluate"]
 

@@ -5,19 +5,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
+from trainer.choices import Protocol
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus, CorpusError, Grain, Recording
 from trainer.corpora.stretches import located, overlapping, place
 from trainer.metrics import Float64Array, IntArray
 
-Protocol = Literal["events", "windows", "stretches", "live", "recordings"]
-PROTOCOLS: Final[tuple[Protocol, ...]] = ("events", "windows", "stretches", "live", "recordings")
 GRAIN_PROTOCOLS: Final[dict[Grain, Protocol]] = {"event": "windows", "cycle": "events", "recording": "recordings"}
 """The default protocol of each grain: stretches whose length does not tell their label."""
 WINDOW_SECONDS: Final = 2.5

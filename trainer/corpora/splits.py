@@ -3,14 +3,14 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from firmware_config.errors import RespSAMError
+from trainer.choices import HoldOut
 from trainer.corpora.cycle import Corpus, Recording
 
-HoldOut = Literal["patients", "device", "maker"]
 Fold = tuple[Corpus, Corpus]
 """(training, held out)."""
 

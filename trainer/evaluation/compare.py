@@ -13,9 +13,9 @@ import numpy as np
 
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus
 from trainer.corpora.audio_cache import AudioCache
-from trainer.corpora.protocols import Protocol
 from trainer.evaluation.evaluate import outcome_on, reading
 from trainer.evaluation.outcome import Outcome, load_outcome
 from trainer.evaluation.score import headline

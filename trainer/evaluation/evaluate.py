@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, CorpusError, load_corpora
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Recording, Source, abnormal_shares
-from trainer.corpora.protocols import Protocol, check_protocol
+from trainer.corpora.protocols import check_protocol
 from trainer.corpora.splits import SplitError, refuse_shared_patients
 from trainer.evaluation import healthy
 from trainer.evaluation.outcome import Outcome, of_heard, of_shown, read_stretches, share_not_met

@@ -15,9 +15,10 @@ from device.labels import LABELS, NORMAL, Label
 from device.model.judgement import abnormal_probability, leading_class, softmax
 from firmware_config.command_line import one_line
 from firmware_config.files import replacing
+from trainer.choices import Protocol
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
-from trainer.corpora.protocols import Example, Protocol, example_of, examples, inputs_of, labels_of, worst_window
+from trainer.corpora.protocols import Example, example_of, examples, inputs_of, labels_of, worst_window
 from trainer.evaluation.recordings import Heard, gradable, predicted_class
 from trainer.evaluation.served import ServedModel
 from trainer.metrics import NO_VERDICT, Float64Array, IntArray

@@ -38,7 +38,8 @@ from firmware_config.settings import QualitySettings
 from trainer.evaluation.recordings import CachedSource
 from trainer.evaluation.served import of_run
 from trainer.metrics import BoolArray, Float64Array, IntArray
-from trainer.model.network import AST, Ensemble, ModelConfig, Network, pool_moments
+from trainer.model.config import ModelConfig
+from trainer.model.network import AST, Ensemble, Network, pool_moments
 from trainer.run.folder import load_model, read_facts
 from trainer.training.crops import repetition
 

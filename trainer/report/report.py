@@ -16,10 +16,11 @@ from device.runtime import own_font_list
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, FloatArray, FrontEnd, level, log_mel, split, windows
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
+from trainer.choices import Protocol
 from trainer.corpora import Corpus
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.describe import describe
-from trainer.corpora.protocols import FLATTERED, LIES, Protocol
+from trainer.corpora.protocols import FLATTERED, LIES
 from trainer.evaluation.history import latest, readings_of
 from trainer.evaluation.outcome import Outcome, load_outcome
 from trainer.metrics import (
@@ -48,12 +49,11 @@ from trainer.report.signatures import (
     stopped_early,
     worse_than_confounder,
 )
-from trainer.run.folder import RunFacts, load_model, outcome_file, read_facts, read_metrics
+from trainer.run.folder import REPORT_FILE, RunFacts, load_model, outcome_file, read_facts, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-REPORT_FILE: Final = "report.html"
 TEMPLATE: Final = "report.html"
 MISTAKES: Final = 6  # of each kind; a sound is some fifty kilobytes
 SUBSET: Final = 32  # held-out windows a member, for sharpness and attention

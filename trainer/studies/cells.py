@@ -28,10 +28,11 @@ from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, Source
 from trainer.corpora.audio_cache import AudioCache, open_corpora
 from trainer.corpora.decoded import trim
-from trainer.corpora.protocols import Protocol, default_protocol
+from trainer.corpora.protocols import default_protocol
 from trainer.evaluation.evaluate import outcome_on
 from trainer.evaluation.outcome import save_outcome
 from trainer.evaluation.served import of_network
@@ -39,8 +40,9 @@ from trainer.model.network import network
 from trainer.run.folder import WEIGHTS_FILE, load_tensors, read_metrics, save_tensors
 from trainer.run.machine import Machine, start
 from trainer.run.recipe import Recipe
+from trainer.run.request import Request
 from trainer.studies.study import Study, StudyError
-from trainer.training.experiment import Prepared, Request, prepare
+from trainer.training.experiment import Prepared, prepare
 from trainer.training.members import Call, train_members
 from trainer.training.progress import FitView
 from trainer.training.train import identity
@@ -233,7 +235,8 @@ def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, C
     for stale in cell.folder.glob("*.npz"):  # of fewer epochs
         stale.unlink()
     request = replace(plan.request, recipe=cell.recipe, seed=cell.seed)
-    call = Call(machine, FitView(Console(quiet=True)), resume=True, minutes=minutes_left(cell, plan.minutes))
+    minutes = minutes_left(cell, plan.minutes)
+    call = Call(machine, FitView(Console(quiet=True)), resume=True, minutes=minutes, whole_epochs=True)
     (member,) = train_members(request, prepared, cell.folder, call, [fold], keep="last").members
     rows = read_metrics(cell.folder, 0)
     facts = CellFacts(

@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from firmware_config.errors import RespSAMError
-from trainer.corpora.protocols import Protocol
+from trainer.choices import Protocol
 from trainer.documents import load, nearest
 from trainer.run.recipe import Recipe, with_changes
 

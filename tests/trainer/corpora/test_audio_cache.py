@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,7 +128,12 @@ def test_a_recording_is_decoded_once_and_nothing_waits_for_the_disk(
     opened: list[object] = []
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("waits for the disk"))
     whole = recording_module._blocks
-    monkeypatch.setattr(recording_module, "_blocks", lambda *of: opened.append(of) or whole(*of))
+
+    def counted(*of: Any) -> Any:
+        opened.append(of)
+        return whole(*of)
+
+    monkeypatch.setattr(recording_module, "_blocks", counted)
     open_cache(corpus.recordings, tmp_path / "cache")
     assert len(opened) == len(corpus.recordings)
 

@@ -27,8 +27,9 @@ from firmware_config.settings import load_settings
 from tests.conftest import RunCli
 from tests.export.run_maker import MOBILENET, make_run
 from tests.trainer.corpus_maker import make_sprsound
+from trainer.model.config import ModelConfig
 from trainer.model.mobilenet import MobileNet
-from trainer.model.network import AST, Ensemble, ModelConfig, pool_moments
+from trainer.model.network import AST, Ensemble, pool_moments
 from trainer.report.explain import (
     ExplainError,
     Explanation,
