@@ -32,7 +32,7 @@ NOT_SETTINGS: Final = frozenset({"RESPSAM_DATA", "RESPSAM_SOAK"})  # used by the
 
 
 class SettingsError(RespSAMError):
-    """A setting that does not exist or has a wrong value, or a settings file that cannot be read."""
+    """An unknown setting, a wrong value, or a settings file that cannot be read."""
 
 
 def within(low: float, high: float, unit: str) -> Any:
@@ -46,7 +46,7 @@ def above(low: float, high: float, unit: str) -> Any:
 
 
 class Section(BaseModel):
-    """One table of the settings; no field has a default here, because `defaults.toml` has them all."""
+    """One table of the settings; the defaults are in `defaults.toml`, not here."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -54,10 +54,12 @@ class Section(BaseModel):
 
 
 class AudioSettings(Section):
-    """Where the sound comes from."""
+    """The microphone and its sound."""
 
     device: str
     """Name, or part of the name, of the input; empty is the system's default input."""
+    passport: str
+    """Key of the stethoscope's passport; empty recognises it by its name or USB id, 'none' takes none."""
     sample_rate: Annotated[int, within(0, 192_000, "Hz")]
     """Hz to record at; 0 is the device's own rate."""
     channel: Annotated[int, within(0, 63, "number")]
@@ -76,13 +78,13 @@ class BundleSettings(Section):
     path: str
     """Folder or .respsam file; empty is the bundle shipped with the device."""
     engine: Literal["cpu", "tensorrt"]
-    """What runs it: ONNX Runtime on the CPU, or what 'respsam-device engine build' made of it for this GPU."""
+    """ONNX Runtime on the CPU, or the TensorRT engine that 'respsam-device engine build' made for this GPU."""
     precision: Literal["auto", "fp32", "fp16", "int8"]
-    """Which of the bundle's models to run; auto takes the one that its maker put first, and fp16 with TensorRT."""
+    """Which model of the bundle to run; auto takes the first one, and fp16 with TensorRT."""
     threads: Annotated[int, within(1, 256, "threads")]
     """Threads of the inference engine."""
     sensitivity: Annotated[float, within(0.0, 1.0, "share")]
-    """Thresholds at which held-out patients reached this sensitivity; 0 keeps the bundle's own."""
+    """Take the thresholds at which held-out patients reached this sensitivity; 0 keeps the bundle's own."""
 
     @property
     def chosen(self) -> Path | None:
@@ -101,7 +103,7 @@ class BundleSettings(Section):
 
 
 class QualitySettings(Section):
-    """What is too poor to judge."""
+    """Limits of sound that is good enough to judge."""
 
     minimum_level_dbfs: Annotated[float, within(-160.0, 0.0, "dBFS")]
     """RMS of a cycle below which it is too quiet, dB below full scale."""
@@ -127,18 +129,18 @@ class StoreSettings(Section):
     enabled: bool
     """Whether cycles are stored at all."""
     path: str
-    """SQLite file; empty is respsam/respsam.sqlite in the user's state folder."""
+    """SQLite file; empty is respsam.sqlite in the state folder (`$STATE_DIRECTORY`, else `~/.local/state/respsam`)."""
     audio: bool
-    """Whether the sound of every cycle is stored too, for a replay; it is a patient's sound."""
+    """Whether the sound of every cycle is stored for a replay; it is personal data of the patient."""
     audio_days: Annotated[float, above(0.0, 36_500.0, "days")]
     """Sound older than this is removed; the verdicts stay."""
     audio_megabytes: Annotated[float, above(0.0, 10_000_000.0, "MB")]
-    """Beyond so much the oldest sound is removed; an hour takes 90 MB, with 8 s around every breath some 240 MB."""
+    """Above this size the oldest sound is removed; an hour takes 90 MB, with 8 s around every breath some 240 MB."""
 
     @property
     def file(self) -> Path:
-        """The SQLite file, following the XDG base directories where the settings name none."""
-        return _given_or(self.path, "store.path", "XDG_STATE_HOME", ".local/state", "respsam/respsam.sqlite")
+        """The SQLite file; in the state folder where the settings name none."""
+        return _expanded(self.path, "store.path") if self.path else state_folder() / "respsam.sqlite"
 
 
 class DemoSettings(Section):
@@ -175,9 +177,9 @@ class LogSettings(Section):
     level: Literal["off", "debug", "info", "warning", "error"]
     """What `listen` and `exam` write to stderr from which level on; `--log-level` and `--log-format` replace it."""
     format: Literal["text", "json"]
-    """Of the lines."""
+    """Format of the lines."""
     journal_megabytes: Annotated[float, within(1.0, 100_000.0, "MB")]
-    """So much of the log does the system's journal keep; `provision` sets it."""
+    """Size up to which the system's journal keeps the log; `provision` sets it."""
 
 
 class TrainingSettings(Section):
@@ -186,7 +188,7 @@ class TrainingSettings(Section):
     cache: str
     """Folder of the 16 kHz audio cache; empty is respsam/audio in the user's cache folder."""
     cache_gigabytes: Annotated[float, above(0.0, 1_000_000.0, "GB")]
-    """Beyond so much (1e9 bytes), the audio that was used longest ago is removed from it; an hour takes 0.23 GB."""
+    """Above this size (1e9 bytes) the audio that was used longest ago is removed; an hour takes 0.23 GB."""
     threads: Annotated[int, within(0, 1024, "threads")]
     """Threads of torch; 0 is all cores."""
     workers: Annotated[int, within(0, 256, "processes")]
@@ -202,11 +204,11 @@ class Settings(Section):
     """Every setting there is."""
 
     audio: AudioSettings
-    """Where the sound comes from."""
+    """The microphone and its sound."""
     bundle: BundleSettings
     """The model that listens."""
     quality: QualitySettings
-    """What is too poor to judge."""
+    """Limits of sound that is good enough to judge."""
     store: StoreSettings
     """Where sessions are stored."""
     demo: DemoSettings
@@ -219,7 +221,7 @@ class Settings(Section):
     """The desktop that trains."""
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the canonical JSON of all values: equal settings, equal fingerprint."""
+        """SHA-256 (hex) of all values as canonical JSON; equal settings have equal fingerprints."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -254,6 +256,8 @@ class Loaded:
 
     settings: Settings
     layers: Mapping[str, Layer]
+    text: str
+    """Of the settings file; empty without one."""
 
     def values(self) -> dict[str, object]:
         """Every value by its dotted key."""
@@ -295,8 +299,9 @@ def load(
     defaults = replace(read_toml(DEFAULTS), kind="default")
     known = dict(_flat(defaults.values))
     given = {key: value for key, value in (flags or {}).items() if value is not None}
+    file = read_toml(config) if config else None
     strong = [
-        *([read_toml(config)] if config else []),
+        *([file] if file else []),
         Layer(
             "environment",
             _from_environment(os.environ if environment is None else environment, known),
@@ -312,7 +317,7 @@ def load(
         merged |= values
         origins |= dict.fromkeys(values, layer)
         settings = _validated(merged, layer)
-    return Loaded(settings, origins)
+    return Loaded(settings, origins, file.text if file else "")
 
 
 def _profile(strong: Sequence[Layer]) -> list[Layer]:
@@ -364,6 +369,12 @@ def _line_of(text: str, key: str) -> int:
             if key in dict(_flat(tomllib.loads("\n".join(lines[:count])))):
                 return count
     return 0
+
+
+def state_folder() -> Path:
+    """The folder of what a device remembers: the one that systemd gives a service, else by the XDG base directories."""
+    given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(given) if given else _given_or("", "store.path", "XDG_STATE_HOME", ".local/state", "respsam")
 
 
 def cache_folder(below: str) -> Path:

@@ -66,9 +66,9 @@ def test_an_own_profile_is_a_file(tmp_path: Path) -> None:
 
 def test_an_unknown_profile_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(
-        SettingsError, match="no profile is called 'jetson-orin'; nearest: 'jetson-orin-nano', others: "
+        SettingsError, match="no profile is called 'jetson-nano'; nearest: 'jetson-orin-nano', others: "
     ):
-        with_profile("jetson-orin")
+        with_profile("jetson-nano")
 
 
 def test_a_profile_for_another_board_is_refused(tmp_path: Path) -> None:
