@@ -17,7 +17,15 @@ from device.capture.process import CaptureError, Device, find_device, input_devi
 from firmware_config.board import ROOT, BoardError, board_name, check_board, power_mode, read_text, shortcomings
 from firmware_config.command_line import counted
 from firmware_config.errors import RespSAMError
-from firmware_config.settings import BoardSettings, BundleSettings, Settings, SettingsError, StoreSettings
+from firmware_config.passports import recognise
+from firmware_config.settings import (
+    AudioSettings,
+    BoardSettings,
+    BundleSettings,
+    Settings,
+    SettingsError,
+    StoreSettings,
+)
 
 if TYPE_CHECKING:
     from device.model.classifier import Classifier
@@ -73,11 +81,28 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
         hosts = ", ".join(sorted({device["host_api"] for device in devices})) or "no host"
         yield Finding(check, "ok", f"PortAudio answers ({hosts})")
         check = "microphone"
-        yield Finding(check, "ok", device_line(find_device(devices, audio.device)))
+        found = find_device(devices, audio.device)
+        yield Finding(check, "ok", device_line(found))
+        yield _passport(found["name"], settings.audio)
         check = "sound"
         yield _sound(settings)
     except CaptureError as error:
         yield Finding(check, "FAIL", str(error))
+
+
+def _passport(device: str, settings: AudioSettings) -> Finding:
+    try:
+        found = recognise(device, settings.passport)
+    except RespSAMError as error:
+        return Finding("passport", "FAIL", str(error))
+    if found is None:
+        return Finding("passport", "ok", "none; 'respsam-device passport new' makes one and finds later drift")
+    calibrations = found.passport.calibrations
+    return Finding(
+        "passport",
+        "ok",
+        f"{found.passport.name} ({found.key}), " + (calibrations[-1].name if calibrations else "not calibrated"),
+    )
 
 
 def _sound(settings: Settings) -> Finding:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from device.signal import SAMPLE_RATE
+from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.site import Verdict
 
 ACCOUNT: Final = ("heard", "missing", "dropped", "gradable")
@@ -37,6 +38,8 @@ class Summary:
     """Flagged ones among these."""
     breaths_wanted: int = 0
     """Good breaths that the running stretch still needs."""
+    circumstances: Circumstances = PLAIN
+    """Under what the verdict is given."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -64,4 +67,5 @@ class Summary:
             "reasons": list(self.reasons),
             "breaths_per_minute": None if self.breaths_per_minute is None else round(self.breaths_per_minute, 1),
             "not_validated": list(self.not_validated),
+            **self.circumstances.as_json(),
         }

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, RunCli
 from tests.device.bundle_maker import make_bundle
 from tests.device.virtual_microphone import DEFAULT, NAME, VirtualMicrophone
 
-SOUND = ("audio stack", "microphone", "sound")
+SOUND = ("audio stack", "microphone", "passport", "sound")
 MACHINE = ("permissions", "bundle", "speed", "engine", "store", "disk", "clock", "heat", "power")
 
 
