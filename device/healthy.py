@@ -144,7 +144,7 @@ def propose(people: People, classifier: Classifier, key: str, made_at: str) -> P
     if len(still) > int(bounds.healthy_flagged * len(people) + 1e-9):
         raise CalibrationError(
             f"{', '.join(still)}: flagged even at the highest threshold that this bundle allows "
-            f"({found.threshold:.3f}); such a chest is not healthy enough: let a clinician listen, and take others"
+            f"({found.threshold:.3f}); let a clinician listen to them, and take others (--restart)"
         )
     left_out = {
         person: calibrated(rule, {name: values for name, values in sites.items() if name != person}, bounds)

@@ -37,7 +37,8 @@ def frame_levels(samples: FloatArray) -> Float64Array:
     """Levels in dBFS of frames of 50 ms; samples (n,) with at least one frame."""
     frames = samples[: samples.size - samples.size % FRAME].reshape(-1, FRAME)
     rms = np.std(frames, axis=1, dtype=np.float64)
-    return np.maximum(SILENCE_DBFS, 20.0 * np.log10(np.maximum(rms, 1e-12)))
+    levels: Float64Array = np.maximum(SILENCE_DBFS, 20.0 * np.log10(np.maximum(rms, 1e-12)))
+    return levels
 
 
 def rolloff_hz(samples: FloatArray) -> float:
@@ -128,16 +129,17 @@ def record(source: "MicrophoneSource", seconds: float) -> FloatArray:
 
 
 def self_test_passport(name: str, device: str, sounds: Sequence[FloatArray], file: Path) -> Passport:
-    """The passport from the sound (n,) of each step; `file` keeps its calibrations. PassportError as `measured`."""
+    """The passport from the sound (n,) of each step, with gain and calibrations of `file`; errors as `measured`."""
     made_at = datetime.now().astimezone().isoformat(timespec="seconds")
     quiet, chest, taps = sounds
-    usb = usb_of(device)
+    usb, before = usb_of(device), read_passport(file).passport if file.exists() else None
     return Passport(
         name=name,
         connection=Words(text=f"the input {device}", source="'respsam-device passport new' on this device"),
         match=Match(usb=(usb,) if usb else (), names=(glob.escape(device),)),
         measured=measured(quiet, chest, taps, device, made_at),
-        calibrations=read_passport(file).passport.calibrations if file.exists() else (),
+        gain_db=before.gain_db if before else 0.0,
+        calibrations=before.calibrations if before else (),
     )
 
 
@@ -153,7 +155,7 @@ def measured(quiet: FloatArray, chest: FloatArray, taps: FloatArray, device: str
             f"{device}: no breath: {level:.0f} dBFS on the chest, {noise:.0f} dBFS off it; hold it on skin, in a quiet "
             "room; nothing is written"
         )
-    loudest = np.abs(taps).max()
+    loudest = float(np.abs(taps).max())
     ceiling = np.count_nonzero(np.abs(taps) >= min(loudest, FULL_SCALE)) >= CLIPPED_SAMPLES
     return Measured(
         made_at=made_at,
@@ -161,5 +163,7 @@ def measured(quiet: FloatArray, chest: FloatArray, taps: FloatArray, device: str
         noise_dbfs=round(noise, 1),
         chest_dbfs=round(level, 1),
         rolloff_hz=round(rolloff_hz(chest)),
-        clipping_dbfs=round(max(SILENCE_DBFS, min(0.0, 20 * float(np.log10(loudest)))), 1) if ceiling else None,
+        clipping_dbfs=round(max(SILENCE_DBFS, min(0.0, 20 * float(np.log10(max(loudest, 1e-8))))), 1)
+        if ceiling
+        else None,
     )

@@ -9,7 +9,7 @@ from device.breath.simulator import simulate
 from device.capture.blocks import SILENCE, Block
 from device.capture.stethoscope import PLUG_IN_SECONDS, PlugInTest, drift, measured, rolloff_hz, self_test_passport
 from device.signal import SAMPLE_RATE, FloatArray
-from firmware_config.passports import Measured, PassportError
+from firmware_config.passports import Measured, PassportError, write_passport
 
 MADE_AT = "2026-12-01T10:00:00+01:00"
 QUIET = np.random.default_rng(0).normal(0.0, 1e-4, 5 * SAMPLE_RATE).astype(np.float32)
@@ -85,3 +85,7 @@ def test_a_passport_from_the_self_test(tmp_path: Path) -> None:
     made = self_test_passport("Ward 3", "Steth [1]", [QUIET, CHEST, QUIET], tmp_path / "nowhere.toml")
     assert (made.name, made.match.names, made.calibrations) == ("Ward 3", ("Steth [[]1]",), ())
     assert made.measured is not None and made.measured.device == "Steth [1]"
+    own = tmp_path / "own.toml"
+    write_passport(own, made.model_copy(update={"gain_db": 6.0}))
+    again = self_test_passport("Ward 3", "Steth [1]", [QUIET, CHEST, np.zeros_like(QUIET)], own)
+    assert (again.gain_db, again.measured and again.measured.clipping_dbfs) == (6.0, -160.0)
