@@ -477,11 +477,13 @@ def config_check(
 ) -> None:
     """Check a settings file with the environment; exit code 2 names file, line, key and the nearest valid one."""
     from firmware_config.board import check_board
+    from firmware_config.passports import recognise
     from firmware_config.settings import load
 
     chosen = file or config
     loaded = load(chosen)
     check_board(loaded.settings.board)
+    recognise("", loaded.settings.audio.passport)  # all passports can be read, and the named one is there
     changed = [key for key, layer in loaded.layers.items() if layer.kind != "default"]
     place = f"{printable(chosen)}: " if chosen else ""
     typer.echo(f"{place}all is right; {counted(len(changed), 'setting')} set, the others have their defaults")

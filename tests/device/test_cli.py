@@ -555,6 +555,8 @@ def test_config_check_of_a_good_and_of_a_broken_file(respsam_device: Device, tmp
     assert f"{file}, line 2: unknown setting 'demo.sed'; nearest: 'demo.seed'" in one_error(broken)
     file.write_text('[board]\nprofile = "jetson-orin-nano"\n')
     assert "it is for a board with 'Orin Nano' in its name" in one_error(respsam_device("config", "check", file))
+    file.write_text('[audio]\npassport = "eko"\n')
+    assert "no passport is called 'eko'; nearest: 'eko-" in one_error(respsam_device("config", "check", file))
 
 
 def test_config_schema_describes_a_file_in_which_all_may_be_left_out(respsam_device: Device) -> None:
