@@ -44,7 +44,7 @@ class Played(MicrophoneSource):
     live = False
     sound: FloatArray = simulate(5, 30.0).samples
 
-    def __init__(self, settings: AudioSettings) -> None:
+    def __init__(self, settings: AudioSettings, waits: bool = False) -> None:
         self.name, self.gain_db, self.plug_in_test, self.highest_hz = STETH, settings.gain_db, None, SAMPLE_RATE / 2
         self._process = NO_PROCESS
 
