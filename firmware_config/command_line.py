@@ -1,6 +1,6 @@
-"""What the three commands share: one line an error, exit codes, and common options.
+"""What the three commands share: errors in one line, exit codes, and common options.
 
-Exit codes: 0 done, 1 internal error (or the reader of our output went away), 2 bad input or usage, 3 a gate refused,
+Exit codes: 0 done, 1 internal error (or nobody reads our output any more), 2 bad input or usage, 3 a gate refused,
 130 interrupted. Nothing heavy is imported here, so that `--help` answers at once.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings file (TOML); see firmware_config/defaults.toml."),
+    typer.Option("--config", metavar="FILE", help="Settings file (TOML); see docs/settings.md."),
 ]
 
 
@@ -42,7 +42,7 @@ EXTRAS: Final = {
 
 
 class ArgumentError(RespSAMError):
-    """An argument that no command takes: empty, or not one of its words."""
+    """An argument that is empty, or not one of the allowed words."""
 
 
 def application(help: str, versions: Callable[[], Sequence[str]] = tuple) -> typer.Typer:
@@ -78,13 +78,13 @@ def application(help: str, versions: Callable[[], Sequence[str]] = tuple) -> typ
         ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
         log_level: Annotated[
-            str, typer.Option("--log-level", metavar="|".join(LEVELS), help="Write a log to stderr from here on.")
+            str, typer.Option("--log-level", metavar="|".join(LEVELS), help="Write a log to stderr from this level on.")
         ] = "",
         log_format: Annotated[
-            str, typer.Option("--log-format", metavar="|".join(FORMS), help="Of the log's lines.")
+            str, typer.Option("--log-format", metavar="|".join(FORMS), help="Format of the log's lines.")
         ] = "text",
     ) -> None:
-        # `run` reads these beforehand, because they may be anywhere; this is for --help
+        # `run` reads these first, because they may be anywhere; here they are for --help
         pass
 
     return app
@@ -126,7 +126,7 @@ def _open_closed_streams() -> None:
 
 
 def _complain(line: str) -> None:
-    """One line on stderr, if it is still open."""
+    """Print one line to stderr, if it is still open."""
     with suppress(OSError):
         print(wrapped(line, sys.stderr), file=sys.stderr, flush=True)
 

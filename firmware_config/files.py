@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and files that are not ours to read."""
+"""Atomic writing of files, and the names of files that no reader wants."""
 
 import glob
 import os
@@ -11,7 +11,7 @@ from typing import Final
 from firmware_config.errors import RespSAMError
 
 CLUTTER: Final = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
-ABANDONED_SECONDS = 3600.0  # no writer takes so long; a process number says nothing where machines share the disk
+ABANDONED_SECONDS: Final = 3600.0  # no writer takes so long; on a shared disk the process may be on another machine
 
 
 class FileError(RespSAMError):
@@ -25,7 +25,7 @@ def is_clutter(path: Path) -> bool:
 
 @contextmanager
 def whole_file(path: Path, partial: Path, mode: int = 0o666, *, flushed: bool = True) -> Iterator[Path]:
-    """Where to write the new content of `path`: it replaces the old once it is complete and, if `flushed`, on the disk.
+    """Yield the path to write to; the new content replaces `path` when it is complete and, if `flushed`, on the disk.
 
     Whatever stops the writer, `path` keeps its old content and `partial` is removed. Raises OSError.
     """
@@ -53,9 +53,9 @@ def _flush(path: Path, mode: int) -> None:
 
 @contextmanager
 def replacing(path: Path, *failures: type[Exception], flushed: bool = True) -> Iterator[Path]:
-    """As `whole_file`, with a FileError for an OSError, or for one of the `failures` by which a writer reports it.
+    """As `whole_file`, but it raises FileError for an OSError and for the `failures` that the writer raises instead.
 
-    Removes what a killed writer of the same file left an hour ago or earlier.
+    It also removes partial files that a killed writer of the same file left at least an hour ago.
     """
     refusals: tuple[type[Exception], ...] = (OSError, *failures)
     try:
@@ -75,6 +75,6 @@ def replacing(path: Path, *failures: type[Exception], flushed: bool = True) -> I
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """A reader sees the old file or the new one, never half of one; FileError when it cannot be written."""
+    """Write a file; a reader sees the old or the new content, never a part. FileError when it cannot be written."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -5,12 +5,14 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
 from device.breath.quality import FULL_SCALE
 from device.capture.blocks import SILENCE, Block, StreamResampler
 from device.capture.process import NO_ANSWER, Captured, CaptureError, CaptureProcess, InputRequest, OpenedInput, clock
+from device.capture.stethoscope import PlugInTest
 from device.capture.timeline import Kind
 from device.signal import SAMPLE_RATE, FloatArray
 from firmware_config.settings import AudioSettings
@@ -185,6 +187,9 @@ class MicrophoneSource:
             settings.device, settings.sample_rate, settings.channel, settings.block_seconds, settings.queue_seconds
         )
         self.name = settings.device
+        self.gain_db = settings.gain_db
+        self.plug_in_test: PlugInTest | None = None
+        """Compares the stethoscope with its passport whenever it is plugged in."""
         self.highest_hz: float | None = None
         self._doubt = ""
         self._reported: set[str] = set()
@@ -215,10 +220,16 @@ class MicrophoneSource:
         self._position_clock = clock()
         try:
             while True:
-                yield from self._until_sound()
-                yield from self._while_sound()
+                for block in chain(self._until_sound(), self._while_sound()):
+                    yield block
+                    if self.plug_in_test is not None:
+                        yield from self.plug_in_test.look(block)
         finally:
             self._process.kill()
+
+    def close(self) -> None:
+        """End the capture process of a source that nobody listens to."""
+        self._process.kill()
 
     def _until_sound(self) -> Iterator[Block]:
         """Start capture processes until one gives sound."""
@@ -256,7 +267,7 @@ class MicrophoneSource:
         else:
             yield Block(SILENCE, self._missed(began), "back", f"sound again after {began - self._lost_at:.1f} s")
             self._lost_at = None
-        stream = CaptureStream(opened, self._position_clock, self._settings.gain_db, self._reported)
+        stream = CaptureStream(opened, self._position_clock, self.gain_db, self._reported)
         last = yielded = clock()
         while captured is not None or (not process.ended and clock() - last < SILENT_SECONDS):
             if captured is not None:

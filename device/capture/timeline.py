@@ -8,7 +8,22 @@ from typing_extensions import TypedDict
 
 from device.signal import SAMPLE_RATE
 
-Kind = Literal["start", "lost", "back", "gap", "overflow", "restart", "clip", "mute", "rate", "dropped", "end"]
+Kind = Literal[
+    "start",
+    "safe mode",
+    "passport",
+    "lost",
+    "back",
+    "gap",
+    "overflow",
+    "restart",
+    "clip",
+    "mute",
+    "drift",
+    "rate",
+    "dropped",
+    "end",
+]
 BREAKS: Final[frozenset[Kind]] = frozenset({"lost", "back", "gap", "overflow", "restart"})
 """The sound before and after is not continuous: no cycle crosses these."""
 

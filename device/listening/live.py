@@ -19,6 +19,7 @@ from device.listening.cycle import CycleResult
 from device.listening.respiratory_rate import respiratory_rate
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span, quantise
+from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.site import SiteDecision
 from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
@@ -68,6 +69,7 @@ class Session:
         quality: QualitySettings,
         seconds: float | None = None,
         not_validated: Callable[[], tuple[str, ...]] = tuple,
+        circumstances: Circumstances = PLAIN,
     ) -> None:
         """`not_validated` gives the reasons why the model is not validated here; they are part of every summary.
 
@@ -76,6 +78,7 @@ class Session:
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
         self.id = secrets.token_hex(16)
         """Identifies the session in JSON lines."""
+        self.circumstances = circumstances
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
         self.timeline = Timeline()
@@ -98,6 +101,12 @@ class Session:
         fails: the verdict is then never 'nothing flagged'.
         """
         yield self.timeline.entry("start", self.source.name)
+        known = self.circumstances
+        if known.safe_mode:
+            yield self.timeline.entry("safe mode", known.safe_mode)
+        if known.passport:
+            under = f", calibration {known.calibration}" if known.calibration else ", not calibrated"
+            yield self.timeline.entry("passport", known.passport + under)
         try:
             try:
                 for block in self.source.blocks():
@@ -240,6 +249,7 @@ class Session:
             stretches_flagged=self.decision.stretches_flagged,
             breaths_wanted=self.decision.breaths_wanted,
             session=self.id,
+            circumstances=self.circumstances,
         )
 
 

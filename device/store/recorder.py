@@ -29,6 +29,7 @@ from device.store.database import (
     transaction,
 )
 from device.store.database_file import OpenFile, alone, make_private
+from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.summary import Summary
 from firmware_config.settings import Settings, SettingsError
 
@@ -53,6 +54,10 @@ class Beginning:
     """The place on the chest; empty if unknown."""
     not_validated: tuple[str, ...] = ()
     """Why the model is not validated for this subject."""
+    circumstances: Circumstances = PLAIN
+    """Under what the verdict will be given."""
+    site_threshold: float | None = None
+    """Of the rule that decides about the site, calibrated or the bundle's own."""
     started_at: float = field(default_factory=time.time)
     """Wall time, seconds since 1970; within the session time is counted in samples."""
 
@@ -121,7 +126,9 @@ class Store:
             "settings_fingerprint": beginning.settings.fingerprint(),
             "settings": beginning.settings.model_dump_json(),
             "not_validated": "; ".join(beginning.not_validated),
+            **beginning.circumstances.as_json(),
         }
+        del about["circumstances"]
         with transaction(self._database):
             (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
             # sound of a lost database may be here: its numbers are not used again either

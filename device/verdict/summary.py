@@ -7,6 +7,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from device.signal import SAMPLE_RATE
+from device.verdict.circumstances import PLAIN, Circumstances, CircumstancesObject
 from device.verdict.site import Verdict
 
 ACCOUNT: Final = ("heard", "missing", "dropped", "gradable")
@@ -39,7 +40,7 @@ class AgreementObject(TypedDict):
     normal_left_alone: int
 
 
-class SummaryObject(TypedDict):
+class SummaryObject(CircumstancesObject):
     """The `summary` object of `listen --json`."""
 
     type: Literal["summary"]
@@ -92,6 +93,8 @@ class Summary:
     """Good breaths that the running stretch still needs."""
     session: str = field(default="", compare=False)
     """Identifies the session."""
+    circumstances: Circumstances = PLAIN
+    """Under what the verdict is given."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -126,4 +129,5 @@ class Summary:
             "breaths_per_minute": None if self.breaths_per_minute is None else round(self.breaths_per_minute, 1),
             "not_validated": list(self.not_validated),
             "session": self.session,
+            **self.circumstances.as_json(),
         }

@@ -11,7 +11,9 @@ from device.verdict.summary import Summary
 from device.view.view import View
 
 LOG: Final = logging.getLogger("device")
-TROUBLE: Final = frozenset({"lost", "gap", "overflow", "restart", "clip", "mute", "rate", "dropped"})
+TROUBLE: Final = frozenset(
+    {"safe mode", "lost", "gap", "overflow", "restart", "clip", "mute", "drift", "rate", "dropped"}
+)
 
 
 class LogView(View):
@@ -55,6 +57,7 @@ class LogView(View):
             flagged=summary.flagged,
             stretches=summary.stretches,
             stretches_flagged=summary.stretches_flagged,
+            **summary.circumstances.as_json(),
             **{f"{name}_seconds": round(value, 2) for name, value in summary.seconds.items()},
         )
 

@@ -49,7 +49,7 @@ def cycle_line(result: CycleResult) -> str:
 
 def entry_line(entry: Entry, demo: bool) -> str:
     """One timeline entry in one line."""
-    what = {"start": "listening to", "end": "end:"}.get(entry.kind, entry.kind.upper())
+    what = {"start": "listening to", "end": "end:", "passport": "passport"}.get(entry.kind, entry.kind.upper())
     lost = f" {entry.missing_samples / SAMPLE_RATE:.2f} s missing" if entry.missing_samples else ""
     note = f"{',' if lost else ''} {entry.note}" if entry.note else ""
     return f"{_mark(demo)}      {time_text(entry.seconds)}  {what}{lost}{note}"
@@ -69,6 +69,7 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
     if summary.stretches > 1:
         lines.append(f"  {_flagged_stretches(summary)}")
     lines.append(account)
+    lines += summary.circumstances.lines()
     if summary.not_validated:
         lines.append(f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}")
     if agreement is not None:
@@ -199,7 +200,7 @@ class LiveView(View):
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim")
         grid.add_column(no_wrap=True, overflow="ellipsis")
-        grid.add_row("source", Text(summary.source))
+        grid.add_row("source", Text(_worn(summary)))
         grid.add_row("model", Text(f"{self.bundle_name} ({summary.bundle[:12]})"))
         grid.add_row("level", sound)
         return grid
@@ -239,11 +240,20 @@ class LiveView(View):
             style="dim",
         )
         outside = f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else ""
+        if summary.circumstances.safe_mode:
+            outside = f"SAFE MODE, see above. {outside}"
         return Group(line, why, Text(outside, style="bold", no_wrap=True, overflow="ellipsis"), account)
 
     def _bar(self, share: float, cells: int) -> str:
         filled = round(cells * min(max(share, 0.0), 1.0))
         return self.block * filled + self.dot * (cells - filled)
+
+
+def _worn(summary: Summary) -> str:
+    """The source, with the stethoscope's passport and calibration."""
+    known = summary.circumstances
+    words = [known.passport and f"passport {known.passport}", known.calibration and f"calibration {known.calibration}"]
+    return "  ".join([summary.source, *filter(None, words)])
 
 
 def _mark(demo: bool) -> str:
