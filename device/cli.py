@@ -118,11 +118,14 @@ def listen(
     from device.model.opening import open_classifier
     from device.service import Service
     from device.verdict.population import Subject
+    from device.view.supervisor import is_supervised
 
     settings = _settings(config, bundle, precision, sensitivity, no_store, channel)
     classifier = open_classifier(settings.bundle)
     _warn_of_fallback(classifier)
-    opened = _source(source, fast, seconds, settings, channel="auto" if channel == AUTO else None)
+    opened = _source(
+        source, fast, seconds, settings, channel="auto" if channel == AUTO else None, waits=is_supervised()
+    )
     subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
     return _code(_run_service(Service(opened, classifier, settings, subject, seconds, _warn), json_output))
 
@@ -501,13 +504,19 @@ def _settings(
 
 
 def _source(
-    name: str, fast: bool, seconds: float | None, settings: "Settings", channel: "Channel | None" = None, site: int = 0
+    name: str,
+    fast: bool,
+    seconds: float | None,
+    settings: "Settings",
+    channel: "Channel | None" = None,
+    site: int = 0,
+    waits: bool = False,
 ) -> "Source":
     """`device.service.open_source`, with a warning for each remark about a recording."""
     from device.capture.sources import FileSource
     from device.service import open_source
 
-    opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site)
+    opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site, waits=waits)
     for remark in opened.recorded.remarks if isinstance(opened, FileSource) else ():
         _warn(str(remark))
     return opened

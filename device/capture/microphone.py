@@ -173,18 +173,19 @@ class CaptureStream:
 class MicrophoneSource:
     """A PortAudio input; when it is lost, the source waits until it is back.
 
-    CaptureError when there is no microphone and the settings name none to wait for, or when waiting does not help.
+    CaptureError when there is no microphone and nothing to wait for, or when waiting does not help. The settings may
+    name what to wait for; a service `waits` for any.
     Every sample between the first and the last block is either in a block or `missing`.
     """
 
     demo, live = False, True
 
-    def __init__(self, settings: AudioSettings) -> None:
+    def __init__(self, settings: AudioSettings, waits: bool = False) -> None:
         self._settings = settings
         self._request = InputRequest(
             settings.device, settings.sample_rate, settings.channel, settings.block_seconds, settings.queue_seconds
         )
-        self.name = settings.device
+        self.name = settings.device or "microphone"
         self.highest_hz: float | None = None
         self._doubt = ""
         self._reported: set[str] = set()
@@ -192,6 +193,7 @@ class MicrophoneSource:
         self._lost_at: float | None = None
         self._remedy = ""  # what was reported last about a lost microphone
         self._other = ("", 0.0)  # another remedy that is needed by now, and since when
+        self._silent_since: float | None = None
         self._position_clock = 0.0  # the time of the next sample
         self._process = CaptureProcess(self._request)
         began = self._process.started
@@ -200,7 +202,7 @@ class MicrophoneSource:
         if self._process.opened:
             self._remember()
         # an input that the settings name may come later
-        elif self._process.hopeless or not settings.device or settings.device.isdigit():
+        elif self._process.hopeless or not (waits or (settings.device and not settings.device.isdigit())):
             self._process.kill()
             raise CaptureError(self._process.error or NO_ANSWER)
 
@@ -209,6 +211,11 @@ class MicrophoneSource:
         """Why it cannot be verified that the microphone is always the same; empty if it can."""
         self._doubt = self._process.unverified or self._doubt
         return self._doubt
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long a device that is present has given no sound; 0 while it does, and while no device is there."""
+        return 0.0 if self._silent_since is None else clock() - self._silent_since
 
     def blocks(self) -> Generator[Block, None, None]:
         """Blocks until the consumer stops: about ten a second with sound, at least two a second without."""
@@ -234,6 +241,7 @@ class MicrophoneSource:
             elif next_try < math.inf:
                 time.sleep(min(POLL_SECONDS, next_try - now))
             elif process.ended or now - process.started > OPENING_SECONDS:
+                self._note_silence(process.started)
                 if self._lost_at is None or self._needs_something_else(process.error, now):
                     yield self._lost(process.error)
                 process.kill()
@@ -250,6 +258,7 @@ class MicrophoneSource:
         process, opened = self._process, self._remember()
         captured = process.take()
         assert captured is not None
+        self._silent_since = None
         began = captured.clock - opened.block_seconds
         if self._lost_at is None:
             self._position_clock = began
@@ -267,12 +276,19 @@ class MicrophoneSource:
                 yield Block(SILENCE)
             process.pump(0.0 if process.waiting else POLL_SECONDS)
             captured = process.take()
+        self._note_silence(last)
         yield stream.end()
         self._position_clock = stream.position_clock
         if self._position_clock - began > STABLE_SECONDS:
             self._pause = SHORTEST_PAUSE_SECONDS
         self._remember()
         yield self._lost(process.error)
+
+    def _note_silence(self, since: float) -> None:
+        if self._process.absent:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = since
 
     def _needs_something_else(self, reason: str, now: float) -> bool:
         """Whether another remedy than the reported one has been needed for a while."""

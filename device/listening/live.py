@@ -84,6 +84,8 @@ class Session:
         self.level_dbfs = SILENCE_DBFS
         self.lost_seconds: float | None = None
         """Since when the microphone is lost; None while sound comes."""
+        self.after_block: Callable[[], object] = lambda: None
+        """Called after every block, with sound or without: at least twice a second unless something is stuck."""
         self._waiting: deque[Segment] = deque()
         self._idle, self._paused = math.inf, False
         self._gradable_samples = 0
@@ -102,6 +104,7 @@ class Session:
                     if self._ending:
                         break
                     yield from self._judge_waiting(block.waiting_seconds)
+                    self.after_block()
             except CaptureError as error:
                 yield from self._finish(str(error))
                 raise
