@@ -47,6 +47,8 @@ sessions = typer.Typer(help="List, show, export and delete what is stored.", ric
 app.add_typer(sessions, name="sessions")
 engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundle for this GPU.", rich_markup_mode=None)
 app.add_typer(engine, name="engine")
+configuration = typer.Typer(help="Show, check and describe the settings.", rich_markup_mode=None)
+app.add_typer(configuration, name="config")
 
 
 def _not_nan(value: float | None) -> float | None:
@@ -426,6 +428,43 @@ def engine_clear(config: ConfigOption = None) -> None:
 
     count, megabytes = clear(_settings(config).bundle.engines)
     typer.echo(f"{count} engines removed, {megabytes:.1f} MB freed")
+
+
+@configuration.command("show")
+def config_show(json_output: JsonOption = False, config: ConfigOption = None) -> None:
+    """Show every setting in force, and where its value comes from."""
+    from firmware_config.settings import load
+
+    loaded = load(config)
+    rows = [{"key": key, "value": value, "from": loaded.origin(key)} for key, value in loaded.values().items()]
+    if json_output:
+        typer.echo("\n".join(map(json.dumps, rows)))
+    else:
+        _print_table([{**row, "value": json.dumps(row["value"])} for row in rows], "")
+
+
+@configuration.command("check")
+def config_check(
+    file: Annotated[Path | None, typer.Argument(help="A settings file; else that of --config.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Check a settings file with the environment; exit code 2 names file, line, key and the nearest valid one."""
+    from firmware_config.board import check_board
+    from firmware_config.settings import load
+
+    loaded = load(file or config)
+    check_board(loaded.settings.board)
+    changed = [key for key, layer in loaded.layers.items() if layer.kind != "default"]
+    place = f"{printable(file or config)}: " if file or config else ""
+    typer.echo(f"{place}all is right; {counted(len(changed), 'setting')} set, the others have their defaults")
+
+
+@configuration.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a settings file."""
+    from firmware_config.settings import schema
+
+    typer.echo(json.dumps(schema(), indent=1))
 
 
 @app.command()
