@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from device.service import Service
     from device.store.sessions import Cells
     from device.view.view import View
+    from firmware_config.provisioning import Plan
     from firmware_config.settings import Settings
 
 PROGRAM = "respsam-device"
@@ -465,6 +466,53 @@ def config_schema() -> None:
     from firmware_config.settings import schema
 
     typer.echo(json.dumps(schema(), indent=1))
+
+
+RootOption = Annotated[
+    Path, typer.Option("--root", file_okay=False, help="Folder of the system to set up; else this one.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the changes and make none.")]
+
+
+@app.command()
+def provision(
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="What the board is; else as before, or as the board's name says.")
+    ] = None,
+    root: RootOption = Path("/"),
+    dry_run: DryRunOption = False,
+) -> None:
+    """Set up the service: units, udev rules, ALSA, journal, user. Shows the changes first, and repeats none."""
+    from firmware_config.provisioning import activate, apply, default_profile, installed_program, plan_provision
+
+    root = root.resolve()
+    plan = plan_provision(profile or default_profile(root), installed_program(root), root)
+    _show_plan(plan, root)
+    if not dry_run:
+        apply(plan)
+        activate(root, restart=bool(plan.changes))
+
+
+@app.command()
+def unprovision(root: RootOption = Path("/"), dry_run: DryRunOption = False) -> None:
+    """Restore what was there before 'provision'; the store stays."""
+    from firmware_config.provisioning import apply, plan_unprovision, reload, stop
+
+    root = root.resolve()
+    plan = plan_unprovision(root)
+    _show_plan(plan, root)
+    if not dry_run:
+        stop(root)
+        apply(plan)
+        reload(root)
+
+
+def _show_plan(plan: "Plan", root: Path) -> None:
+    for change in plan.changes:
+        typer.echo(change.diff(), nl=False)
+    for note in plan.notes:
+        _warn(note)
+    typer.echo(f"{printable(root)}: {counted(len(plan.changes), 'file')} to change", err=True)
 
 
 @app.command()
