@@ -28,6 +28,7 @@ from firmware_config.provisioning import (
     plan_unprovision,
 )
 from firmware_config.settings import SettingsError, load_settings, profile_names
+from tests.conftest import RunCli
 from tests.full_disk import mounted
 
 MOST_EXPOSED = 1.5
@@ -215,6 +216,14 @@ def test_a_profile_for_another_board(tmp_path: Path) -> None:
     board(tmp_path, "Raspberry Pi 5 Model B Rev 1.0")
     assert "is for a board with 'Orin Nano' in its name" in refused(tmp_path, "jetson-orin-nano")
     assert "no profile is called 'raspbery'" in refused(tmp_path, "raspbery")
+
+
+def test_a_refusal_is_one_line_with_exit_code_2(tmp_path: Path, run_cli: RunCli) -> None:
+    board(tmp_path, "Raspberry Pi 5 Model B Rev 1.0")
+    done = run_cli("device", "provision", "--profile", "desktop", "--root", tmp_path / "proc/device-tree/model")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    done = run_cli("device", "provision", "--profile", "jetson-orin-nano", "--root", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
