@@ -77,7 +77,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 @pytest.mark.parametrize("package", ["device", "firmware_config"])
 def test_the_device_imports_what_its_installation_has(package: str) -> None:
-    base = {requirement.name for requirement in requirements()}
+    base = {requirement.name.replace("-", "_") for requirement in requirements()}
     own = {"device", "firmware_config"}
     # What an extra brings may be imported where it is used, never at import time; torch not even there.
     optional = {"tensorrt", "fastapi", "uvicorn", "paho"}
