@@ -25,12 +25,14 @@ from firmware_config.settings import Settings, load_settings, profile_names, rea
 
 TEMPLATES: Final = Path(__file__).with_name("templates")
 STATE: Final = "var/lib/respsam-provision"  # root's own: the service can write below var/lib/respsam
-RECORD, BEFORE = f"{STATE}/record.json", f"{STATE}/before"
+RECORD: Final = f"{STATE}/record.json"
+BEFORE: Final = f"{STATE}/before"
 SETTINGS: Final = "etc/respsam/respsam.toml"
 UNITS: Final = "etc/systemd/system"
 WANTS: Final = f"{UNITS}/multi-user.target.wants"
 PROGRAM: Final = Path("/usr/bin/respsam-device")  # of the Debian package
-SERVICE, POWER = "respsam.service", "respsam-power.service"
+SERVICE: Final = "respsam.service"
+POWER: Final = "respsam-power.service"
 HOMES: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # what the service does not see
 
 # Of a file: its bytes, the target of a link, or None without one.
@@ -51,12 +53,9 @@ class Change:
 
     def diff(self) -> str:
         """In unified form."""
-        names = [f"{side}/{self.path}" if there is not None else "/dev/null" for side, there in self._sides()]
-        texts = [_text(there).splitlines(keepends=True) for _, there in self._sides()]
-        return "".join(difflib.unified_diff(*texts, *names))
-
-    def _sides(self) -> tuple[tuple[str, Content], tuple[str, Content]]:
-        return ("before", self.before), ("after", self.after)
+        old = f"before/{self.path}" if self.before is not None else "/dev/null"
+        new = f"after/{self.path}" if self.after is not None else "/dev/null"
+        return "".join(difflib.unified_diff(_lines(self.before), _lines(self.after), old, new))
 
 
 @dataclass(frozen=True)
@@ -323,7 +322,6 @@ def _hash(content: Content) -> str:
     return hashlib.sha256(content if isinstance(content, bytes) else os.fsencode(content or "")).hexdigest()
 
 
-def _text(content: Content) -> str:
-    if isinstance(content, Path):
-        return f"link to {content}\n"
-    return (content or b"").decode(errors="replace")
+def _lines(content: Content) -> list[str]:
+    text = f"link to {content}\n" if isinstance(content, Path) else (content or b"").decode(errors="replace")
+    return text.splitlines(keepends=True)

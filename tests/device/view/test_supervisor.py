@@ -18,9 +18,11 @@ import device.view.supervisor
 from device.capture.blocks import BLOCK_SAMPLES, SILENCE, Block
 from device.capture.microphone import MicrophoneSource
 from device.capture.timeline import Entry
+from device.listening.agreement import Agreement
 from device.listening.cycle import CycleResult
 from device.model.opening import open_classifier
 from device.service import Service
+from device.verdict.summary import Summary
 from device.view.supervisor import SupervisorView, is_supervised
 from device.view.view import View
 from firmware_config.settings import Settings, load_settings
@@ -113,7 +115,7 @@ class Stuck(View):
         if isinstance(item, Entry) and item.kind == "clip":
             time.sleep(HANGS_SECONDS)
 
-    def end(self, *_: object) -> None:
+    def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """Nothing."""
 
 
