@@ -96,7 +96,7 @@ def unpack(root: Path) -> None:
         pytest.skip(f"no Debian: {', '.join(missing) or 'root'} needed")
     if not KEPT.exists():
         made = root.parent / "made"
-        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, made, MIRROR]
+        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(made), MIRROR]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"no Debian: debootstrap says {done.stdout.strip().splitlines()[-1:]}")
