@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TextIO, cast
 
 import typer
 
@@ -41,12 +41,13 @@ if TYPE_CHECKING:
     from device.store.sessions import Cells
     from device.verdict.population import Subject
     from device.view.view import View
+    from firmware_config.provisioning import Plan
     from firmware_config.settings import Settings
 
-PROGRAM = "respsam-device"
-INTERRUPTED = 130
-AUTO = "auto"
-MOST_SECONDS = 7 * 86_400.0  # of one session
+PROGRAM: Final = "respsam-device"
+INTERRUPTED: Final = 130
+AUTO: Final = "auto"
+MOST_SECONDS: Final = 7 * 86_400.0  # of one session
 
 
 def _versions() -> list[str]:
@@ -141,7 +142,9 @@ def listen(
 
     flags = _flags(bundle, precision, sensitivity, no_store, channel)
     ready = _configure(config, flags, service)
-    opened = _source(source, fast, seconds, ready.settings, channel="auto" if channel == AUTO else None)
+    opened = _source(
+        source, fast, seconds, ready.settings, channel="auto" if channel == AUTO else None, waits=ready.service
+    )
     ready = ready.with_stethoscope(opened, _warn)
     subject = Subject(age, site, live=source == "mic", fallback=ready.classifier.fallback)
     return _code(_run_service(_service(ready, opened, subject, seconds), json_output))
@@ -680,6 +683,53 @@ def _microphone(settings: "Settings") -> "MicrophoneSource":
     return MicrophoneSource(settings.audio)
 
 
+RootOption = Annotated[
+    Path, typer.Option("--root", file_okay=False, help="Folder of the system to set up; else this one.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the changes and make none.")]
+
+
+@app.command()
+def provision(
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="What the board is; else as before, or as the board's name says.")
+    ] = None,
+    root: RootOption = Path("/"),
+    dry_run: DryRunOption = False,
+) -> None:
+    """Set up the service: units, udev rules, ALSA, journal, user. Shows the changes first, and repeats none."""
+    from firmware_config.provisioning import activate, apply, default_profile, installed_program, plan_provision
+
+    root = root.resolve()
+    plan = plan_provision(profile or default_profile(root), installed_program(root), root)
+    _show_plan(plan, root)
+    if not dry_run:
+        apply(plan)
+        activate(root, restart=bool(plan.changes))
+
+
+@app.command()
+def unprovision(root: RootOption = Path("/"), dry_run: DryRunOption = False) -> None:
+    """Restore what was there before 'provision'; the store stays."""
+    from firmware_config.provisioning import apply, plan_unprovision, reload, stop
+
+    root = root.resolve()
+    plan = plan_unprovision(root)
+    _show_plan(plan, root)
+    if not dry_run:
+        stop(root)
+        apply(plan)
+        reload(root)
+
+
+def _show_plan(plan: "Plan", root: Path) -> None:
+    for change in plan.changes:
+        typer.echo(change.diff(), nl=False)
+    for note in plan.notes:
+        _warn(note)
+    typer.echo(f"{printable(root)}: {counted(len(plan.changes), 'file')} to change", err=True)
+
+
 @app.command()
 def devices(json_output: JsonOption = False) -> None:
     """List the microphones that can be listened to."""
@@ -766,13 +816,19 @@ def _flags(
 
 
 def _source(
-    name: str, fast: bool, seconds: float | None, settings: "Settings", channel: "Channel | None" = None, site: int = 0
+    name: str,
+    fast: bool,
+    seconds: float | None,
+    settings: "Settings",
+    channel: "Channel | None" = None,
+    site: int = 0,
+    waits: bool = False,
 ) -> "Source":
     """`device.service.open_source`, with a warning for each remark about a recording."""
     from device.capture.sources import FileSource
     from device.service import open_source
 
-    opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site)
+    opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site, waits=waits)
     for remark in opened.recorded.remarks if isinstance(opened, FileSource) else ():
         _warn(str(remark))
     return opened

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device.capture.blocks import Source
-from device.capture.microphone import MicrophoneSource
+from device.capture.microphone import NAMELESS, MicrophoneSource
 from device.capture.process import CaptureError, find_device, input_devices
 from device.capture.stethoscope import PlugInTest
 from device.model.classifier import Classifier
@@ -42,7 +42,7 @@ class Configuration:
         if not isinstance(source, MicrophoneSource):
             return self
         try:
-            found = recognise(source.name, self.settings.audio.passport)
+            found = recognise("" if source.name == NAMELESS else source.name, self.settings.audio.passport)
         except RespSAMError as error:
             if not self.service:
                 source.close()

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -30,13 +30,13 @@ from firmware_config.settings import (
 if TYPE_CHECKING:
     from device.model.classifier import Classifier
 
-LISTENING_SECONDS = 1.0
-TIMEOUT_SECONDS = 6.0  # to receive that second of sound
-FREE_BYTES = (50e6, 1e9)  # less than the first fails, less than the second is a warning
-HOT_CELSIUS = 85.0  # a Jetson slows down at about 97
-BUILT_IN_YEAR = 2025  # an earlier clock was never set
-LOW_BATTERY_PERCENT = 20
-TIMED_BREATHS = 5
+LISTENING_SECONDS: Final = 1.0
+TIMEOUT_SECONDS: Final = 6.0  # to receive that second of sound
+FREE_BYTES: Final = (50e6, 1e9)  # less than the first fails, less than the second is a warning
+HOT_CELSIUS: Final = 85.0  # a Jetson slows down at about 97
+BUILT_IN_YEAR: Final = 2025  # an earlier clock was never set
+LOW_BATTERY_PERCENT: Final = 20
+TIMED_BREATHS: Final = 5
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
 from device.view.log import LOG, LogView
+from device.view.supervisor import SupervisorView
 from device.view.view import View
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
@@ -42,10 +43,11 @@ def open_source(
     seconds: float | None = None,
     channel: Channel | None = None,
     site: int = 0,
+    waits: bool = False,
 ) -> Source:
     """Open `mic`, `demo` or a recording; SourceError for anything else.
 
-    `channel` replaces the settings' one; `site` is added to the demo's seed.
+    `channel` replaces the settings' one; `site` is added to the demo's seed; `waits` for a microphone that is absent.
     """
     if name == "demo":
         return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)
@@ -54,7 +56,7 @@ def open_source(
             raise SourceError("a microphone records in real time; leave --fast out")
         if channel == "auto":
             raise SourceError("the channel of a microphone must be a number")
-        return MicrophoneSource(settings.audio)
+        return MicrophoneSource(settings.audio, waits)
     path = Path(name)
     if not path.exists() and ("/" in str(name) or looks_like_sound(path)):
         raise SourceError(f"{printable(path)}: no such file; check the path")
@@ -94,7 +96,8 @@ class Service:
         """Listen until the source ends or the session is stopped; source and model errors come after shutdown."""
         self._startup()
         with ExitStack() as stack:
-            watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), *views)]
+            supervised = SupervisorView(self.session)
+            watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), supervised, *views)]
             try:
                 for item in self.session.run():
                     self._recorder.add(item)

@@ -153,8 +153,8 @@ class Reporter:
     """What is being done now, for a terminal."""
 
 
-SILENT = Reporter()
-NOTHING_MORE = Wanted()
+SILENT: Final = Reporter()
+NOTHING_MORE: Final = Wanted()
 
 
 def build(

@@ -253,9 +253,12 @@ def test_the_wheel_holds_the_four_packages_and_their_data(tmp_path: Path) -> Non
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {*ORDER, "respsam-0.1.0.dist-info"}
-    assert "firmware_config/defaults.toml" in names
-    assert "firmware_config/profiles/raspberry-pi-5.toml" in names
-    assert "firmware_config/passports/thinklabs-one.toml" in names
+    assert {
+        "firmware_config/defaults.toml",
+        "firmware_config/profiles/raspberry-pi-5.toml",
+        "firmware_config/passports/thinklabs-one.toml",
+        "firmware_config/templates/etc/systemd/system/respsam.service",
+    } <= set(names)
     assert {"trainer/recipes/mobilenet.toml", "trainer/studies/ablation.toml", "trainer/report/report.html"} <= set(
         names
     )

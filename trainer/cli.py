@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -78,7 +78,7 @@ def a_run(path: Path) -> Path:
     return path
 
 
-CORPUS = typer.Option(
+CORPUS: Final = typer.Option(
     "--corpus", metavar="|".join(CORPORA), callback=corpora_named, help="Kind of corpus; once for every --data."
 )
 CorpusOption = Annotated[list[str], CORPUS]

@@ -17,7 +17,7 @@ from firmware_config.errors import RespSAMError
 if TYPE_CHECKING:
     import soundfile
 
-SUFFIXES = (".wav", ".flac")  # of a corpus's recordings
+SUFFIXES: Final = (".wav", ".flac")  # of a corpus's recordings
 _SOUND = (
     "wav wave bwf rf64 w64 flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf m4a mp4 aac wma amr 3gp webm mka ape wv"
 )
@@ -25,12 +25,12 @@ SOUND_SUFFIXES: Final = frozenset("." + name for name in _SOUND.split())
 """Suffixes of files that look like a recording; those that cannot be read are refused by name."""
 SOUND_MAGIC: Final = (b"fLaC", b"OggS", b"ID3", b"caff", b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 CONTAINERS: Final = {(b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC")}
-SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a damaged header's 1 Hz, resampled to 16 kHz, would fill the memory
-BLOCK_VALUES = 1 << 20  # of all channels together
-UNKNOWN_FRAMES = 1 << 62  # a FLAC from a pipe has no length; libsndfile gives the largest number
-ESTIMATED = frozenset({"MP3", "OGG"})  # the header's length may be a guess
-LARGEST_FLOAT = 4.0  # float samples above this are on an integer's scale, not overdriven
-INTEGER_SCALES = (1 << 15, 1 << 23, 1 << 31)
+SAMPLE_RATES: Final = (1_000, 1_000_000)  # Hz; a damaged header's 1 Hz, resampled to 16 kHz, would fill the memory
+BLOCK_VALUES: Final = 1 << 20  # of all channels together
+UNKNOWN_FRAMES: Final = 1 << 62  # a FLAC from a pipe has no length; libsndfile gives the largest number
+ESTIMATED: Final = frozenset({"MP3", "OGG"})  # the header's length may be a guess
+LARGEST_FLOAT: Final = 4.0  # float samples above this are on an integer's scale, not overdriven
+INTEGER_SCALES: Final = (1 << 15, 1 << 23, 1 << 31)
 
 Channel = int | Literal["auto"]
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from device.breath.quality import SILENCE_DBFS, assess, level_dbfs
 from device.breath.segmenter import Segment, Segmenter
@@ -25,12 +25,12 @@ from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
-LATEST_CYCLES = 16  # that the view can show
-PAUSED_SECONDS = 1.5  # between two blocks, without processor time: this program was stopped
-PATIENCE_SECONDS = 0.3  # sound that waits longer is read before another cycle is judged
-WAITING_CYCLES = 4  # when more wait, the oldest is dropped
-FINISH_SECONDS = 0.5  # to judge the cycles that wait when a session is stopped
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LATEST_CYCLES: Final = 16  # that the view can show
+PAUSED_SECONDS: Final = 1.5  # between two blocks, without processor time: this program was stopped
+PATIENCE_SECONDS: Final = 0.3  # sound that waits longer is read before another cycle is judged
+WAITING_CYCLES: Final = 4  # when more wait, the oldest is dropped
+FINISH_SECONDS: Final = 0.5  # to judge the cycles that wait when a session is stopped
+STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Judge(Protocol):
@@ -90,6 +90,8 @@ class Session:
         self.level_dbfs = SILENCE_DBFS
         self.lost_seconds: float | None = None
         """Since when the microphone is lost; None while sound comes."""
+        self.after_block: Callable[[], object] = lambda: None
+        """Called after every block, with sound or without: at least twice a second unless something is stuck."""
         self._waiting: deque[Segment] = deque()
         self._idle, self._paused = math.inf, False
         self._gradable_samples = 0
@@ -114,6 +116,7 @@ class Session:
                     if self._ending:
                         break
                     yield from self._judge_waiting(block.waiting_seconds)
+                    self.after_block()
             except CaptureError as error:
                 yield from self._finish(str(error))
                 raise

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from typing import Final
 
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
@@ -33,10 +34,10 @@ from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.summary import Summary
 from firmware_config.settings import Settings, SettingsError
 
-RETRY_SECONDS = (5.0, 60.0)  # between two tries while nothing can be stored: the first, and the longest
-CLOCK_JUMP_SECONDS = 3 * 86_400.0  # between two sessions; more may be a wrong clock
-CLOCK_STANDS_SECONDS = 86_400.0  # a clock is trusted again so long after a jump
-RETENTION_CYCLES = 100  # the audio's age and size are checked once in so many cycles
+RETRY_SECONDS: Final = (5.0, 60.0)  # between two tries while nothing can be stored: the first, and the longest
+CLOCK_JUMP_SECONDS: Final = 3 * 86_400.0  # between two sessions; more may be a wrong clock
+CLOCK_STANDS_SECONDS: Final = 86_400.0  # a clock is trusted again so long after a jump
+RETENTION_CYCLES: Final = 100  # the audio's age and size are checked once in so many cycles
 
 
 @dataclass(frozen=True)

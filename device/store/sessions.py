@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 from device.breath.quality import Quality
 from device.signal import SAMPLE_RATE
@@ -30,12 +30,12 @@ from device.verdict.summary import ACCOUNT
 
 Row = dict[str, Any]
 Cells = dict[str, str]
-SESSIONS = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {name}" for name in COUNTS)}
+SESSIONS: Final = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {name}" for name in COUNTS)}
     FROM sessions LEFT JOIN totals ON session = id"""
-SESSION_COLUMNS = "demo id started_at site verdict heard_samples flagged with_audio source"
-CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
-ADDED_COLUMNS = ("source", "site", "bundle", "calibration")  # of the session, added to every row of a CSV
-ENTRY_COLUMNS = "demo sample kind missing_samples note"
+SESSION_COLUMNS: Final = "demo id started_at site verdict heard_samples flagged with_audio source"
+CYCLE_COLUMNS: Final = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
+ADDED_COLUMNS: Final = ("source", "site", "bundle", "calibration")  # of the session, added to every row of a CSV
+ENTRY_COLUMNS: Final = "demo sample kind missing_samples note"
 
 
 Warn = Callable[[str], None]

@@ -1,7 +1,7 @@
 """Under what a verdict is given, beside its bundle and its settings."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -39,4 +39,4 @@ class Circumstances:
         ]
 
 
-PLAIN = Circumstances()
+PLAIN: Final = Circumstances()
