@@ -4,12 +4,9 @@ import ipaddress
 import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from firmware_config.files import replacing
-
-if TYPE_CHECKING:
-    from cryptography import x509
 
 DAYS: Final = 3650
 
@@ -34,7 +31,7 @@ def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:
         .not_valid_before(now - timedelta(days=DAYS))
         .not_valid_after(now + timedelta(days=DAYS))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([_general(one) for one in names]), critical=False)
+        .add_extension(_alternative_names(names), critical=False)
         .sign(private, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
@@ -45,10 +42,14 @@ def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:
             partial.write_bytes(content)
 
 
-def _general(name: str) -> "x509.GeneralName":
+def _alternative_names(names: list[str]) -> Any:
+    """The certificate's extension for these names and addresses."""
     from cryptography import x509
 
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
+    def general(name: str) -> Any:
+        try:
+            return x509.IPAddress(ipaddress.ip_address(name))
+        except ValueError:
+            return x509.DNSName(name)
+
+    return x509.SubjectAlternativeName([general(name) for name in names])

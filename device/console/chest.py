@@ -22,15 +22,15 @@ ICBHI: Final = (
     ChestSite("Tc", "trachea", "front", "", 50, 15),
     ChestSite("Al", "left anterior", "front", "left", 64, 38, "Ar"),
     ChestSite("Ar", "right anterior", "front", "right", 36, 38, "Al"),
-    ChestSite("Pl", "left posterior", "back", "left", 37, 42, "Pr"),
-    ChestSite("Pr", "right posterior", "back", "right", 63, 42, "Pl"),
+    ChestSite("Pl", "left posterior", "back", "left", 35, 42, "Pr"),
+    ChestSite("Pr", "right posterior", "back", "right", 65, 42, "Pl"),
     ChestSite("Ll", "left lateral", "front", "left", 70, 60, "Lr"),
     ChestSite("Lr", "right lateral", "front", "right", 30, 60, "Ll"),
 )
 SPRSOUND: Final = (
-    ChestSite("p1", "left posterior", "back", "left", 37, 42, "p3"),
+    ChestSite("p1", "left posterior", "back", "left", 35, 42, "p3"),
     ChestSite("p2", "left lateral", "front", "left", 70, 60, "p4"),
-    ChestSite("p3", "right posterior", "back", "right", 63, 42, "p1"),
+    ChestSite("p3", "right posterior", "back", "right", 65, 42, "p1"),
     ChestSite("p4", "right lateral", "front", "right", 30, 60, "p2"),
 )
 PLANS: Final = {"sprsound": SPRSOUND, "icbhi": ICBHI}

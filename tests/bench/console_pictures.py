@@ -114,6 +114,8 @@ def tour(camera: Camera) -> None:
     camera.take("history")
     camera.visit("sessions/1")
     page.wait_for_selector("#cycles img")
+    for number in (0, 3):
+        camera.until(f"document.images[{number}].naturalWidth > 0")
     camera.take("session")
 
 

@@ -172,7 +172,7 @@ def test_an_exam_from_its_start_to_its_pdf(page: "Page", daemon: Callable[..., D
     page.click("#finish")
     page.wait_for_selector("#report:visible")
     assert text(page, "#verdict").endswith("flagged")
-    assert "left" in text(page, "#sides") and text(page, "#pairs").count("flagged") == 4
+    assert "left" in text(page, "#sides") and text(page, "#pairs").count("▲ flagged") == 4
     assert page.locator("#evidence img").count() == 3
     page.click("#report")
     page.wait_for_selector("main .notice")
