@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -18,10 +18,10 @@ from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from firmware_config.files import is_clutter
 
-SCHEMA = 2
-MANIFEST = "manifest.json"
-ARCHIVE_SUFFIX = ".respsam"
-DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
+SCHEMA: Final = 2
+MANIFEST: Final = "manifest.json"
+ARCHIVE_SUFFIX: Final = ".respsam"
+DEFAULT_BUNDLE: Final = Path(__file__).parent / "default_bundle"
 
 
 class BundleError(RespSAMError):

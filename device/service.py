@@ -13,16 +13,18 @@ from device.capture.blocks import Source
 from device.capture.microphone import MicrophoneSource
 from device.capture.recording import Channel, looks_like_sound
 from device.capture.sources import DemoSource, FileSource
+from device.configuration import configured
 from device.listening.agreement import Agreement, agreement_of
 from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.model.classifier import Classifier
-from device.model.opening import open_classifier
 from device.store.recorder import Beginning, Recorder, Store
 from device.store.sessions import Warn
+from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
 from device.view.log import LOG, LogView
+from device.view.supervisor import SupervisorView
 from device.view.view import View
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
@@ -41,10 +43,11 @@ def open_source(
     seconds: float | None = None,
     channel: Channel | None = None,
     site: int = 0,
+    waits: bool = False,
 ) -> Source:
     """Open `mic`, `demo` or a recording; SourceError for anything else.
 
-    `channel` replaces the settings' one; `site` is added to the demo's seed.
+    `channel` replaces the settings' one; `site` is added to the demo's seed; `waits` for a microphone that is absent.
     """
     if name == "demo":
         return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)
@@ -53,7 +56,7 @@ def open_source(
             raise SourceError("a microphone records in real time; leave --fast out")
         if channel == "auto":
             raise SourceError("the channel of a microphone must be a number")
-        return MicrophoneSource(settings.audio)
+        return MicrophoneSource(settings.audio, waits)
     path = Path(name)
     if not path.exists() and ("/" in str(name) or looks_like_sound(path)):
         raise SourceError(f"{printable(path)}: no such file; check the path")
@@ -76,6 +79,7 @@ class Service:
         seconds: float | None = None,
         warn: Warn = LOG.warning,
         keep_cycles: bool = False,
+        circumstances: Circumstances = PLAIN,
     ) -> None:
         """`seconds` limits the sound; `warn` gets one line for each problem that does not end the session.
 
@@ -83,7 +87,7 @@ class Service:
         """
         self.source, self.classifier, self.settings, self.warn = source, classifier, settings, warn
         self.subject = subject or Subject()
-        self.session = Session(source, classifier, settings.quality, seconds, self.not_validated)
+        self.session = Session(source, classifier, settings.quality, seconds, self.not_validated, circumstances)
         self.cycles: list[CycleResult] = []
         self._keep_cycles = keep_cycles or source.demo
         self._recorder = Recorder(None, warn)
@@ -92,7 +96,8 @@ class Service:
         """Listen until the source ends or the session is stopped; source and model errors come after shutdown."""
         self._startup()
         with ExitStack() as stack:
-            watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), *views)]
+            supervised = SupervisorView(self.session)
+            watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), supervised, *views)]
             self.session.watchers = watching
             try:
                 for item in self.session.run():
@@ -128,7 +133,7 @@ class Service:
         LOG.info("session begins", extra={"fields": {
             "demo": self.source.demo, "live": self.source.live, "bundle": name, "sha256": classifier.fingerprint[:12],
             "precision": classifier.file.precision, "settings": self.settings.fingerprint()[:12],
-            "stored": self.settings.store.enabled,
+            "stored": self.settings.store.enabled, **self.session.circumstances.as_json(),
         }})  # fmt: skip
         beginning = Beginning(
             self.source.name,
@@ -138,6 +143,8 @@ class Service:
             self.settings,
             self.subject.site or "",
             self.not_validated(),
+            self.session.circumstances,
+            classifier.site_rule.threshold,
         )
         self._recorder = Recorder((lambda: Store(beginning)) if self.settings.store.enabled else None, self.warn)
 
@@ -167,12 +174,15 @@ def auscultate(
 ) -> SessionResult:
     """Run one session on `demo`, `mic` or a recording, on at most `seconds` of sound; nothing is stored.
 
-    A microphone is always in real time. Raises SourceError, AudioError, CaptureError, BundleError and SettingsError.
+    A microphone is always in real time, under the calibration of its passport; the gain is that of the settings.
+    Raises SourceError, AudioError, CaptureError, BundleError, PassportError and SettingsError.
     """
     settings = settings or load_settings()
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"enabled": False})})
-    classifier = open_classifier(settings.bundle)
+    ready = configured(settings)
     opened = open_source(source, settings, fast=fast and source != "mic", seconds=seconds)
-    subject = Subject(age_years, site, live=opened.live, fallback=classifier.fallback)
-    service = Service(opened, classifier, settings, subject, seconds, keep_cycles=True)
+    ready = ready.with_stethoscope(opened, LOG.warning)
+    subject = Subject(age_years, site, live=opened.live, fallback=ready.classifier.fallback)
+    under = ready.circumstances
+    service = Service(opened, ready.classifier, settings, subject, seconds, keep_cycles=True, circumstances=under)
     return SessionResult(service.run(), tuple(service.cycles))

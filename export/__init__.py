@@ -3,18 +3,7 @@
 `export.build` is what a notebook needs: docs/python.md.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+import lazy_loader
 
-if TYPE_CHECKING:
-    from export.building import Built as Built
-    from export.building import Wanted as Wanted
-    from export.building import build as build
-
-NAMES: Final = ("build", "Built", "Wanted")  # imported when first used: torch and onnx take seconds
-
-
-def __getattr__(name: str) -> Any:
-    if name not in NAMES:
-        raise AttributeError(f"module 'export' has no attribute {name!r}")
-    return getattr(import_module("export.building"), name)
+# the names of __init__.pyi, each imported when it is first used: torch and onnx take seconds
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

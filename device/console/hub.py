@@ -20,6 +20,7 @@ from device.console.visit import ADVANCE_SECONDS, Visit
 from device.signal import FloatArray
 from device.store.database import StoreError
 from device.store.exams import Exams, checked_subject
+from device.verdict.circumstances import Circumstances
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
@@ -323,4 +324,4 @@ class Hub:
 def _summary(fields: Message) -> Summary:
     """A summary from its fields; JSON has made lists of its tuples."""
     values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return Summary(**values)
+    return Summary(**{**values, "circumstances": Circumstances(**values["circumstances"])})

@@ -1,5 +1,6 @@
 """The view that sends a session to the console: sound, cycles as found and as judged, events, the summary."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -59,5 +60,5 @@ class ConsoleView(View):
         self.line.send("end", order=self.order, summary=asdict(summary))
 
 
-def _without_type(event: dict[str, Any]) -> dict[str, Any]:
+def _without_type(event: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in event.items() if name != "type"}

@@ -1,12 +1,13 @@
 """The live path, from source to decision; `listen`, `screen` and the trainer's `recordings` protocol run it."""
 
 import math
+import secrets
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from device.breath.quality import SILENCE_DBFS, assess, level_dbfs
 from device.breath.segmenter import Segment, Segmenter
@@ -18,17 +19,18 @@ from device.listening.cycle import CycleResult
 from device.listening.respiratory_rate import respiratory_rate
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span, quantise
+from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.site import SiteDecision
 from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
-LATEST_CYCLES = 16  # that the view can show
-PAUSED_SECONDS = 1.5  # between two blocks, without processor time: this program was stopped
-PATIENCE_SECONDS = 0.3  # sound that waits longer is read before another cycle is judged
-WAITING_CYCLES = 4  # when more wait, the oldest is dropped
-FINISH_SECONDS = 0.5  # to judge the cycles that wait when a session is stopped
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LATEST_CYCLES: Final = 16  # that the view can show
+PAUSED_SECONDS: Final = 1.5  # between two blocks, without processor time: this program was stopped
+PATIENCE_SECONDS: Final = 0.3  # sound that waits longer is read before another cycle is judged
+WAITING_CYCLES: Final = 4  # when more wait, the oldest is dropped
+FINISH_SECONDS: Final = 0.5  # to judge the cycles that wait when a session is stopped
+STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Judge(Protocol):
@@ -87,12 +89,16 @@ class Session:
         quality: QualitySettings,
         seconds: float | None = None,
         not_validated: Callable[[], tuple[str, ...]] = tuple,
+        circumstances: Circumstances = PLAIN,
     ) -> None:
         """`not_validated` gives the reasons why the model is not validated here; they are part of every summary.
 
         It is called each time: the bandwidth of a microphone is known only after it was opened.
         """
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
+        self.id = secrets.token_hex(16)
+        """Identifies the session in JSON lines."""
+        self.circumstances = circumstances
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
         self.watchers: Sequence[Watcher] = ()
@@ -105,6 +111,8 @@ class Session:
         self.level_dbfs = SILENCE_DBFS
         self.lost_seconds: float | None = None
         """Since when the microphone is lost; None while sound comes."""
+        self.after_block: Callable[[], object] = lambda: None
+        """Called after every block, with sound or without: at least twice a second unless something is stuck."""
         self._waiting: deque[Segment] = deque()
         self._idle, self._paused = math.inf, False
         self._gradable_samples = 0
@@ -116,6 +124,12 @@ class Session:
         fails: the verdict is then never 'nothing flagged'.
         """
         yield self.timeline.entry("start", self.source.name)
+        known = self.circumstances
+        if known.safe_mode:
+            yield self.timeline.entry("safe mode", known.safe_mode)
+        if known.passport:
+            under = f", calibration {known.calibration}" if known.calibration else ", not calibrated"
+            yield self.timeline.entry("passport", known.passport + under)
         try:
             try:
                 for block in self.source.blocks():
@@ -123,6 +137,7 @@ class Session:
                     if self._ending:
                         break
                     yield from self._judge_waiting(block.waiting_seconds)
+                    self.after_block()
             except CaptureError as error:
                 yield from self._finish(str(error))
                 raise
@@ -265,6 +280,8 @@ class Session:
             stretches=self.decision.stretches,
             stretches_flagged=self.decision.stretches_flagged,
             breaths_wanted=self.decision.breaths_wanted,
+            session=self.id,
+            circumstances=self.circumstances,
         )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 SIDE_FILES: Final = ("-wal", "-shm")
 OTHERS: Final = 0o077  # permissions of the group and of others
-LOCK_POLL_SECONDS = 0.02
+LOCK_POLL_SECONDS: Final = 0.02
 Identity = tuple[int, int]
 """Device and inode."""
 

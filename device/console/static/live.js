@@ -13,13 +13,16 @@ function showSummary() {
   showVerdict(find("verdict"), summary?.verdict ?? "not enough", state.running && !summary?.stretches ? "so far: " : "");
   find("reasons").textContent = (summary?.reasons ?? []).join("; ");
   const doubts = summary?.not_validated ?? state.session?.not_validated ?? [];
-  find("doubt").textContent = doubts.length ? `NOT VALIDATED: ${doubts.join("; ")}` : "";
+  const safe = summary?.safe_mode ? [`SAFE MODE: ${summary.safe_mode}`] : [];
+  find("doubt").textContent = [...safe, ...(doubts.length ? [`NOT VALIDATED: ${doubts.join("; ")}`] : [])].join(". ");
   find("rate").textContent = summary?.breaths_per_minute ? Math.round(summary.breaths_per_minute) : "–";
   const found = ratio(state.cycles);
   find("ratio").textContent = found ? `1:${found.toFixed(1)}` : "–";
   find("flagged").textContent = summary ? `${summary.flagged} of ${summary.gradable} breaths flagged` : "";
   if (summary?.stretches > 1) find("flagged").textContent += `; ${summary.stretches_flagged} of ${summary.stretches} stretches`;
   const seconds = summary?.seconds;
+  find("passport").textContent = [["passport", summary?.passport], ["calibration", summary?.calibration]]
+    .filter(([, value]) => value).map((pair) => pair.join(": ")).join("; ");
   find("account").textContent = seconds
     ? `${clock(seconds.heard)} heard, ${seconds.missing.toFixed(1)} s missing, ${seconds.gradable.toFixed(0)} s gradable` : "";
   showDots(find("dots"), good(state), state.model.stretch_cycles);
