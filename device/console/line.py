@@ -114,6 +114,7 @@ class Line:
         self._thread.join(ENDING_SECONDS)
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
+            self._process.wait()
         self._socket.close()
 
     def _serve(self) -> None:
