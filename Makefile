@@ -8,7 +8,7 @@ ARGS   ?=
 # own wheel elsewhere. To choose: make test TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
 
-# Sound for the tests of the microphone, a browser for those of the report, strace for those of what leaves the machine,
+# Sound for the tests of the microphone, a browser for those of report and console, strace for those of what leaves the machine,
 # systemd-analyze for the service's unit, a Debian to boot for its package; without them they are skipped.
 SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace systemd systemd-container debootstrap
 
@@ -30,6 +30,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 help:
 	@echo "make listen   set up the device and run it on the built-in demo auscultation (ARGS=... for more options)"
+	@echo "              .venv/bin/pip install -e '.[console]', then ARGS=--console: the same in a browser"
 	@echo "make test     set up everything, then check format, lint and types and run the tests (ARGS=... for pytest)"
 	@echo "make soak     the tests of unplugged microphones, killed processes and damaged files in full length, and of the"
 	@echo "              Debian package in a Debian that boots (needs root)"
@@ -100,7 +101,7 @@ device-environment:
 	$(call environment,$(DEVICE),the device,-e .)
 
 test-environment:
-	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)dev],$(TORCH),-e .[tensorrt-check])
+	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)console$(comma)dev],$(TORCH),-e .[tensorrt-check])
 
 comma := ,
 

@@ -24,7 +24,7 @@ from firmware_config.command_line import (
 from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from signal import Signals
 
     from device.capture.blocks import Source
@@ -129,6 +129,9 @@ def listen(
     site: SiteOption = None,
     sensitivity: SensitivityOption = None,
     no_store: NoStoreOption = False,
+    console: Annotated[
+        bool, typer.Option("--console", help="Serve pages for a browser until Ctrl-C; prints their address.")
+    ] = False,
     service: Annotated[
         bool, typer.Option("--service", help="With a broken settings file, listen with the last good one (safe mode).")
     ] = False,
@@ -142,12 +145,16 @@ def listen(
 
     flags = _flags(bundle, precision, sensitivity, no_store, channel)
     ready = _configure(config, flags, service)
-    opened = _source(
-        source, fast, seconds, ready.settings, channel="auto" if channel == AUTO else None, waits=ready.service
-    )
-    ready = ready.with_stethoscope(opened, _warn)
-    subject = Subject(age, site, live=source == "mic", fallback=ready.classifier.fallback)
-    return _code(_run_service(_service(ready, opened, subject, seconds), json_output))
+    chosen: Channel | None = "auto" if channel == AUTO else None
+
+    def open_service(age_years: float | None, site: str | None, place: int = 0) -> "Service":
+        opened = _source(source, fast, seconds, ready.settings, channel=chosen, site=place, waits=ready.service)
+        known = ready.with_stethoscope(opened, _warn)
+        subject = Subject(age_years, site, live=source == "mic", fallback=known.classifier.fallback)
+        return _service(known, opened, subject, seconds)
+
+    first = open_service(age, site)
+    return _code(_run_with_console(first, open_service, json_output) if console else _run_service(first, json_output))
 
 
 @app.command()
@@ -247,10 +254,36 @@ def _run_service(service: "Service", json_output: bool) -> "list[Signals]":
     """Run and show one session; returns the signals that stopped it."""
     from device.listening.live import stopped_by_signals
 
-    session = service.session
-    run = session.id if json_output else None
-    with stopped_by_signals(session) as received, _outlets(run, service.source.live, received) as out:
-        service.run(_views(session, service.classifier.bundle.manifest.name, json_output, out))
+    with stopped_by_signals(service.session) as received:
+        _show_service(service, json_output, received)
+    return received
+
+
+def _show_service(
+    service: "Service", json_output: bool, received: "list[Signals]", views: "Sequence[View]" = ()
+) -> None:
+    """Run one session in the terminal's views and in others."""
+    run = service.session.id if json_output else None
+    with _outlets(run, service.source.live, received) as out:
+        service.run([*_views(service.session, service.classifier.bundle.manifest.name, json_output, out), *views])
+
+
+def _run_with_console(
+    first: "Service", open_service: "Callable[[float | None, str | None, int], Service]", json_output: bool
+) -> "list[Signals]":
+    """Run one session, and those that browsers order, until a signal; returns the signals."""
+    from device.console.desk import Desk, Order, console_line
+    from device.listening.live import stopped_by_signals
+
+    waiting = [first]
+
+    def opened(order: Order) -> "Service":
+        return waiting.pop() if waiting else open_service(order.age_years, order.site, order.place)
+
+    desk = Desk(opened, lambda service, view: _show_service(service, json_output, received, [view]))
+    with console_line(first, desk.take, _warn) as line, stopped_by_signals(desk) as received:
+        typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
+        desk.run(line, _warn)
     return received
 
 
@@ -348,6 +381,27 @@ def screen_recordings(
         ignored = f"; {counted(found.ignored, 'other file')} ignored" if found.ignored else ""
         typer.echo(f"{counted(len(recordings), 'recording')}: {total}{ignored}", err=True)
     return 2 if counts["could not be read"] else 0
+
+
+@app.command("account")
+def set_account(
+    name: Annotated[str, typer.Argument(help="Who logs in to the console.", metavar="NAME")],
+    role: Annotated[
+        Literal["viewer", "examiner", "admin"],
+        typer.Option("--role", help="A viewer looks, an examiner examines too, an admin deletes too."),
+    ] = "examiner",
+    config: ConfigOption = None,
+) -> None:
+    """Make or change an account of the console; asks for the password, or reads it from stdin."""
+    from device.console.accounts import Accounts
+
+    accounts = Accounts(_settings(config).console.accounts_file)
+    if sys.stdin.isatty():
+        password = typer.prompt("password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    accounts.set(name, role, password)
+    typer.echo(f"{name} is {role}; a console that runs must be started again", err=True)
 
 
 @sessions.command("list")

@@ -98,6 +98,7 @@ class Service:
         with ExitStack() as stack:
             supervised = SupervisorView(self.session)
             watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), supervised, *views)]
+            self.session.watchers = watching
             try:
                 for item in self.session.run():
                     self._recorder.add(item)
@@ -116,6 +117,11 @@ class Service:
         doubt = source.unverified if isinstance(source, MicrophoneSource) else ""
         subject = replace(self.subject, highest_hz=source.highest_hz)
         return (*not_validated(self.classifier.bundle.manifest, subject), *[doubt] * bool(doubt))
+
+    @property
+    def stored_as(self) -> int | None:
+        """The number of the stored session; None while nothing is stored."""
+        return self._recorder.session
 
     @property
     def agreement(self) -> Agreement | None:

@@ -152,6 +152,38 @@ class DemoSettings(Section):
     """Length of the auscultation."""
 
 
+class ConsoleSettings(Section):
+    """The pages in a browser: `respsam-device listen --console`."""
+
+    host: str
+    """Address to serve on; anything but this machine's own needs TLS and accounts."""
+    port: Annotated[int, within(0, 65_535, "number")]
+    """TCP port; 0 is any free one."""
+    names: str
+    """Names, between spaces, by which browsers on other machines call this box; no other is answered."""
+    certificate: str
+    """TLS certificate (PEM file); empty is one that is made once in the user's state folder."""
+    key: str
+    """Private key of the certificate (PEM file); empty together with the certificate."""
+    accounts: str
+    """File of the accounts; empty is respsam/accounts.json in the user's state folder."""
+
+    @property
+    def accounts_file(self) -> Path:
+        """The accounts, following the XDG base directories where the settings name none."""
+        return _given_or(self.accounts, "console.accounts", "XDG_STATE_HOME", ".local/state", "respsam/accounts.json")
+
+    @property
+    def tls_files(self) -> tuple[Path, Path]:
+        """Certificate and key, following the XDG base directories where the settings name none."""
+        given = (("certificate", self.certificate), ("key", self.key))
+        certificate, key = (
+            _given_or(path, f"console.{name}", "XDG_STATE_HOME", ".local/state", f"respsam/console-{name}.pem")
+            for name, path in given
+        )
+        return certificate, key
+
+
 class BoardSettings(Section):
     """The computer, and what is expected of it; a profile states these."""
 
@@ -213,6 +245,8 @@ class Settings(Section):
     """Where sessions are stored."""
     demo: DemoSettings
     """The built-in demo auscultation."""
+    console: ConsoleSettings
+    """The pages in a browser."""
     board: BoardSettings
     """The computer, and what is expected of it."""
     log: LogSettings

@@ -31,6 +31,7 @@ TRAINING_ONLY = (
     *("torch", "transformers", "safetensors", "tensorboard", "matplotlib", "sklearn", "onnx", "onnxscript"),
     *("lightning_fabric", "huggingface_hub", "jinja2", "tensorrt_rtx"),
 )
+CONSOLE_PROCESS = tuple(REPOSITORY / "device" / "console" / name for name in ("app.py", "process.py"))
 BLOCK = f"""
 import importlib, importlib.abc, sys
 class Block(importlib.abc.MetaPathFinder):
@@ -86,12 +87,25 @@ def test_the_device_imports_what_its_installation_has(package: str) -> None:
     base = {requirement.name.replace("-", "_") for requirement in requirements()}
     own = {"device", "firmware_config"}
     # What an extra brings may be imported where it is used, never at import time; torch not even there.
-    optional = {"tensorrt", "fastapi", "uvicorn", "paho"}
+    optional = {"tensorrt", "argon2", "cryptography", "paho"}
     wrong = [
         f"{file.name}: {name}"
         for file in modules(package)
         for name, at_import in imported(file)
         if name not in sys.stdlib_module_names | base | own | (set() if at_import else optional)
+        if file not in CONSOLE_PROCESS or name not in {"starlette", "uvicorn"}
+    ]
+    assert not wrong
+
+
+def test_nobody_imports_the_process_of_the_console() -> None:
+    """It is started as a program, where its extra is installed; so nothing else needs that extra."""
+    names = {"device.console.app", "device.console.process"}
+    wrong = [
+        str(file)
+        for file in modules("device")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module in names and file not in CONSOLE_PROCESS
     ]
     assert not wrong
 

@@ -5,7 +5,7 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -56,6 +56,26 @@ class Judge(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Follows a session more closely than by its results; its calls must return at once."""
+
+    def sound(self, start_sample: int, samples: FloatArray) -> None:
+        """Take samples (n,) at 16 kHz that were received; `start_sample` counts from the session's start."""
+        ...
+
+    def found(self, segment: Segment) -> None:
+        """Take a cycle that was found and waits to be judged."""
+        ...
+
+
+class Stoppable(Protocol):
+    """Ends soon after `stop`, which is safe in a signal handler."""
+
+    def stop(self, note: str) -> None:
+        """End, for the reason in `note`."""
+        ...
+
+
 class Session:
     """One session at one site: iterate `run` for cycles and timeline entries, read `summary` at any time.
 
@@ -81,6 +101,7 @@ class Session:
         self.circumstances = circumstances
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
+        self.watchers: Sequence[Watcher] = ()
         self.timeline = Timeline()
         self.segmenter = Segmenter(model.segmentation)
         self.decision = SiteDecision(model.site_rule)
@@ -136,7 +157,7 @@ class Session:
     def _receive(self, block: Block) -> Iterator[CycleResult | Entry]:
         broken = bool(block.missing) or (bool(block.note) and block.kind in BREAKS)
         if broken:
-            self._waiting.extend(self.segmenter.flush())
+            self._found(self.segmenter.flush())
             self.timeline.miss(block.missing)
         if block.note:
             if block.kind == "lost" and self.lost_seconds is None:
@@ -147,12 +168,20 @@ class Session:
         samples = quantise(block.samples)
         if self._limit is not None:
             samples = samples[: max(0, self._limit - self.timeline.position)]
+        for watcher in self.watchers:
+            watcher.sound(self.timeline.position, samples)
         self.timeline.receive(samples.size)
         if samples.size:
             self.level_dbfs, self.lost_seconds = level_dbfs(samples), None
-        self._waiting.extend(self.segmenter.feed(samples))
+        self._found(self.segmenter.feed(samples))
         if self._limit is not None and self.timeline.position >= self._limit:
             self.stop(f"{self._limit / SAMPLE_RATE:g} s are over")
+
+    def _found(self, segments: Sequence[Segment]) -> None:
+        self._waiting.extend(segments)
+        for watcher in self.watchers:
+            for segment in segments:
+                watcher.found(segment)
 
     def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
         """Judge the waiting cycles; new sound comes first, and the oldest cycles may be dropped."""
@@ -176,7 +205,7 @@ class Session:
             sound_waiting_seconds += time.monotonic() - began
 
     def _finish(self, note: str) -> Iterator[CycleResult | Entry]:
-        self._waiting.extend(self.segmenter.flush())
+        self._found(self.segmenter.flush())
         self.segmenter.reset(self.timeline.position)
         until = time.monotonic() + FINISH_SECONDS
         while self._waiting:
@@ -257,7 +286,7 @@ class Session:
 
 
 @contextmanager
-def stopped_by_signals(session: Session) -> Iterator[list[signal.Signals]]:
+def stopped_by_signals(session: Stoppable) -> Iterator[list[signal.Signals]]:
     """SIGINT, SIGTERM and SIGHUP stop the session, so that it ends with a summary; yields the signals received.
 
     A signal that is ignored, as SIGHUP under nohup, stays ignored.

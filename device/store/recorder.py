@@ -276,6 +276,11 @@ class Recorder:
         if opening is not None:
             self._try(lambda store, outage: None, Outage(0, ""))
 
+    @property
+    def session(self) -> int | None:
+        """The number of the session that is being written; None while the store is closed."""
+        return None if self._store is None else self._store.session
+
     def add(self, item: CycleResult | Entry) -> None:
         """As Store.add; never fails."""
         if isinstance(item, Entry):
