@@ -8,9 +8,12 @@ ARGS   ?=
 # own wheel elsewhere. To choose: make test TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
 
-# Sound for the tests of the microphone, a browser for those of the report, strace for those of what leaves the machine;
-# without them they are skipped.
-SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace
+# Sound for the tests of the microphone, a browser for those of report and console, strace for those of what leaves the machine,
+# systemd-analyze for the service's unit, a Debian to boot for its package; without them they are skipped.
+SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace systemd systemd-container debootstrap
+
+# A core each. A file's tests stay together, for they share what takes long to make.
+TESTS_AT_ONCE ?= 2
 
 DEVICE = .venv
 TEST   = .venv-test
@@ -23,12 +26,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
-.PHONY: help listen test soak lint format clean device-environment test-environment system-packages
+.PHONY: help listen test soak deb lint format clean device-environment test-environment system-packages
 
 help:
 	@echo "make listen   set up the device and run it on the built-in demo auscultation (ARGS=... for more options)"
+	@echo "              .venv/bin/pip install -e '.[console]', then ARGS=--console: the same in a browser"
 	@echo "make test     set up everything, then check format, lint and types and run the tests (ARGS=... for pytest)"
-	@echo "make soak     the tests of unplugged microphones, killed processes and damaged files in full length"
+	@echo "make soak     the tests of unplugged microphones, killed processes and damaged files in full length, and of the"
+	@echo "              Debian package in a Debian that boots (needs root)"
+	@echo "make deb      the device as a Debian package in dist/, for machines with this architecture and this Python"
 	@echo "make lint     check format, lint and types"
 	@echo "make format   format the code"
 	@echo "make clean    remove the environments and caches"
@@ -38,11 +44,15 @@ listen: device-environment
 
 test: system-packages lint
 	@echo "== pytest"
-	@$(TEST)/bin/python -m pytest $(ARGS)
+	@$(TEST)/bin/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile $(ARGS)
 
 # The faults of a month in an hour: every repetition of the tests that .ci/run runs in a shortened form.
 soak: system-packages test-environment
-	@RESPSAM_SOAK=1 $(TEST)/bin/python -m pytest tests/device $(ARGS)
+	@RESPSAM_SOAK=1 $(TEST)/bin/python -m pytest tests/device tests/test_debian.py $(ARGS)
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+deb: device-environment
+	@packaging/build-deb $(DEVICE)/bin/python $(VERSION) dist
 
 lint: test-environment
 	@echo "== ruff format --check"
@@ -91,7 +101,7 @@ device-environment:
 	$(call environment,$(DEVICE),the device,-e .)
 
 test-environment:
-	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)dev],$(TORCH),-e .[tensorrt-check])
+	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)console$(comma)dev],$(TORCH),-e .[tensorrt-check])
 
 comma := ,
 

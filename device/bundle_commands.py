@@ -5,7 +5,7 @@ import platform
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from device.slots import Slot, Slots, State
     from firmware_config.settings import BundleSettings
 
-PROGRAM = "respsam-device"
-LATEST_EVENTS = 5
+PROGRAM: Final = "respsam-device"
+LATEST_EVENTS: Final = 5
 
 bundle = typer.Typer(help="Install, list and change the bundle that listens.", rich_markup_mode=None)
 trust = typer.Typer(help="The keys that have to sign a bundle; without any, none has to.", rich_markup_mode=None)
@@ -85,7 +85,9 @@ def bundle_rollback(config: ConfigOption = None) -> None:
 
 @bundle.command("poll")
 def bundle_poll(
-    source: Annotated[str, typer.Argument(metavar="FOLDER|URL", help="Where rollout.json is.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FOLDER|URL", help="Where rollout.json is; else bundle.updates of the settings.")
+    ] = "",
     box: Annotated[
         str, typer.Option("--box", metavar="NAME", help="Of this box in the rings; else its host name.")
     ] = "",
@@ -97,7 +99,10 @@ def bundle_poll(
     name = box or platform.node()
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise typer.BadParameter(f"{name!r} is no name of letters, digits, '.', '_' and '-'", param_hint="--box")
-    polled = poll(source, _settings(config), name, _warn)
+    settings = _settings(config)
+    if not (source := source or settings.updates):
+        raise typer.BadParameter("no folder or URL; give one or set bundle.updates", param_hint="FOLDER|URL")
+    polled = poll(source, settings, name, _warn)
     typer.echo(polled.line)
     return GateRefused.exit_code if polled.report.state == "failed" else 0
 

@@ -2,11 +2,12 @@
 
 import json
 import math
+import secrets
 import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TextIO, cast
 
 import typer
 
@@ -24,32 +25,51 @@ from firmware_config.command_line import (
 from firmware_config.errors import GateRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from signal import Signals
 
     from device.capture.blocks import Source
+    from device.capture.microphone import MicrophoneSource
     from device.capture.recording import Channel
+    from device.configuration import Configuration
+    from device.healthy import Draft, People
     from device.listening.live import Session
     from device.listening.results import Screened
     from device.model.classifier import Classifier
     from device.model.tensorrt import BuildProgress
     from device.service import Service
+    from device.signal import FloatArray
     from device.store.sessions import Cells
+    from device.verdict.population import Subject
     from device.view.view import View
+    from firmware_config.provisioning import Plan
     from firmware_config.settings import Settings
 
-PROGRAM = "respsam-device"
-INTERRUPTED = 130
-AUTO = "auto"
-MOST_SECONDS = 7 * 86_400.0  # of one session
+PROGRAM: Final = "respsam-device"
+INTERRUPTED: Final = 130
+AUTO: Final = "auto"
+MOST_SECONDS: Final = 7 * 86_400.0  # of one session
 
-app = application("Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.")
+
+def _versions() -> list[str]:
+    from device.versions import versions
+
+    return versions()
+
+
+app = application(
+    "Listen to breathing through a digital stethoscope and flag abnormal cycles. A screening aid.", _versions
+)
 sessions = typer.Typer(help="List, show, export and delete what is stored.", rich_markup_mode=None)
 app.add_typer(sessions, name="sessions")
 app.add_typer(bundle_commands.bundle, name="bundle")
 app.add_typer(bundle_commands.trust, name="trust")
 engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundle for this GPU.", rich_markup_mode=None)
 app.add_typer(engine, name="engine")
+configuration = typer.Typer(help="Show, check and describe the settings.", rich_markup_mode=None)
+app.add_typer(configuration, name="config")
+passport = typer.Typer(help="List, show and make passports of stethoscopes.", rich_markup_mode=None)
+app.add_typer(passport, name="passport")
 
 
 def _not_nan(value: float | None) -> float | None:
@@ -112,23 +132,33 @@ def listen(
     site: SiteOption = None,
     sensitivity: SensitivityOption = None,
     no_store: NoStoreOption = False,
+    console: Annotated[
+        bool, typer.Option("--console", help="Serve pages for a browser until Ctrl-C; prints their address.")
+    ] = False,
+    service: Annotated[
+        bool, typer.Option("--service", help="With a broken settings file, listen with the last good one (safe mode).")
+    ] = False,
     config: ConfigOption = None,
 ) -> int:
     """Listen, show every breath cycle, and give a verdict at the end.
 
     Ctrl-C, SIGTERM and SIGHUP end the session with its summary. The exit code is 130 after Ctrl-C, else 0.
     """
-    from device.model.opening import open_classifier
-    from device.service import Service
     from device.verdict.population import Subject
 
-    settings = _settings(config, bundle, precision, sensitivity, no_store, channel)
-    classifier = open_classifier(settings.bundle, _warn)
-    _warn_of_fallback(classifier)
-    opened = _source(source, fast, seconds, settings, channel="auto" if channel == AUTO else None)
-    subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-    service = Service(opened, classifier, settings, subject, seconds, _warn, follow=True)
-    return _code(_run_service(service, json_output))
+    flags = _flags(bundle, precision, sensitivity, no_store, channel)
+    ready = _configure(config, flags, service)
+    chosen: Channel | None = "auto" if channel == AUTO else None
+
+    def open_service(age_years: float | None, site: str | None, place: int = 0) -> "Service":
+        opened = _source(source, fast, seconds, ready.settings, channel=chosen, site=place, waits=ready.service)
+        known = ready.with_stethoscope(opened, _warn)
+        subject = Subject(age_years, site, live=source == "mic", fallback=known.classifier.fallback)
+        # the console's pages show one bundle
+        return _service(known, opened, subject, seconds, follow=not console)
+
+    first = open_service(age, site)
+    return _code(_run_with_console(first, open_service, json_output) if console else _run_service(first, json_output))
 
 
 @app.command()
@@ -154,18 +184,15 @@ def exam(
     """
     from signal import Signals
 
-    from device.model.opening import open_classifier
-    from device.service import Service
     from device.verdict.exam import Exam, remaining
     from device.verdict.population import Subject
     from device.verdict.summary import Summary
+    from device.view.json_lines import stamped
     from device.view.terminal import exam_lines
 
     if source not in ("mic", "demo"):
         raise typer.BadParameter(f"{source!r} is neither mic nor demo", param_hint="--source")
-    settings = _settings(config, bundle, precision, sensitivity, no_store)
-    classifier = open_classifier(settings.bundle, _warn)
-    _warn_of_fallback(classifier)
+    ready = _configure(config, _flags(bundle, precision, sensitivity, no_store))
     required, summaries = tuple(dict.fromkeys(sites)), dict[str, Summary]()
     asked, stopped = sys.stdin.isatty(), list[Signals]()
     waiting = list(required)
@@ -175,9 +202,9 @@ def exam(
                 if asked:
                     what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
                     typer.prompt(what, "", show_default=False, err=True)
-                opened = _source(source, fast, seconds, settings, site=required.index(site))
-                subject = Subject(age, site, live=source == "mic", fallback=classifier.fallback)
-                service = Service(opened, classifier, settings, subject, seconds, _warn)
+                opened = _source(source, fast, seconds, ready.settings, site=required.index(site))
+                subject = Subject(age, site, live=source == "mic", fallback=ready.classifier.fallback)
+                service = _service(ready.with_stethoscope(opened, _warn), opened, subject, seconds)
                 try:
                     stopped = _run_service(service, json_output)
                 finally:
@@ -192,10 +219,37 @@ def exam(
     finally:
         # also after Ctrl-C at a question or a lost microphone: the finished sites count
         whole = Exam(required, summaries)
-        lines = [json.dumps(whole.as_json())] if json_output else exam_lines(whole, source == "demo")
-        with _outlets(json_output, source == "mic", stopped) as out:
+        run = secrets.token_hex(16)
+        lines = [stamped(whole.as_json(), run)] if json_output else exam_lines(whole, source == "demo")
+        with _outlets(run if json_output else None, source == "mic", stopped) as out:
             out.write("".join(f"{line}\n" for line in lines * bool(summaries)))
     return _code(stopped)
+
+
+def _configure(config: Path | None, flags: "dict[str, object]", service: bool = False) -> "Configuration":
+    """Settings and model; a service with a broken settings file takes the last good one. Starts the settings' log."""
+    from device.configuration import configure
+    from firmware_config.log import is_set_up, set_up
+    from firmware_config.safe_mode import is_service
+    from firmware_config.settings import load
+
+    service = service or is_service()
+    ready = configure(lambda file, layers: load(file, flags, layers=layers), config, _warn, service=service)
+    log = ready.settings.log
+    if log.level != "off" and not is_set_up():
+        set_up(log.level, log.format)
+    _warn_of_fallback(ready.classifier)
+    return ready
+
+
+def _service(
+    ready: "Configuration", source: "Source", subject: "Subject", seconds: float | None, *, follow: bool = False
+) -> "Service":
+    """`follow`: a bundle that is installed meanwhile is used."""
+    from device.service import Service
+
+    common = (source, ready.classifier, ready.settings, subject, seconds, _warn)
+    return Service(*common, circumstances=ready.circumstances, follow=ready if follow else None)
 
 
 def _code(received: "list[Signals]") -> int:
@@ -207,24 +261,57 @@ def _run_service(service: "Service", json_output: bool) -> "list[Signals]":
     """Run and show a session, and the next ones where a bundle is installed meanwhile; returns the signals received."""
     from device.listening.live import stopped_by_signals
 
-    with stopped_by_signals(service) as received, _outlets(json_output, service.source.live, received) as out:
+    with stopped_by_signals(service) as received:
         running = True
         while running:
-            service.run(_views(service.session, service.classifier.bundle.manifest.name, json_output, out))
+            _show_service(service, json_output, received)
             running = service.advance()
     return received
 
 
+def _show_service(
+    service: "Service", json_output: bool, received: "list[Signals]", views: "Sequence[View]" = ()
+) -> None:
+    """Run one session in the terminal's views and in others."""
+    run = service.session.id if json_output else None
+    with _outlets(run, service.source.live, received) as out:
+        service.run([*_views(service.session, service.classifier.bundle.manifest.name, json_output, out), *views])
+
+
+def _run_with_console(
+    first: "Service", open_service: "Callable[[float | None, str | None, int], Service]", json_output: bool
+) -> "list[Signals]":
+    """Run one session, and those that browsers order, until a signal; returns the signals."""
+    from device.console.desk import Desk, Order, console_line
+    from device.listening.live import stopped_by_signals
+
+    waiting = [first]
+
+    def opened(order: Order) -> "Service":
+        return waiting.pop() if waiting else open_service(order.age_years, order.site, order.place)
+
+    desk = Desk(opened, lambda service, view: _show_service(service, json_output, received, [view]))
+    with console_line(first, desk.take, _warn) as line, stopped_by_signals(desk) as received:
+        typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
+        desk.run(line, _warn)
+    return received
+
+
 @contextmanager
-def _outlets(json_output: bool, live: bool, received: "list[Signals]") -> "Iterator[TextIO]":
-    """Stdout and stderr in a form that never blocks the session; yields stdout's."""
+def _outlets(session: str | None, live: bool, received: "list[Signals]") -> "Iterator[TextIO]":
+    """Stdout and stderr in a form that never blocks the session; yields stdout's.
+
+    `session` is that of JSON lines, None for words.
+    """
     from contextlib import redirect_stderr
 
+    from device.view.json_lines import stamped
     from device.view.outlet import Outlet
 
     def notice(lines: int) -> str:
         note = f"{lines} lines are missing here: the reader was too slow"
-        return json.dumps({"type": "unshown", "lines": lines, "note": note}) + "\n" if json_output else f"{note}\n"
+        value = {"type": "unshown", "lines": lines, "note": note}
+        return f"{note if session is None else stamped(value, session)}\n"
 
     def stopping() -> bool:
         return bool(received)
@@ -269,7 +356,9 @@ def screen_recordings(
     from device.listening.results import Results
     from device.listening.screening import ScreenOptions, find_recordings, model, screen
     from device.model.opening import chosen_bundle
+    from device.view.json_lines import stamped
 
+    run = secrets.token_hex(16)
     settings = _settings(config, bundle, precision, sensitivity, channel=channel)
     chosen_bundle(settings.bundle, _warn)
     options = ScreenOptions("auto" if channel == AUTO else settings.audio.channel, age, site)
@@ -296,13 +385,35 @@ def screen_recordings(
                 continue
             counts[screened.summary.verdict] += 1
             if results is None:
-                line = json.dumps(screened.as_json()) if json_output else wrapped(_screened_line(screened), sys.stdout)
+                value = {**screened.as_json(), "type": "recording"}
+                line = stamped(value, run) if json_output else wrapped(_screened_line(screened), sys.stdout)
                 typer.echo(line)
     if len(recordings) > 1 or not left or found.ignored:
         total = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         ignored = f"; {counted(found.ignored, 'other file')} ignored" if found.ignored else ""
         typer.echo(f"{counted(len(recordings), 'recording')}: {total}{ignored}", err=True)
     return 2 if counts["could not be read"] else 0
+
+
+@app.command("account")
+def set_account(
+    name: Annotated[str, typer.Argument(help="Who logs in to the console.", metavar="NAME")],
+    role: Annotated[
+        Literal["viewer", "examiner", "admin"],
+        typer.Option("--role", help="A viewer looks, an examiner examines too, an admin deletes too."),
+    ] = "examiner",
+    config: ConfigOption = None,
+) -> None:
+    """Make or change an account of the console; asks for the password, or reads it from stdin."""
+    from device.console.accounts import Accounts
+
+    accounts = Accounts(_settings(config).console.accounts_file)
+    if sys.stdin.isatty():
+        password = typer.prompt("password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    accounts.set(name, role, password)
+    typer.echo(f"{name} is {role}; a console that runs must be started again", err=True)
 
 
 @sessions.command("list")
@@ -467,6 +578,258 @@ def engine_clear(config: ConfigOption = None) -> None:
     typer.echo(f"{count} engines removed, {megabytes:.1f} MB freed")
 
 
+@app.command("json-schema")
+def json_schema() -> None:
+    """Print the JSON Schema of the lines of 'listen --json', 'exam --json' and 'screen --json'."""
+    from device.view.json_lines import schema
+
+    typer.echo(json.dumps(schema(), indent=2))
+
+
+@configuration.command("show")
+def config_show(json_output: JsonOption = False, config: ConfigOption = None) -> None:
+    """Show every setting in force, and where its value comes from."""
+    from device.configuration import passport_here
+    from firmware_config.settings import load
+
+    loaded = load(config)
+    if found := passport_here(loaded.settings):
+        loaded = load(config, layers=[found.layer()])
+    rows = [(key, value, loaded.origin(key)) for key, value in loaded.values().items()]
+    if json_output:
+        typer.echo("\n".join(json.dumps(dict(zip(("key", "value", "from"), row, strict=True))) for row in rows))
+    else:
+        _print_table([{"key": key, "value": json.dumps(value), "from": origin} for key, value, origin in rows], "")
+
+
+@configuration.command("check")
+def config_check(
+    file: Annotated[Path | None, typer.Argument(help="A settings file; else that of --config.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Check a settings file with the environment; exit code 2 names file, line, key and the nearest valid one."""
+    from firmware_config.board import check_board
+    from firmware_config.passports import recognise
+    from firmware_config.settings import load
+
+    chosen = file or config
+    loaded = load(chosen)
+    check_board(loaded.settings.board)
+    recognise("", loaded.settings.audio.passport)  # all passports can be read, and the named one is there
+    changed = [key for key, layer in loaded.layers.items() if layer.kind != "default"]
+    place = f"{printable(chosen)}: " if chosen else ""
+    typer.echo(f"{place}all is right; {counted(len(changed), 'setting')} set, the others have their defaults")
+
+
+@configuration.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a settings file."""
+    from firmware_config.settings import schema
+
+    typer.echo(json.dumps(schema(), indent=1))
+
+
+@passport.command("list")
+def passport_list(json_output: JsonOption = False) -> None:
+    """List the passports: how each stethoscope is recognised, and its calibrations."""
+    from firmware_config.passports import all_passports
+
+    rows = [
+        {
+            "key": found.key,
+            "name": found.passport.name,
+            "made": "here" if found.own else "shipped",
+            "recognised by": ", ".join((*found.passport.match.usb, *found.passport.match.names)),
+            "calibrations": ", ".join(one.name for one in found.passport.calibrations),
+        }
+        for found in all_passports()
+    ]
+    if json_output:
+        typer.echo("\n".join(map(json.dumps, rows)))
+    else:
+        _print_table(rows, "")
+
+
+@passport.command("show")
+def passport_show(
+    key: Annotated[str, typer.Argument(help="Of 'passport list'; else that of the plugged-in stethoscope.")] = "",
+    config: ConfigOption = None,
+) -> None:
+    """Show the facts of a passport with their sources."""
+    from device.configuration import passport_needed
+    from firmware_config.passports import find_passport, toml_text
+
+    found = find_passport(key) if key else passport_needed(_settings(config))
+    facts = found.passport.model_dump(exclude_none=True, exclude_defaults=True)
+    typer.echo(f"# {found.key}: {printable(found.file)}\n{toml_text(facts)}", nl=False)
+
+
+@passport.command("new")
+def passport_new(
+    name: Annotated[str, typer.Argument(help="What people call this stethoscope.")],
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=5.0, max=600.0, callback=_not_nan, help="Of all three steps together.")
+    ] = 110.0,
+    replace: Annotated[bool, typer.Option("--replace", help="Measure again; calibrations are kept.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Make the passport of a stethoscope in two minutes: its noise, its band on a healthy chest, its loudest sound.
+
+    Later plug-ins are compared with it. On a terminal every step waits for Enter.
+    """
+    from device.capture.stethoscope import STEPS, record, self_test_passport
+    from firmware_config.passports import new_file, write_passport
+    from firmware_config.settings import load_settings
+
+    settings = load_settings(config, {"audio.gain_db": 0.0})
+    file = new_file(name, replace=replace)
+    sounds: list[FloatArray] = []
+    for number, step in enumerate(STEPS, 1):
+        what = f"{number} of {len(STEPS)}: {step.what}"
+        if sys.stdin.isatty():
+            typer.prompt(f"{what}, then Enter", "", show_default=False, err=True)
+        else:
+            typer.echo(what, err=True)
+        opened = _microphone(settings)
+        sounds.append(record(opened, step.share * seconds))
+    made = self_test_passport(name, opened.name, sounds, file)
+    write_passport(file, made)
+    assert made.measured is not None
+    typer.echo(f"{printable(file)}: {made.measured}")
+
+
+@app.command()
+def calibrate(
+    recordings: Annotated[
+        Path | None, typer.Option("--recordings", help="A folder for each person, with a recording for each site.")
+    ] = None,
+    people: Annotated[int, typer.Option("--people", min=5, max=100, help="Healthy people to record.")] = 5,
+    sites: Annotated[list[str] | None, typer.Option("--site", help="A site to record at; else four.")] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=5.0, max=600.0, callback=_not_nan, help="Sound at each site.")
+    ] = 30.0,
+    undo: Annotated[bool, typer.Option("--undo", help="Remove the last calibration of this stethoscope.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted calibration.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Write it without asking.")] = False,
+    bundle: BundleOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Let five healthy colleagues raise the sites' threshold for this stethoscope, within the bundle's bounds.
+
+    It shows what would change before it writes the passport. Nothing is stored of the colleagues but probabilities and
+    counts. An interrupted calibration goes on where it was.
+    """
+    from dataclasses import replace as dataclass_replace
+    from datetime import datetime
+
+    from device.configuration import passport_needed
+    from device.healthy import SITES, Draft, propose, recorded_people, undo_calibration, write_calibration
+
+    ready = _configure(config, _flags(bundle, no_store=True))
+    found = passport_needed(ready.settings)
+    if undo:
+        removed, now = undo_calibration(found, ready.classifier.fingerprint)
+        typer.echo(f"{removed.name} is removed; in force: {now.name if now else 'the threshold of the bundle'}")
+        return
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("stdin is no terminal, so nobody can confirm; give the option", param_hint="--yes")
+    draft = Draft(found.key, ready.classifier.fingerprint)
+    if recordings is not None:
+        recorded = recorded_people(recordings, ready.classifier, ready.settings.quality)
+    else:
+        if restart:
+            draft.discard()
+        ready = dataclass_replace(ready, settings=ready.load(config, [found.layer()]).settings)
+        recorded = _listen_to_colleagues(ready, draft, people, sites or list(SITES), seconds)
+    made_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    proposal = propose(recorded, ready.classifier, found.key, made_at)
+    typer.echo("\n".join(proposal.lines()))
+    if not yes:
+        typer.confirm("calibrate this stethoscope so?", abort=True, err=True)
+    file = write_calibration(found, proposal.calibration)
+    draft.discard()
+    typer.echo(f"{printable(file)}: calibration {proposal.calibration.name}; 'calibrate --undo' removes it")
+
+
+def _listen_to_colleagues(
+    ready: "Configuration", draft: "Draft", people: int, sites: list[str], seconds: float
+) -> "People":
+    """Listen to each person at each site; on a terminal Enter begins, and a site without a verdict is tried again."""
+    from device.healthy import reading
+    from device.verdict.population import Subject
+
+    asked = [(f"colleague {number}", site) for number in range(1, people + 1) for site in sites]
+    waiting = [(person, site) for person, site in asked if site not in draft.people.get(person, {})]
+    if len(waiting) < len(asked):
+        there = f"{len(asked) - len(waiting)} of {len(asked)} sites are there already"
+        typer.echo(f"{there}: an interrupted calibration goes on (--restart begins anew)", err=True)
+    while waiting:
+        person, site = waiting[0]
+        if sys.stdin.isatty():
+            what = f"{person}, {site}: stethoscope on the chest, breathe deeply, then Enter"
+            typer.prompt(what, "", show_default=False, err=True)
+        summary = _service(ready, _microphone(ready.settings), Subject(live=True), seconds).run()
+        typer.echo(f"{person}, {site}: {summary.verdict}, {counted(summary.gradable, 'good breath')}", err=True)
+        if summary.probability is None and sys.stdin.isatty():
+            continue
+        draft.add(person, site, reading(summary))
+        del waiting[0]
+    return draft.people
+
+
+def _microphone(settings: "Settings") -> "MicrophoneSource":
+    from device.capture.microphone import MicrophoneSource
+
+    return MicrophoneSource(settings.audio)
+
+
+RootOption = Annotated[
+    Path, typer.Option("--root", file_okay=False, help="Folder of the system to set up; else this one.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the changes and make none.")]
+
+
+@app.command()
+def provision(
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="What the board is; else as before, or as the board's name says.")
+    ] = None,
+    root: RootOption = Path("/"),
+    dry_run: DryRunOption = False,
+) -> None:
+    """Set up the service: units, udev rules, ALSA, journal, user. Shows the changes first, and repeats none."""
+    from firmware_config.provisioning import activate, apply, default_profile, installed_program, plan_provision
+
+    root = root.resolve()
+    plan = plan_provision(profile or default_profile(root), installed_program(root), root)
+    _show_plan(plan, root)
+    if not dry_run:
+        apply(plan)
+        activate(root, restart=bool(plan.changes))
+
+
+@app.command()
+def unprovision(root: RootOption = Path("/"), dry_run: DryRunOption = False) -> None:
+    """Restore what was there before 'provision'; the store stays."""
+    from firmware_config.provisioning import apply, plan_unprovision, reload, stop
+
+    root = root.resolve()
+    plan = plan_unprovision(root)
+    _show_plan(plan, root)
+    if not dry_run:
+        stop(root)
+        apply(plan)
+        reload(root)
+
+
+def _show_plan(plan: "Plan", root: Path) -> None:
+    for change in plan.changes:
+        typer.echo(change.diff(), nl=False)
+    for note in plan.notes:
+        _warn(note)
+    typer.echo(f"{printable(root)}: {counted(len(plan.changes), 'file')} to change", err=True)
+
+
 @app.command()
 def devices(json_output: JsonOption = False) -> None:
     """List the microphones that can be listened to."""
@@ -530,26 +893,42 @@ def _settings(
     """The settings with a command's flags applied."""
     from firmware_config.settings import load_settings
 
+    return load_settings(config, _flags(bundle, precision, sensitivity, no_store, channel))
+
+
+def _flags(
+    bundle: Path | None = None,
+    precision: str | None = None,
+    sensitivity: float | None = None,
+    no_store: bool = False,
+    channel: str | None = None,
+) -> "dict[str, object]":
+    """A command's flags by the keys of the settings; None where one is not given."""
     if channel not in (None, AUTO) and not channel.isdecimal():
         raise typer.BadParameter(f"{channel!r} is neither a number from 0 on nor {AUTO}", param_hint="--channel")
-    flags = {
+    return {
         "audio.channel": None if channel in (None, AUTO) else int(channel),
         "bundle.path": None if bundle is None else str(bundle),
         "bundle.precision": precision,
         "bundle.sensitivity": sensitivity,
         "store.enabled": False if no_store else None,
     }
-    return load_settings(config, flags)
 
 
 def _source(
-    name: str, fast: bool, seconds: float | None, settings: "Settings", channel: "Channel | None" = None, site: int = 0
+    name: str,
+    fast: bool,
+    seconds: float | None,
+    settings: "Settings",
+    channel: "Channel | None" = None,
+    site: int = 0,
+    waits: bool = False,
 ) -> "Source":
     """`device.service.open_source`, with a warning for each remark about a recording."""
     from device.capture.sources import FileSource
     from device.service import open_source
 
-    opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site)
+    opened = open_source(name, settings, fast=fast, seconds=seconds, channel=channel, site=site, waits=waits)
     for remark in opened.recorded.remarks if isinstance(opened, FileSource) else ():
         _warn(str(remark))
     return opened

@@ -1,4 +1,4 @@
-"""Checks of this device, in the order of the sound: microphone, bundle, store, clock, heat and power."""
+"""Checks of this device, in the order of the sound: microphone, bundle, store, clock, heat, power and profile."""
 
 import os
 import shutil
@@ -8,22 +8,35 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from device.breath.quality import level_dbfs
 from device.capture.process import CaptureError, Device, find_device, input_devices
+from firmware_config.board import ROOT, BoardError, board_name, check_board, power_mode, read_text, shortcomings
 from firmware_config.command_line import counted
 from firmware_config.errors import RespSAMError
-from firmware_config.settings import BundleSettings, Settings, SettingsError, StoreSettings
+from firmware_config.passports import recognise
+from firmware_config.settings import (
+    AudioSettings,
+    BoardSettings,
+    BundleSettings,
+    Settings,
+    SettingsError,
+    StoreSettings,
+)
 
-LISTENING_SECONDS = 1.0
-TIMEOUT_SECONDS = 6.0  # to receive that second of sound
-FREE_BYTES = (50e6, 1e9)  # less than the first fails, less than the second is a warning
-HOT_CELSIUS = 85.0  # a Jetson slows down at about 97
-BUILT_IN_YEAR = 2025  # an earlier clock was never set
-LOW_BATTERY_PERCENT = 20
+if TYPE_CHECKING:
+    from device.model.classifier import Classifier
+
+LISTENING_SECONDS: Final = 1.0
+TIMEOUT_SECONDS: Final = 6.0  # to receive that second of sound
+FREE_BYTES: Final = (50e6, 1e9)  # less than the first fails, less than the second is a warning
+HOT_CELSIUS: Final = 85.0  # a Jetson slows down at about 97
+BUILT_IN_YEAR: Final = 2025  # an earlier clock was never set
+LOW_BATTERY_PERCENT: Final = 20
+TIMED_BREATHS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -54,10 +67,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """All checks; none of them raises."""
     yield from _microphone(settings)
     yield _access_to_sound()
-    yield from _bundle(settings.bundle)
+    yield from _bundle(settings.bundle, settings.board.real_time_factor)
     yield from _store(settings.store)
     yield _clock()
     yield from board()
+    yield from profile(settings.board)
 
 
 def _microphone(settings: Settings) -> Iterator[Finding]:
@@ -67,11 +81,28 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
         hosts = ", ".join(sorted({device["host_api"] for device in devices})) or "no host"
         yield Finding(check, "ok", f"PortAudio answers ({hosts})")
         check = "microphone"
-        yield Finding(check, "ok", device_line(find_device(devices, audio.device)))
+        found = find_device(devices, audio.device)
+        yield Finding(check, "ok", device_line(found))
+        yield _passport(found["name"], settings.audio)
         check = "sound"
         yield _sound(settings)
     except CaptureError as error:
         yield Finding(check, "FAIL", str(error))
+
+
+def _passport(device: str, settings: AudioSettings) -> Finding:
+    try:
+        found = recognise(device, settings.passport)
+    except RespSAMError as error:
+        return Finding("passport", "FAIL", str(error))
+    if found is None:
+        return Finding("passport", "ok", "none; 'respsam-device passport new' makes one and finds later drift")
+    calibrations = found.passport.calibrations
+    return Finding(
+        "passport",
+        "ok",
+        f"{found.passport.name} ({found.key}), " + (calibrations[-1].name if calibrations else "not calibrated"),
+    )
 
 
 def _sound(settings: Settings) -> Finding:
@@ -107,7 +138,38 @@ def _access_to_sound() -> Finding:
     return Finding("permissions", "ok", f"{len(cards)} sound cards with an input, all open to this user")
 
 
-def _bundle(settings: BundleSettings) -> Iterator[Finding]:
+def profile(settings: BoardSettings, root: Path = ROOT) -> Iterator[Finding]:
+    """The board against what its profile expects; nothing without a profile."""
+    if not settings.profile:
+        return
+    try:
+        check_board(settings, root)
+    except BoardError as error:
+        yield Finding("board", "FAIL", str(error))
+        return
+    lacking = shortcomings(settings, root)
+    found = "; ".join(lacking) or f"{board_name(root) or 'this computer'} is what {settings.profile} expects"
+    yield Finding("board", "warning" if lacking else "ok", found)
+
+
+def _speed(classifier: "Classifier", expected: float) -> Finding:
+    """The model's time for a second of breath, the median of some breaths."""
+    from device.breath.simulator import breath
+    from device.signal import SAMPLE_RATE
+
+    factors = []
+    for seed in range(TIMED_BREATHS):
+        samples = breath(seed, "normal")
+        began = time.perf_counter()
+        classifier.judge(samples)
+        factors.append((time.perf_counter() - began) * SAMPLE_RATE / samples.size)
+    factor = sorted(factors)[TIMED_BREATHS // 2]
+    found = f"the model computes {factor:.3f} s for a second of breath, at most {expected:g} s expected"
+    slow = f"{found}; close other programs, or see board.power_mode, bundle.threads and bundle.precision"
+    return Finding("speed", "warning", slow) if factor > expected else Finding("speed", "ok", found)
+
+
+def _bundle(settings: BundleSettings, real_time_factor: float) -> Iterator[Finding]:
     from device.model.classifier import self_test
     from device.model.opening import open_classifier
     from device.runtime import load_onnxruntime
@@ -125,6 +187,7 @@ def _bundle(settings: BundleSettings) -> Iterator[Finding]:
             yield from [Finding("update", "warning", failed)] * bool(failed)
         tested = f"self-test of {len(manifest.self_test.seeds)} breaths within {worst:.4f}"
         yield Finding("bundle", "ok", f"{manifest.name} ({classifier.fingerprint[:12]}), {tested}")
+        yield _speed(classifier, real_time_factor)
         if classifier.fallback:
             yield Finding("engine", "warning", classifier.fallback)
             return
@@ -180,7 +243,7 @@ def _clock() -> Finding:
     return Finding("clock", "ok", f"{now:%Y-%m-%d %H:%M %Z}")
 
 
-def board(root: Path = Path("/")) -> Iterator[Finding]:
+def board(root: Path = ROOT) -> Iterator[Finding]:
     """Temperature and power, as far as the kernel shows them in the files below `root`."""
     zones = [_read_number(file) for file in sorted(root.glob("sys/class/thermal/thermal_zone*/temp"))]
     celsius = [value / 1000 for value in zones if value is not None]
@@ -192,9 +255,8 @@ def board(root: Path = Path("/")) -> Iterator[Finding]:
         yield Finding("heat", "ok", f"{max(celsius):.0f} °C")
     supplies = root.glob("sys/class/power_supply/*/capacity")
     percent = [value for value in map(_read_number, supplies) if value is not None]
-    # where a Jetson keeps its power mode, as in "pmode:0002"
-    mode = _read_text(root / "var/lib/nvpmodel/status")
-    shown = [f"battery {value:.0f} %" for value in percent] + [f"Jetson power mode {mode.split(':')[-1]}"] * bool(mode)
+    mode = power_mode(root)
+    shown = [f"battery {value:.0f} %" for value in percent] + [f"Jetson power mode {mode}"] * bool(mode)
     low = bool(percent) and min(percent) < LOW_BATTERY_PERCENT
     shown_power = ", ".join(shown) or "mains, or not shown here"
     yield Finding("power", "warning" if low else "ok", f"{shown_power}; plug it in" if low else shown_power)
@@ -202,13 +264,6 @@ def board(root: Path = Path("/")) -> Iterator[Finding]:
 
 def _read_number(file: Path) -> float | None:
     try:
-        return float(_read_text(file))
+        return float(read_text(file))
     except ValueError:
         return None
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace").strip()
-    except OSError:  # a sensor may be switched off
-        return ""

@@ -14,17 +14,20 @@ from device.capture.blocks import Source
 from device.capture.microphone import MicrophoneSource
 from device.capture.recording import Channel, looks_like_sound
 from device.capture.sources import DemoSource, FileSource
+from device.configuration import Configuration, configured
 from device.listening.agreement import Agreement, agreement_of
 from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.model.classifier import Classifier
-from device.model.opening import is_active, open_classifier, roll_back, watch
+from device.model.opening import is_active, roll_back, watch
 from device.signal import SAMPLE_RATE
 from device.store.recorder import Beginning, Recorder, Store
 from device.store.sessions import Warn
+from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
 from device.view.log import LOG, LogView
+from device.view.supervisor import SupervisorView
 from device.view.view import View
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
@@ -43,10 +46,11 @@ def open_source(
     seconds: float | None = None,
     channel: Channel | None = None,
     site: int = 0,
+    waits: bool = False,
 ) -> Source:
     """Open `mic`, `demo` or a recording; SourceError for anything else.
 
-    `channel` replaces the settings' one; `site` is added to the demo's seed.
+    `channel` replaces the settings' one; `site` is added to the demo's seed; `waits` for a microphone that is absent.
     """
     if name == "demo":
         return DemoSource(settings.demo.seed + site, max(settings.demo.seconds, seconds or 0.0), fast=fast)
@@ -55,7 +59,7 @@ def open_source(
             raise SourceError("a microphone records in real time; leave --fast out")
         if channel == "auto":
             raise SourceError("the channel of a microphone must be a number")
-        return MicrophoneSource(settings.audio)
+        return MicrophoneSource(settings.audio, waits)
     path = Path(name)
     if not path.exists() and ("/" in str(name) or looks_like_sound(path)):
         raise SourceError(f"{printable(path)}: no such file; check the path")
@@ -70,7 +74,8 @@ class Service:
     """A session as a service: `run` it once; `stop` ends it from any thread or signal handler.
 
     With `follow` a bundle that is installed meanwhile is used from the end of a stretch on: `run` returns, `advance`
-    begins the next session on the same sound, and `run` is called again.
+    begins the next session on the same sound, and `run` is called again. `follow` is the configuration that the
+    classifier is from.
     """
 
     def __init__(
@@ -82,7 +87,8 @@ class Service:
         seconds: float | None = None,
         warn: Warn = LOG.warning,
         keep_cycles: bool = False,
-        follow: bool = False,
+        circumstances: Circumstances = PLAIN,
+        follow: Configuration | None = None,
     ) -> None:
         """`seconds` limits the sound; `warn` gets one line for each problem that does not end the session.
 
@@ -90,13 +96,14 @@ class Service:
         """
         self.source, self.classifier, self.settings, self.warn = source, classifier, settings, warn
         self.subject = subject or Subject()
-        self.session = Session(source, classifier, settings.quality, seconds, self.not_validated)
+        self.session = Session(source, classifier, settings.quality, seconds, self.not_validated, circumstances)
         self.cycles: list[CycleResult] = []
         self._keep_cycles = keep_cycles or source.demo
         self._recorder = Recorder(None, warn)
         self._seconds, self._stopped, self._advanced = seconds, "", False
-        self._installed = watch(settings.bundle) if follow else None
-        self._successor: Classifier | None = None
+        self._follow = follow
+        self._successor: Configuration | None = None
+        self._installed = None if follow is None else watch(settings.bundle)
 
     def stop(self, note: str) -> None:
         """End at the next block; safe in a signal handler."""
@@ -111,10 +118,11 @@ class Service:
         over = self._stopped or (self._seconds is not None and self._seconds <= 0.0)
         if self._successor is None or blocks is None or over:
             return False
-        self.classifier, self._successor, self._advanced, self.cycles = self._successor, None, True, []
+        self._follow, self._successor, self._advanced, self.cycles = self._successor, None, True, []
+        self.classifier, circumstances = self._follow.classifier, self._follow.circumstances
         self.subject = replace(self.subject, fallback=self.classifier.fallback)
-        quality = self.settings.quality
-        self.session = Session(self.source, self.classifier, quality, self._seconds, self.not_validated, blocks)
+        common = (self.settings.quality, self._seconds, self.not_validated)
+        self.session = Session(self.source, self.classifier, *common, circumstances, blocks)
         if self._stopped:  # by a signal in between
             self.session.stop(self._stopped)
         return True
@@ -123,7 +131,9 @@ class Service:
         """Listen until the source ends or the session is stopped; source and model errors come after shutdown."""
         self._startup()
         with ExitStack() as stack:
-            watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), *views)]
+            supervised = SupervisorView(self.session)
+            watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), supervised, *views)]
+            self.session.watchers = watching
             try:
                 for item in self.session.run():
                     self._recorder.add(item)
@@ -148,6 +158,11 @@ class Service:
         return (*not_validated(self.classifier.bundle.manifest, subject), *[doubt] * bool(doubt))
 
     @property
+    def stored_as(self) -> int | None:
+        """The number of the stored session; None while nothing is stored."""
+        return self._recorder.session
+
+    @property
     def agreement(self) -> Agreement | None:
         """Of the flags with the simulated breaths; None when the sound is real, or began in another session."""
         if self._advanced or not isinstance(self.source, DemoSource):
@@ -156,25 +171,27 @@ class Service:
 
     def _look_for_successor(self) -> None:
         """Load a bundle that was installed meanwhile, while sound waits, and end the session between two stretches."""
-        if self._installed is None or not self.session.between_stretches or not self._installed.changed():
+        if self._follow is None or self._installed is None:
+            return
+        if not self.session.between_stretches or not self._installed.changed():
             return
         if is_active(self.settings.bundle, self.classifier.bundle):
             return
         try:
-            classifier = open_classifier(self.settings.bundle, self.warn)
+            successor = self._follow.with_active_bundle(self.warn)
         except RespSAMError as error:
             self.warn(f"{error}; {self.classifier.bundle.manifest.name} is used until the next start")
             return
-        if classifier.fingerprint != self.classifier.fingerprint:
-            self._successor = classifier
-            self.session.hand_over(f"{classifier.bundle.manifest.name} is used from here on")
+        if successor.classifier.fingerprint != self.classifier.fingerprint:
+            self._successor = successor
+            self.session.hand_over(f"{successor.classifier.bundle.manifest.name} is used from here on")
 
     def _startup(self) -> None:
         name, classifier = self.classifier.bundle.manifest.name, self.classifier
         LOG.info("session begins", extra={"fields": {
             "demo": self.source.demo, "live": self.source.live, "bundle": name, "sha256": classifier.fingerprint[:12],
             "precision": classifier.file.precision, "settings": self.settings.fingerprint()[:12],
-            "stored": self.settings.store.enabled,
+            "stored": self.settings.store.enabled, **self.session.circumstances.as_json(),
         }})  # fmt: skip
         beginning = Beginning(
             self.source.name,
@@ -184,6 +201,8 @@ class Service:
             self.settings,
             self.subject.site or "",
             self.not_validated(),
+            self.session.circumstances,
+            classifier.site_rule.threshold,
         )
         self._recorder = Recorder((lambda: Store(beginning)) if self.settings.store.enabled else None, self.warn)
 
@@ -213,12 +232,15 @@ def auscultate(
 ) -> SessionResult:
     """Run one session on `demo`, `mic` or a recording, on at most `seconds` of sound; nothing is stored.
 
-    A microphone is always in real time. Raises SourceError, AudioError, CaptureError, BundleError and SettingsError.
+    A microphone is always in real time, under the calibration of its passport; the gain is that of the settings.
+    Raises SourceError, AudioError, CaptureError, BundleError, PassportError and SettingsError.
     """
     settings = settings or load_settings()
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"enabled": False})})
-    classifier = open_classifier(settings.bundle)
+    ready = configured(settings)
     opened = open_source(source, settings, fast=fast and source != "mic", seconds=seconds)
-    subject = Subject(age_years, site, live=opened.live, fallback=classifier.fallback)
-    service = Service(opened, classifier, settings, subject, seconds, keep_cycles=True)
+    ready = ready.with_stethoscope(opened, LOG.warning)
+    subject = Subject(age_years, site, live=opened.live, fallback=ready.classifier.fallback)
+    under = ready.circumstances
+    service = Service(opened, ready.classifier, settings, subject, seconds, keep_cycles=True, circumstances=under)
     return SessionResult(service.run(), tuple(service.cycles))

@@ -32,16 +32,16 @@ def exact_div(numerator: float, denominator: float) -> int:
 # One window, everywhere the same. Frames are a floor: kaldi drops the frame that would run over the end (snip_edges).
 SAMPLE_RATE: Final = 16_000  # Hz
 WINDOW_SECONDS: Final = 8
-WINDOW_SAMPLES = SAMPLE_RATE * WINDOW_SECONDS  # 128 000
-FRAME_SAMPLES = exact_div(SAMPLE_RATE * 25, 1000)  # 400: 25 ms
-HOP_SAMPLES = exact_div(SAMPLE_RATE * 10, 1000)  # 160: 10 ms
-FFT_SAMPLES = 512
-FRAMES = 1 + (WINDOW_SAMPLES - FRAME_SAMPLES) // HOP_SAMPLES  # 798
-BLOCK_FRAMES = exact_div(FRAMES, 7)  # 114
-PREEMPHASIS = 0.97
+WINDOW_SAMPLES: Final = SAMPLE_RATE * WINDOW_SECONDS  # 128 000
+FRAME_SAMPLES: Final = exact_div(SAMPLE_RATE * 25, 1000)  # 400: 25 ms
+HOP_SAMPLES: Final = exact_div(SAMPLE_RATE * 10, 1000)  # 160: 10 ms
+FFT_SAMPLES: Final = 512
+FRAMES: Final = 1 + (WINDOW_SAMPLES - FRAME_SAMPLES) // HOP_SAMPLES  # 798
+BLOCK_FRAMES: Final = exact_div(FRAMES, 7)  # 114
+PREEMPHASIS: Final = 0.97
 INT24: Final = 1 << 23  # full scale of a 24-bit sample
-MEL_FLOOR = 1.192092955078125e-07  # float32 epsilon, kaldi's log floor
-SEAM_SAMPLES = exact_div(SAMPLE_RATE * 10, 1000)  # 160: 10 ms cross-fade
+MEL_FLOOR: Final = 1.192092955078125e-07  # float32 epsilon, kaldi's log floor
+SEAM_SAMPLES: Final = exact_div(SAMPLE_RATE * 10, 1000)  # 160: 10 ms cross-fade
 
 
 class SignalError(RespSAMError):

@@ -25,7 +25,7 @@ STATE: Final = "state.json"
 SHIPPED: Final = "the shipped bundle"
 MOST_STARTS: Final = 3  # of a bundle on trial, before the one before it returns
 MOST_EVENTS: Final = 100
-LOCK_SECONDS = 5.0
+LOCK_SECONDS: Final = 5.0
 BY_HAND: Final = "rolled back by hand"
 Check = Callable[[Path], None]
 """The health check of a bundle; BundleError when it fails."""

@@ -30,10 +30,10 @@ from firmware_config.settings import BundleSettings
 ROLLOUT: Final = "rollout.json"
 REPORTS: Final = "reports"
 WEB: Final = re.compile(r"https?://", re.IGNORECASE)
-SILENT_SECONDS = 30.0  # of a server, before it is given up
-LARGEST_BYTES = 4_000_000_000  # of a bundle; AST base has 350 MB
-LARGEST_TEXT = 1_000_000  # bytes of a roll-out or a report
-CHUNK_BYTES = 1 << 20
+SILENT_SECONDS: Final = 30.0  # of a server, before it is given up
+LARGEST_BYTES: Final = 4_000_000_000  # of a bundle; AST base has 350 MB
+LARGEST_TEXT: Final = 1_000_000  # bytes of a roll-out or a report
+CHUNK_BYTES: Final = 1 << 20
 Warn = Callable[[str], None]
 
 

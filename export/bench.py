@@ -15,28 +15,28 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from io import StringIO
+from io import BytesIO
 from pathlib import Path
 from select import select
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from device.bundle import Bundle, read_bundle
 from device.model.classifier import Classifier
-from device.runtime import disable_telemetry
+from device.runtime import disable_telemetry, own_font_list
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, FloatArray, windows
 from firmware_config.errors import RespSAMError
 from trainer.tables import table as plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRANSFORMERS: Final = "transformers"
 HF_FRAMES: Final = 1024
 LEAST_ROUNDS: Final = 5
 SENSOR_SECONDS: Final = 0.02
-BAR: Final = 24
-WIDTH: Final = 110
 LEGEND: Final = (
     "one window of 8 s, log-mel included; ratio: to the first row, median of neighbouring rounds; start: process to "
     "first answer; MB: peak memory; RTF: p50 over 8 s; J: a window, by a Jetson's sensor (- where there is none)"
@@ -71,7 +71,7 @@ class Timing:
     times_slower: tuple[float, float, float]
     """Than the first contender: median, 5th and 95th percentile of the ratios of neighbouring rounds."""
     detail: dict[str, Any]
-    """What the contender says of itself."""
+    """Precision, sizes and the like of the contender."""
 
 
 def bench(
@@ -165,7 +165,7 @@ class Contender:
 
     @property
     def peak_megabytes(self) -> float:
-        """The most memory that the process has held; NaN where /proc is missing."""
+        """The process' peak memory; NaN where /proc is missing."""
         status = Path(f"/proc/{self.process.pid}/status")
         lines = status.read_text().splitlines() if status.is_file() else []
         return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
@@ -191,7 +191,7 @@ def watts(sensors: Path = SENSORS) -> float:
 
 
 def sound() -> FloatArray:
-    """The window that everybody gets: 8 s of seeded noise at 16 kHz, which leaves nothing to pad."""
+    """The window for every contender: 8 s of seeded noise at 16 kHz, which leaves nothing to pad."""
     return (0.1 * np.random.default_rng(0).standard_normal(WINDOW_SAMPLES)).astype(np.float32)
 
 
@@ -240,8 +240,8 @@ def theirs(bundle: Bundle, threads: int) -> tuple[Callable[[FloatArray], object]
 
 
 def usual_sizes(architecture: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Sizes of the AST that a bundle's model is compared with, and whose they are."""
-    from trainer.model.network import ModelConfig
+    """Sizes of the AST that a bundle's model is compared with, and where they come from."""
+    from trainer.model.config import ModelConfig
 
     base = ModelConfig()
     if architecture["architecture"] == base.architecture:
@@ -262,13 +262,11 @@ def serve(bundle: Path, name: str, threads: int) -> None:
         print(time.perf_counter() - began, flush=True)
 
 
-def table(timings: Sequence[Timing], bars: bool = False) -> Table:
-    """One row a contender in 80 columns, or with a bar as long as its median."""
-    longest = max(one.p50_ms for one in timings)
+def table(timings: Sequence[Timing]) -> Table:
+    """One row a contender in 80 columns."""
     rows = (
         (
             one.name,
-            *(f"{'█' * max(1, round(BAR * one.p50_ms / longest)):{BAR}}" for _ in range(bars)),
             *(f"{value:.1f}" for value in (one.p50_ms, one.p95_ms, one.p99_ms)),
             f"{one.times_slower[0]:.2f}",
             f"{one.cold_start_s:.2f}",
@@ -278,21 +276,39 @@ def table(timings: Sequence[Timing], bars: bool = False) -> Table:
         )
         for one in timings
     )
-    headings = ("", *("p50" for _ in range(bars)), "p50 ms", "p95", "p99", "ratio", "start s", "MB", "RTF", "J")
-    made = plain(*headings, rows=rows)
+    made = plain("", "p50 ms", "p95", "p99", "ratio", "start s", "MB", "RTF", "J", rows=rows)
     made.caption, made.caption_justify = LEGEND, "left"
     return made
 
 
+def picture_of(timings: Sequence[Timing], title: str) -> "Figure":
+    """One bar a contender from 0 to its median, with a line to its 95th percentile."""
+    own_font_list()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 1.6 + 0.45 * len(timings)), layout="constrained")
+    axis = figure.subplots()
+    medians = [one.p50_ms for one in timings]
+    late = [[0.0] * len(timings), [one.p95_ms - one.p50_ms for one in timings]]
+    bars = axis.barh(range(len(timings)), medians, xerr=late, color="tab:blue", ecolor="tab:gray", capsize=3)
+    axis.bar_label(bars, [f"{one.p50_ms:.1f} ms, ratio {one.times_slower[0]:.2f}" for one in timings], padding=4)
+    axis.set_yticks(range(len(timings)), [one.name for one in timings])
+    axis.set_ylim(len(timings) - 0.5, -0.5)
+    axis.set_xlim(0.0, 1.6 * max(one.p95_ms for one in timings))
+    axis.set_xlabel("ms a window of 8 s: median, line to the 95th percentile")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def write(measured: dict[str, Any], timings: Sequence[Timing], out: Path) -> Path:
     """The measurement as JSON to `out`, and a picture of it beside, whose path is returned; BenchError if it cannot."""
-    picture = out.with_suffix(".svg")
-    canvas = Console(record=True, width=WIDTH, file=StringIO())
-    canvas.print(table(timings, bars=True))
-    title = f"{measured['name']}, {measured['threads']} threads, {measured['machine']['processor']}"
+    picture, drawn = out.with_suffix(".svg"), BytesIO()
+    title = f"{measured['name']}, {measured['threads']} threads\n{measured['machine']['processor']}"
+    picture_of(timings, title).savefig(drawn, format="svg", metadata={"Date": None})
     try:
         out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        picture.write_text(canvas.export_svg(title=title), encoding="utf-8")
+        picture.write_bytes(drawn.getvalue())
     except OSError as error:
         raise BenchError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     return picture

@@ -19,7 +19,7 @@ from device.labels import LABELS, NORMAL, Label
 from device.model.classifier import Classifier, open_session, self_test
 from device.model.judgement import abnormal_probability, pool
 from device.signal import FloatArray, FrontEnd, windows
-from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, score, whose
+from export.gates import LARGEST_LOSS, LARGEST_PARITY, Comparison, compare, gate_patients, score
 from export.manifest import make_manifest
 from export.model_card import MODEL_CARD, model_card
 from export.onnx_graph import parity, run, to_onnx
@@ -27,13 +27,14 @@ from export.quantize import CALIBRATION_CYCLES, CONVERTED, FP32, Form, Precision
 from export.sensitivity import named, sensitivity, table
 from firmware_config.errors import GateRefused, RespSAMError
 from firmware_config.settings import load_settings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, Source
 from trainer.corpora.audio_cache import AudioCache, open_corpora
-from trainer.corpora.protocols import Protocol, examples, inputs_of
+from trainer.corpora.protocols import examples, inputs_of
 from trainer.corpora.splits import only_patients
 from trainer.evaluation.history import readings_of
 from trainer.evaluation.validation import Validation
-from trainer.metrics import Float64Array, Rates
+from trainer.metrics import Float64Array, Rates, too_few
 from trainer.model.network import Ensemble, Network
 from trainer.run.folder import Choice, RunFacts, load_model, read_facts
 from trainer.training.experiment import open_run
@@ -99,7 +100,7 @@ class Calibration:
     windows: FloatArray
     """Model inputs (n, frames, mels)."""
     facts: dict[str, Any]
-    """What the manifest says of them."""
+    """For the manifest."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Who hears how the build goes."""
+    """Where the build reports its progress."""
 
     say: Callable[[str], None] = _silent
     """A line that stays, one a step."""
@@ -152,8 +153,8 @@ class Reporter:
     """What is being done now, for a terminal."""
 
 
-SILENT = Reporter()
-NOTHING_MORE = Wanted()
+SILENT: Final = Reporter()
+NOTHING_MORE: Final = Wanted()
 
 
 def build(
@@ -186,7 +187,10 @@ def build(
     cache.trim(cache_folder, cache_gigabytes or defaults.cache_gigabytes)
     held = Validation(validation, cache, facts.front_end)
     read = f"{len(held.labels)} {held.protocol} of {len(validation.patients)} patients"
-    reporter.say(f"gates: {read} of {whose(len(facts.held_out), len(facts.refit_epochs))}")
+    few = too_few(len(validation.patients))
+    reporter.say(
+        f"gates: {read} of {gate_patients(len(facts.held_out), len(facts.refit_epochs))}{f'; {few}' * bool(few)}"
+    )
     calibration = calibrate(wanted, facts, training, cache, held.protocol, cache_folder, reporter)
     reporter.busy("exporting to ONNX")
     fp32 = export_fp32(model, facts, held, reporter)
@@ -209,7 +213,7 @@ def build(
         self_test=test,
         readings=readings,
         earlier=earlier,
-        measured=measured(served),
+        measured={"patients": len(validation.patients), **measured(served)},
         quantization=quantization(served, calibration),
     )
     reporter.busy("testing the bundle")
@@ -235,7 +239,7 @@ def read_corpus(
 ) -> tuple[Corpus, Corpus, AudioCache]:
     """The run's corpus, without and with only its first fold's patients, and the audio; CorpusError when it is another.
 
-    That fold measures what the build changes. The other members have trained on it, so it says nothing of accuracy.
+    That fold measures what the build changes. The other members have trained on it, so it is no measure of accuracy.
     The test part takes its place where it chose.
     """
     busy = reporter.busy
@@ -280,8 +284,8 @@ def calibrate(
             f"{training.where}: calibration on {len(drawn)} {protocol} of {patients} patients and {classes} classes; "
             "two of each are the least, give more by --calibration-cycles or --calibration-data"
         )
-    whose = "training patients" if root is None else f"patients in {root}"
-    reporter.say(f"int8: calibrated on {len(drawn)} {protocol} of {patients} {whose}")
+    origin = "training patients" if root is None else f"patients in {root}"
+    reporter.say(f"int8: calibrated on {len(drawn)} {protocol} of {patients} {origin}")
     known = {"cycles": len(drawn), "patients": patients, "sha256": draw_hash(drawn), "other_data": root is not None}
     return Calibration(inputs_of(drawn, cache, facts.front_end)[0], known)
 
@@ -291,8 +295,12 @@ def export_fp32(model: Network | Ensemble, facts: RunFacts, held: Validation, re
     data = to_onnx(model)
     session = open_session(data)
     chosen = _spread(held.inputs, PARITY_WINDOWS)
-    difference = parity(model, session, np.concatenate([*simulated_breaths(facts.front_end), chosen]))
-    found = f"parity: fp32 is off torch by {difference:.1e} in the worst logit, allowed {LARGEST_PARITY:g}"
+    inputs = np.concatenate([*simulated_breaths(facts.front_end), chosen])
+    difference = parity(model, session, inputs)
+    found = (
+        f"parity: fp32 is off torch by {difference:.1e} in the worst logit of {len(inputs)} windows, allowed "
+        f"{LARGEST_PARITY:g}"
+    )
     reporter.say(found)
     if not difference <= LARGEST_PARITY:  # so that NaN is refused too
         raise GateRefused(f"{found}; no bundle was made")
@@ -336,7 +344,7 @@ def export_form(
 
     kept = [name for name in converted if name in keep_float]
     served, comparison = attempt(kept)
-    if not comparison.lost <= wanted.largest_loss:  # so that NaN is refused too
+    if not comparison.lost <= wanted.largest_loss and not comparison.near:  # so that NaN is refused too
         left = [name for name in converted if name not in kept]
         reporter.busy(f"{form.path}: {len(left)} layers one by one")
         ranked = sensitivity(
@@ -350,9 +358,19 @@ def export_form(
     if not comparison.lost <= wanted.largest_loss:
         raise GateRefused(
             f"{form.path}: loses {comparison.lost:.4f} of Score, allowed {wanted.largest_loss:g}; no bundle was made; "
-            f"leave the worst layers float by --keep-float LAYER or --auto-keep N, or leave --{form.precision} out"
+            f"{_remedy(comparison)}, or leave --{form.precision} out"
         )
     return served
+
+
+def _remedy(comparison: Comparison) -> str:
+    """What helps a file that loses too much."""
+    if comparison.near:
+        return (
+            f"no layer is to blame, the logits are fp32's but for rounding, and {comparison.turned}: train further, so "
+            "that fewer scores lie at the threshold"
+        )
+    return "leave the worst layers float by --keep-float LAYER or --auto-keep N"
 
 
 def simulated_breaths(front_end: FrontEnd) -> list[FloatArray]:
@@ -366,13 +384,14 @@ def make_self_test(served: Sequence[Served], facts: RunFacts, reporter: Reporter
     """Probabilities by fp32 (the first), and a tolerance that every file keeps; GateRefused when one cannot."""
     inputs = simulated_breaths(facts.front_end)
     expected, *others = [_probabilities(one, inputs, facts.choice.temperature) for one in served]
-    # no gate: a simulator is no chest; but a model that misses it may miss other stethoscopes, too
+    # no gate, because a simulator is no chest; but a model that misses its sounds may miss other stethoscopes', too
     called = expected >= facts.choice.cycle_threshold
     ill = np.array([LABELS.index(label) != NORMAL for label in SELF_TEST_LABELS])
     found, few = (called & ill).sum(), (called & ill).sum() < FEW * ill.sum()
     reporter.say(
         f"{'warning: ' if few else ''}simulated breaths, which nobody trained on: called abnormal {found} of "
         f"{ill.sum()} abnormal and {(called & ~ill).sum()} of {(~ill).sum()} normal ones"
+        f"{'; it may miss those of other stethoscopes, too: read it on some' * bool(few)}"
     )
     deviations = [float(np.abs(other - expected).max()) for other in others]
     tolerance = TOLERANCES[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, counted, json_text, run
+from firmware_config.command_line import ConfigOption, application, counted, json_text, next_step, run
 from trainer.cli import (
     CorpusOption,
     DataOption,
@@ -20,8 +20,8 @@ from trainer.cli import (
     ProtocolOption,
     SplitOption,
     protocol_for,
-    protocol_named,
     sources_of,
+    versions,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder or .respsam file.", metavar="BUNDLE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
-app = application("Turn a trained run into a verified bundle that a device loads.")
+app = application("Turn a trained run into a verified bundle that a device loads.", versions)
 
 
 def main() -> None:
@@ -138,6 +138,7 @@ def check(
     console.print(table(*headings, rows=rows, words=2))
     console.print("matrix products and convolutions by how they run; GPU: its compute capability", soft_wrap=True)
     require(checked, opened.manifest)
+    next_step("respsam-device engine build, on the device: engines are made where they run")
 
 
 @app.command()
@@ -163,19 +164,23 @@ def verify(
     settings = load_settings(config)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
-    sources, asked = sources_of(corpus, data), protocol_named(protocol)
+    sources = sources_of(corpus, data)
     opened = verification.open_whole(bundle)
     with Console(stderr=True).status("reading the corpus") as status:
         read, cache = open_corpora(
             sources, settings.training.folder, part=part, split=split, lenient=lenient, purpose="evaluate"
         )
         cache.trim(settings.training.folder, settings.training.cache_gigabytes)
-        verified = verification.verify(opened, read, cache, protocol_for(asked, read), settings.quality, status.update)
+        verified = verification.verify(
+            opened, read, cache, protocol_for(protocol, read), settings.quality, status.update
+        )
     if json_output:
         typer.echo(json_text(verification.as_json(verified, opened)))
     else:
         verification.show(verified, opened, Console(highlight=False))
     verification.require(verified, opened)
+    if not json_output:
+        next_step(f"respsam-device listen --bundle {bundle}")
 
 
 @app.command()
@@ -192,6 +197,7 @@ def inspect(bundle: BundleArgument, json_output: JsonOption = False) -> None:
         typer.echo(json_text(inspection.as_json(found, opened)))
     else:
         inspection.show(found, opened, Console(highlight=False))
+        next_step(f"respsam-export bench {bundle}")
 
 
 @app.command()
@@ -221,6 +227,8 @@ def bench(
         Console(highlight=False).print(benchmark.table(timings))
     if out is not None:
         typer.echo(f"{out} and {benchmark.write(measured, timings, out)}", err=True)
+    if not json_output:
+        next_step(f"respsam-export verify {bundle} with --corpus and --data: what it reaches on recordings")
 
 
 @app.command()
@@ -259,7 +267,7 @@ def _show(built: "Built") -> None:
     from trainer.tables import table
 
     console = Console(highlight=False)
-    headings = ("file", "MB", "logits off", "Se", "Sp", "Score", "ms", "ratio")
+    headings = ("file", "MB", "worst logit", "Se", "Sp", "Score", "ms", "ratio")
     rows = []
     for one in built.served:
         rates = (one.rates.sensitivity, one.rates.specificity, one.rates.score)
@@ -269,12 +277,10 @@ def _show(built: "Built") -> None:
         rows.append((one.form.path, size, off, *(f"{rate:.4f}" for rate in rates), *shown))
     console.print(table(*headings, rows=rows))
     console.print(
-        "off: fp32 from torch, the others from fp32; ms: one window, one thread, here; a CPU runs the first file",
+        "worst logit: the largest difference, fp32's from torch, the others' from fp32; ms: one window, one thread, "
+        "here; a CPU runs the first file",
         soft_wrap=True,
     )
     path = built.bundle.path
-    console.print(
-        f"bundle {built.bundle.fingerprint[:12]} in {path}; next: respsam-device listen --bundle {path}",
-        soft_wrap=True,
-        markup=False,
-    )
+    console.print(f"bundle {built.bundle.fingerprint[:12]} in {path}", soft_wrap=True, markup=False)
+    next_step(f"respsam-device listen --bundle {path}")

@@ -1,4 +1,4 @@
-"""What a serving form may lose: fp32 against torch, every other against fp32, on validation patients."""
+"""How much a model file may lose: fp32 against torch, every other against fp32, on held-out patients."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,15 +15,33 @@ from trainer.evaluation.validation import Validation
 from trainer.metrics import Float64Array, IntArray, Interval, Rates, binary_rates, calibrate, confusion
 from trainer.reading import RateIntervals
 
-LARGEST_PARITY: Final = 1e-4  # logits
+LARGEST_PARITY: Final = 1e-4  # difference of a logit
 LARGEST_LOSS: Final = 0.005  # of Score
+NEAR: Final = 0.01  # relative error of the logits: int8 of a transformer has 0.001, of a MobileNet 0.02
 
 
-def whose(members: int, refits: int) -> str:
-    """Whom the gates read, and whether the served models have met them: a Score on those looks too good."""
+def gate_patients(members: int, refits: int) -> str:
+    """The gates' patients, and whether the served models have met them: a Score on those looks too good."""
     if refits:
         return "the first fold, whom the models of all patients have met"
     return "the first fold, whom the other models have met" if members > 1 else "the first fold"
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Stretches that are abnormal by one file and normal by the other."""
+
+    stretches: int
+    patients: int
+    farthest: float
+    """Their largest distance from the threshold, by fp32's probability."""
+    threshold: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stretches} of the stretches ({self.patients} patients) lie within {self.farthest:.1g} of the "
+            f"threshold {self.threshold:.3f} by fp32's probability and change sides"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,16 +58,24 @@ class Comparison:
     """At the run's temperature and threshold."""
     refitted: RateIntervals
     """At both refitted, for fp32 and the file each on its own logits: refitting only one would hide damage."""
+    turned: Turned
+    """In the reading that lost more."""
 
     @property
     def lost(self) -> float:
         """The larger loss of Score; below 0 when both readings gained, NaN when there is no reading."""
         return float(np.maximum(-self.unchanged.score.value, -self.refitted.score.value))
 
+    @property
+    def near(self) -> bool:
+        """Whether the logits are fp32's but for rounding, so that no layer is to blame for a loss."""
+        return self.agreement == 1.0 and self.relative_error <= NEAR
+
     def __str__(self) -> str:
         return (
-            f"top-1 {self.agreement:.4f}, logits off by {self.relative_error:.4f}, KL {self.divergence:.1e}, Score "
-            f"{self.unchanged.score:+.4f}, refitted {self.refitted.score:+.4f}"
+            f"same top-1 class in {self.agreement:.4f} of the windows, relative error of the logits "
+            f"{self.relative_error:.4f}, KL {self.divergence:.1e} nats, Score {self.unchanged.score:+.4f}, "
+            f"refitted {self.refitted.score:+.4f}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -67,19 +93,34 @@ def compare(fp32: FloatArray, other: FloatArray, held: Validation, temperature: 
     """Compare logits (m, moments, classes) of the validation inputs with fp32's, pooled over all moments."""
     if not np.isfinite(other).all():
         nothing = RateIntervals(*[Interval.UNKNOWN] * 3)
-        return Comparison(0.0, float("inf"), float("inf"), nothing, nothing)
+        return Comparison(0.0, float("inf"), float("inf"), nothing, nothing, Turned(0, 0, 0.0, threshold))
     expected, found = softmax(pool(fp32), temperature), softmax(pool(other), temperature)
     divergence = (expected * (np.log(expected + 1e-12) - np.log(found + 1e-12))).sum(axis=1).mean()
-    before = [predicted(fp32, held, temperature, threshold), predicted(fp32, held, *_refit(fp32, held))]
-    after = [predicted(other, held, temperature, threshold), predicted(other, held, *_refit(other, held))]
-
-    shifts = (rates_shift(held.patients, held.labels, *pair) for pair in zip(before, after, strict=True))
+    unchanged, refits = (temperature, threshold), (_refit(fp32, held), _refit(other, held))
+    calls = [
+        (predicted(fp32, held, *ours), predicted(other, held, *theirs))
+        for ours, theirs in ((unchanged, unchanged), refits)
+    ]
+    shifts = [rates_shift(held.patients, held.labels, *pair) for pair in calls]
+    lost_more = int(shifts[1].score.value < shifts[0].score.value)
     return Comparison(
         agreement(other, fp32),
         relative_error(other, fp32),
         max(float(divergence), 0.0),
-        *shifts,
+        shifts[0],
+        shifts[1],
+        _turned(fp32, held, *calls[lost_more], *(unchanged, refits[0])[lost_more]),
     )
+
+
+def _turned(
+    fp32: FloatArray, held: Validation, before: IntArray, after: IntArray, temperature: float, threshold: float
+) -> Turned:
+    """What the called classes (n,) of fp32 and of another file differ in."""
+    rows = np.flatnonzero((before == NORMAL) != (after == NORMAL))
+    distance = np.abs(_worst(fp32, held, temperature)[1][rows] - threshold)
+    people = len({held.patients[row] for row in rows})
+    return Turned(len(rows), people, float(distance.max(initial=0.0)), threshold)
 
 
 def predicted(logits: FloatArray, held: Validation, temperature: float, threshold: float) -> IntArray:

@@ -14,8 +14,8 @@ from device.labels import LABELS
 from trainer.corpora.cycle import PARTS
 from trainer.reading import Reading
 from trainer.run.folder import READINGS_FILE, RunFacts
+from trainer.run.initial import HUB
 from trainer.run.recipe import Recipe
-from trainer.training.checkpoints import HUB
 
 
 def make_manifest(
@@ -66,6 +66,7 @@ def make_manifest(
             "readings": [_without_paths(reading) for reading in readings],
             "earlier_readings": earlier,
             "export": {**measured},
+            "label_grains": facts.label_grains,
         },
         recipe={
             "name": recipe_name,

@@ -1,15 +1,17 @@
-"""MODEL_CARD.md: what a bundle is, for whom, how well, where it fails, and how to make it again."""
+"""MODEL_CARD.md: what a bundle is, for whom, how accurate it is, where it fails, and how to make it again."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
 from device.bundle import Manifest
-from export.gates import whose
+from export.gates import gate_patients
 from export.quantize import CALIBRATION_CYCLES, CONVERTED
+from firmware_config.command_line import counted
+from trainer.corpora.cycle import WEAK, Grain
 from trainer.corpora.protocols import FLATTERED, LIES
 from trainer.evaluation.history import latest
-from trainer.metrics import Interval
+from trainer.metrics import FEW_PATIENTS, LEAST_PATIENTS, Interval, too_few
 from trainer.reading import Reading
 from trainer.tables import markdown
 
@@ -33,6 +35,11 @@ CORPORA: Final = {
         "Measurement, 2019."
     ),
     "manifest": "A corpus of its owner's, under its owner's terms.",
+}
+GRAINS: Final[dict[Grain, str]] = {
+    "event": "events",
+    "cycle": "breath cycles",
+    "recording": "whole recordings",
 }
 NETWORKS: Final = {"ast": "An Audio Spectrogram Transformer", "mobilenet": "A MobileNetV3"}
 SIZES: Final = {
@@ -59,7 +66,7 @@ SEEN: Final = {
 
 
 def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
-    """The card in Markdown; `sizes` are the files' bytes by name. It says nothing that the manifest does not hold."""
+    """The card in Markdown; `sizes` are the files' bytes by name. All of it comes from the manifest."""
     metrics: Any = manifest.metrics
     recipe: Any = manifest.recipe
     validation = [Reading.model_validate(one) for one in metrics["validation"].values()]
@@ -76,6 +83,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         network=NETWORKS[_architecture(manifest)],
         sizes=SIZES[_architecture(manifest)].format(**manifest.architecture),
         corpus="\n\n".join(_sources(manifest)),
+        labels=_labels(metrics.get("label_grains", {})),
         pooling=_pooling(manifest),
         calibration=_calibration(manifest),
         context=_context(manifest),
@@ -92,6 +100,9 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
             else "the mean of several models is",
         ),
         validation=markdown(SCORES, map(_scores, validation)),
+        few=_few({_where(one): one.patients for one in (*readings, *validation)}),
+        least_patients=LEAST_PATIENTS,
+        few_patients=FEW_PATIENTS,
         failures=_failures(known),
         groups=_groups(validation[-1]),
         epochs=", ".join(
@@ -107,9 +118,9 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
             ((f"`{f.path}`", f.precision, f.target, f"{sizes[f.path]:,}", f"`{f.sha256}`") for f in manifest.files),
         ),
         converted=_converted(
-            metrics["export"]["files"],
+            metrics["export"],
             recipe.get("quantization"),
-            whose(len(recipe["epochs_done"]), len(recipe.get("refit_epochs", ()))),
+            gate_patients(len(recipe["epochs_done"]), len(recipe.get("refit_epochs", ()))),
         ),
         commands=_lines(_commands(manifest)),
         versions=", ".join(f"{package} {number}" for package, number in manifest.versions.items()),
@@ -130,11 +141,20 @@ def _began_at_efficientat(manifest: Manifest) -> bool:
 
 
 def _sources(manifest: Manifest) -> Iterator[str]:
-    """Whose sounds and whose weights are in it."""
+    """The sources of its sounds and of its weights."""
     for name in manifest.corpus.split("+"):
         yield CORPORA.get(name, name)
     if _began_at_efficientat(manifest):
         yield ORIGIN
+
+
+def _labels(grains: Mapping[Grain, int]) -> str:
+    """What has a label in the recordings, and what weak labels are; nothing for a run that does not say."""
+    if not grains:
+        return ""
+    counts = ", ".join(f"{GRAINS[grain]} ({counted(count, 'recording')})" for grain, count in grains.items())
+    weak = f" Weak labels: {WEAK}." if "recording" in grains else ""
+    return f"\n- Labels: of {counts}.{weak}"
 
 
 def _pooling(manifest: Manifest) -> str:
@@ -184,6 +204,11 @@ def _where(reading: Reading) -> str:
     return f"{reading.corpus} {reading.part}, `{reading.protocol}`"
 
 
+def _few(patients: Mapping[str, int]) -> str:
+    """What cannot be claimed of how many patients, by what they were read on; '' where there are enough."""
+    return "".join(f"\n\n{where}: {few}." for where, count in patients.items() if (few := too_few(count)))
+
+
 def _patients(reading: Reading) -> str:
     return f"{reading.patients or '?'} {SEEN[reading.patients_seen_in_training]}"
 
@@ -231,34 +256,41 @@ def _section(name: str, values: Mapping[str, object]) -> str:
 
 
 def _converted(measured: Mapping[str, Any], how: Mapping[str, Any] | None, read_on: str) -> str:
-    """What quantization changed on the gates' patients, how it was done and on whose sounds."""
+    """What quantization changed on the gates' patients, how it was done and with which sounds."""
     if how is None:
         return ""
-    header = ("file", "Score", "same class", "logits off", "KL (nats)", "Score change", "refitted")
+    header = (
+        "file",
+        "Score",
+        "same top-1 class",
+        "relative error of the logits",
+        "KL (nats)",
+        "Score change",
+        "refitted",
+    )
     rows = (
-        (f"`{path}`", f"{read['score']:.4f}", *(f"{read[name]:g}" for name in NEARNESS), *_shifts(read))
-        for path, read in measured.items()
+        (
+            f"`{path}`",
+            f"{read['score']:.4f}",
+            *(f"{read[name]:g}" for name in NEARNESS),
+            *(f"{Interval.of(read[at]['score']):+.4f}" for at in ("unchanged", "refitted")),
+        )
+        for path, read in measured["files"].items()
         if path in how["files"]
     )
     lines = [
         f"What the other files change of fp32's answers on {read_on}: at one temperature and threshold, and with both "
         "refitted for either file.",
-        markdown(header, rows),
+        markdown(header, rows) + _few({"These files": measured["patients"]}),
         _lines(
             f"- `{path}`: {made['method']}{_kept(path, made['kept_float'])}." for path, made in how["files"].items()
         ),
     ]
     drawn = how["calibration"]
     if drawn:
-        whose = "patients of another corpus" if drawn["other_data"] else "training patients"
-        lines.append(f"The ranges of integers come from {drawn['cycles']} cycles of {drawn['patients']} {whose}.")
+        origin = "patients of another corpus" if drawn["other_data"] else "training patients"
+        lines.append(f"The ranges of integers come from {drawn['cycles']} cycles of {drawn['patients']} {origin}.")
     return "\n\n" + "\n\n".join(lines)
-
-
-def _shifts(read: Mapping[str, Any]) -> Iterator[str]:
-    """How the Score changed, unchanged and refitted."""
-    for at in ("unchanged", "refitted"):
-        yield f"{Interval.of(read[at]['score']):+.4f}"
 
 
 def _kept(path: str, layers: Sequence[str]) -> str:
@@ -282,12 +314,12 @@ def _commands(manifest: Manifest) -> Iterator[str]:
 
 
 def _pairs(corpora: str) -> str:
-    """The options that open corpora, whose names are joined by +."""
+    """The options that open corpora; their names are joined by +."""
     return " ".join(f"--corpus {name} --data DIR" for name in corpora.split("+"))
 
 
 def _options(manifest: Manifest) -> str:
-    """What `export build` was told, as far as it changes the files."""
+    """The options of `export build` that change the files."""
     how: Any = manifest.recipe.get("quantization", {"calibration": {}, "files": {}})
     precisions = {file.precision for file in manifest.files}
     targets = {file.target for file in manifest.files} - {"any"}

@@ -6,13 +6,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 
 from device.signal import FloatArray
-from trainer.model.network import Ensemble, Network
+
+if TYPE_CHECKING:
+    from trainer.model.network import Ensemble, Network
 
 OPSET: Final = 17  # the one that TensorRT 8.6 to 11 all read
 PRODUCTS: Final = ("MatMul", "Gemm", "Conv")
@@ -36,12 +37,13 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def to_onnx(model: Network | Ensemble) -> bytes:
+def to_onnx(model: "Network | Ensemble") -> bytes:
     """The model in eval mode as ONNX: `windows` (batch, frames, mels) to `logits` (batch, moments, classes), any batch.
 
     The bytes depend on the weights and the libraries' versions alone. Raises onnx.checker.ValidationError on a bug.
     """
     import onnx
+    import torch
 
     config = model.config
     with quiet():
@@ -110,8 +112,10 @@ def run(session: Any, inputs: FloatArray, batch: int = RUN_BATCH) -> FloatArray:
     return np.concatenate(pieces).astype(np.float32)
 
 
-def parity(model: Network | Ensemble, session: Any, inputs: FloatArray) -> float:
+def parity(model: "Network | Ensemble", session: Any, inputs: FloatArray) -> float:
     """Largest |torch - ONNX| of any logit over inputs (n, frames, mels), one at a time and in threes; NaN if any is."""
+    import torch
+
     worst = 0.0
     with torch.inference_mode():
         for batch in PARITY_BATCHES:

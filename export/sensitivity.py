@@ -34,7 +34,7 @@ def sensitivity(
 def table(ranked: Ranked) -> Iterator[str]:
     """Lines of text, the worst layers first."""
     width = max(len(name) for name, _ in ranked)
-    yield f"{'layer':{width}}  logits off by, converted alone"
+    yield f"{'layer':{width}}  relative error of the logits, converted alone"
     for name, error in ranked[:SHOWN]:
         yield f"{name:{width}}  {error:.2g}"
     if len(ranked) > SHOWN:

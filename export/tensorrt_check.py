@@ -107,7 +107,7 @@ def check_model(
 
 
 def require(checked: Sequence[Checked], manifest: Manifest) -> None:
-    """GateRefused says what does not hold."""
+    """Raise GateRefused with what is wrong."""
     problems = [(one, problem) for one in checked if (problem := one.problem(kept_float(manifest, one.file)))]
     if problems:
         one, problem = problems[0]

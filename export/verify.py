@@ -1,4 +1,4 @@
-"""`export verify`: does a bundle hold, and what does each of its model files reach on a corpus?"""
+"""`export verify`: is a bundle whole, and how accurate is each of its model files on a corpus?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,21 +15,21 @@ from device.signal import FloatArray
 from export.gates import LARGEST_LOSS, agreement, relative_error
 from firmware_config.errors import GateRefused
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, CorpusError
 from trainer.corpora.audio_cache import AudioCache
-from trainer.corpora.protocols import Protocol
 from trainer.evaluation.compare import rates_shift
 from trainer.evaluation.evaluate import outcome_on, reading
 from trainer.evaluation.outcome import Outcome
 from trainer.evaluation.served import ServedModel, of_classifier
-from trainer.metrics import Interval
+from trainer.metrics import Interval, too_few
 from trainer.reading import Reading
 from trainer.tables import table
 
 
 @dataclass(frozen=True)
 class Verified:
-    """One model file and what was found of it; `agreement` to `score_shift` are against the first file, fp32."""
+    """One model file and its readings; `agreement` to `score_shift` are against the first file, fp32."""
 
     file: ModelFile
     self_test: float
@@ -49,7 +49,11 @@ class Verified:
             return "answers NaN or infinity"
         lost, least, most = -self.score_shift.value, -self.score_shift.high, -self.score_shift.low
         if lost > LARGEST_LOSS and least > 0:
-            return f"loses {lost:.4f} [{least:.4f}, {most:.4f}] of Score against fp32 here, {LARGEST_LOSS:g} is allowed"
+            few = too_few(self.reading.patients)
+            return (
+                f"loses {lost:.4f} [{least:.4f}, {most:.4f}] of Score against fp32 here, {LARGEST_LOSS:g} is allowed"
+                f"{f' ({few})' * bool(few)}"
+            )
         return ""
 
     def as_json(self) -> dict[str, Any]:
@@ -97,7 +101,8 @@ def verify(
             raise CorpusError(f"{corpus.where}: nothing in it can be judged; give another --part or --data")
         found = np.concatenate(kept)
         fp32 = fp32 or (found, outcome)
-        shift = rates_shift(outcome.patients, outcome.true, fp32[1].predicted, outcome.predicted).score
+        # a gate asks for the interval of the fewest patients, too: where it errs, it refuses
+        shift = rates_shift(outcome.patients, outcome.true, fp32[1].predicted, outcome.predicted, least=1).score
         read = reading(outcome, protocol, form, corpus)
         verified.append(
             Verified(file, deviation, read, agreement(found, fp32[0]), relative_error(found, fp32[0]), shift)
@@ -117,7 +122,7 @@ def _recording(served: ServedModel) -> tuple[ServedModel, list[FloatArray]]:
 
 
 def require(verified: list[Verified], bundle: Bundle) -> None:
-    """GateRefused says what does not hold."""
+    """Raise GateRefused with what is wrong."""
     problems = [f"{one.file.path} {one.problem}" for one in verified if one.problem]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -148,7 +153,7 @@ def show(verified: list[Verified], bundle: Bundle, console: Console) -> None:
         )
         for one in verified
     )
-    headings = ("file", "top-1", "logits", "Se", "Sp", "Score [95 %]", "shift", "holds")
+    headings = ("file", "top-1", "error", "Se", "Sp", "Score [95 %]", "shift", "holds")
     read, allowed = verified[0].reading, bundle.manifest.self_test.tolerance
     worst = max(one.self_test for one in verified)
     console.print(
@@ -159,5 +164,9 @@ def show(verified: list[Verified], bundle: Bundle, console: Console) -> None:
     )
     console.print(table(*headings, rows=rows))
     console.print(
-        f"top-1, logits off and Score's shift: against fp32; self-test: off by {worst:.4f}, {allowed:g} is allowed"
+        "against fp32: top-1, share of the windows with the same likeliest class; error, relative, of the logits; "
+        f"shift, of Score. Self-test: off by {worst:.4f} in probability, {allowed:g} is allowed",
+        soft_wrap=True,
     )
+    if few := too_few(read.patients):
+        console.print(f"NOTE {few}")

@@ -1,1 +1,1 @@
-"""What a device is: its settings and their defaults; and what the three commands share."""
+"""What a device is (settings, profiles of boards, passports of stethoscopes), and what the three commands share."""

@@ -1,6 +1,6 @@
-"""What the three commands share: one line an error, exit codes, and common options.
+"""What the three commands share: errors in one line, exit codes, and common options.
 
-Exit codes: 0 done, 1 internal error (or the reader of our output went away), 2 bad input or usage, 3 a gate refused,
+Exit codes: 0 done, 1 internal error (or nobody reads our output any more), 2 bad input or usage, 3 a gate refused,
 130 interrupted. Nothing heavy is imported here, so that `--help` answers at once.
 """
 
@@ -13,11 +13,11 @@ import sys
 import textwrap
 import traceback
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TextIO, cast
 
 import typer
 
@@ -29,22 +29,38 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings file (TOML); see firmware_config/defaults.toml."),
+    typer.Option("--config", metavar="FILE", help="Settings file (TOML); see docs/settings.md."),
 ]
 
 
-OUTPUT_FAILS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)  # full, gone or closed
+OUTPUT_FAILS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)  # full, gone or closed
+EXTRAS: Final = {
+    "train": ("huggingface_hub", "jinja2", "lightning_fabric", "matplotlib", "safetensors", "sklearn", "torch"),
+    "export": ("onnx", "onnxscript"),
+    "cluster": ("ray",),
+}
+"""The packages that a device does not have, by the extra of pip that brings them; export's brings train's, too."""
 
 
 class ArgumentError(RespSAMError):
-    """An argument that no command takes: empty, or not one of its words."""
+    """An argument that is empty, or not one of the allowed words."""
 
 
-def application(help: str) -> typer.Typer:
-    """A command with sub-commands; its help is plain text, because rich costs 0.1 s a start."""
+def application(help: str, versions: Callable[[], Sequence[str]] = tuple) -> typer.Typer:
+    """A command with sub-commands; its help is plain text, because rich costs 0.1 s a start.
+
+    `versions` are what `--version` says beside the package's own.
+    """
+
+    def print_versions(wanted: bool) -> None:
+        if wanted:
+            from importlib.metadata import version
+
+            typer.echo("\n".join([f"respsam {version('respsam')}", *versions()]))
+            raise typer.Exit
+
     app = typer.Typer(
         help=help,
-        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,17 +69,23 @@ def application(help: str) -> typer.Typer:
     @app.callback(help=help)
     def options(
         version: Annotated[
-            bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+            bool,
+            typer.Option(
+                "--version",
+                help="Show all versions, of formats and of the model, too.",
+                is_eager=True,
+                callback=print_versions,
+            ),
         ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
         log_level: Annotated[
-            str, typer.Option("--log-level", metavar="|".join(LEVELS), help="Write a log to stderr from here on.")
+            str, typer.Option("--log-level", metavar="|".join(LEVELS), help="Write a log to stderr from this level on.")
         ] = "",
         log_format: Annotated[
-            str, typer.Option("--log-format", metavar="|".join(FORMS), help="Of the log's lines.")
+            str, typer.Option("--log-format", metavar="|".join(FORMS), help="Format of the log's lines.")
         ] = "text",
     ) -> None:
-        # `run` reads these beforehand, because they may be anywhere; this is for --help
+        # `run` reads these first, because they may be anywhere; here they are for --help
         pass
 
     return app
@@ -105,7 +127,7 @@ def _open_closed_streams() -> None:
 
 
 def _complain(line: str) -> None:
-    """One line on stderr, if it is still open."""
+    """Print one line to stderr, if it is still open."""
     with suppress(OSError):
         print(wrapped(line, sys.stderr), file=sys.stderr, flush=True)
 
@@ -149,6 +171,11 @@ def one_line(message: str) -> str:
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
+def next_step(what: str) -> None:
+    """The last line of a command: what to do next."""
+    typer.echo(f"next: {what}")
+
+
 def json_text(value: Any) -> str:
     """One line of JSON; NaN and infinity, which JSON does not have, become null; other objects become text."""
     import json
@@ -166,7 +193,8 @@ def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: boo
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else program
-        message = error.format_message().rstrip(".")
+        # typer hands on what pydantic says of a choice
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
         text, code = f"error: {message[:1].lower()}{message[1:]}; try '{command} --help'", error.exit_code
     except RespSAMError as error:
         text, code = f"error: {error}", error.exit_code
@@ -177,12 +205,21 @@ def _answer(app: typer.Typer, program: str, arguments: Sequence[str], debug: boo
         if isinstance(error, OSError) and error.errno in OUTPUT_FAILS:
             raise
         text, code = f"internal error: {type(error).__name__}: {error}", 1
-        if debug:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if extra := _extra_of(missing, program):
+            text, code = f"error: no {missing} here; it needs pip install 'respsam[{extra}]'", RespSAMError.exit_code
+        elif debug:
             traceback.print_exc()
         else:
             text += " (run again with --debug for the traceback)"
     _complain(f"{program}: {one_line(text)}")
     return code
+
+
+def _extra_of(package: str | None, program: str) -> str | None:
+    """The extra of pip by which a program gets a package that is missing, None for a package of no extra."""
+    found = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    return "export" if found == "train" and program == "respsam-export" else found
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
@@ -216,11 +253,3 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [argument for argument in arguments[:end] if argument != "--debug"]
     return [*options, *arguments[end:]], len(options) < end
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"respsam {version('respsam')}")
-        raise typer.Exit

@@ -1,13 +1,13 @@
-"""The root of every error that a user can cause, with the exit code that a command answers it with."""
+"""The base class of all errors that a user can cause, with the exit code of the command."""
 
 
 class RespSAMError(Exception):
-    """A message of one line: what was wrong, where, and what to do. A command prints it and exits with `exit_code`."""
+    """One line: what is wrong, where, and what to do. The command prints it and exits with `exit_code`."""
 
     exit_code = 2
 
 
 class GateRefused(RespSAMError):
-    """A gate refused after a measurement: parity, accuracy, hashes of a build."""
+    """A measurement missed its limit: parity, accuracy or hashes of a build."""
 
     exit_code = 3

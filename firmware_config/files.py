@@ -1,4 +1,4 @@
-"""Files that are whole or absent, files that are not ours to read, and a lock on a folder."""
+"""Atomic writing of files, a lock on a folder, and the names of files that no reader wants."""
 
 import fcntl
 import glob
@@ -12,8 +12,8 @@ from typing import Final
 from firmware_config.errors import RespSAMError
 
 CLUTTER: Final = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
-ABANDONED_SECONDS = 3600.0  # no writer takes so long; a process number says nothing where machines share the disk
-LOCK_POLL_SECONDS = 0.02
+ABANDONED_SECONDS: Final = 3600.0  # no writer takes so long; on a shared disk the process may be on another machine
+LOCK_POLL_SECONDS: Final = 0.02
 
 
 class FileError(RespSAMError):
@@ -26,8 +26,8 @@ def is_clutter(path: Path) -> bool:
 
 
 @contextmanager
-def whole_file(path: Path, partial: Path, mode: int = 0o666) -> Iterator[Path]:
-    """Where to write the new content of `path`: it replaces the old once it is complete and on the disk.
+def whole_file(path: Path, partial: Path, mode: int = 0o666, *, flushed: bool = True) -> Iterator[Path]:
+    """Yield the path to write to; the new content replaces `path` when it is complete and, if `flushed`, on the disk.
 
     Whatever stops the writer, `path` keeps its old content and `partial` is removed. Raises OSError.
     """
@@ -35,25 +35,26 @@ def whole_file(path: Path, partial: Path, mode: int = 0o666) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, mode))
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        if flushed:
+            sync(partial)
         os.replace(partial, path)
-        sync(path.parent)
+        if flushed:  # the rename itself must survive a power cut too
+            sync(path.parent)
     finally:
         with suppress(OSError):
             partial.unlink()
 
 
 @contextmanager
-def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
-    """As `whole_file`, with a FileError for an OSError, or for one of the `failures` by which a writer reports it.
+def replacing(path: Path, *failures: type[Exception], flushed: bool = True) -> Iterator[Path]:
+    """As `whole_file`, but it raises FileError for an OSError and for the `failures` that the writer raises instead.
 
-    Removes what a killed writer of the same file left an hour ago or earlier.
+    It also removes partial files that a killed writer of the same file left at least an hour ago.
     """
     refusals: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         # the process number: two writers of one file must not share a partial file
-        with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as partial:
+        with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}.part"), flushed=flushed) as partial:
             yield partial
     except refusals as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
@@ -68,7 +69,7 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """A reader sees the old file or the new one, never half of one; FileError when it cannot be written."""
+    """Write a file; a reader sees the old or the new content, never a part. FileError when it cannot be written."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -56,6 +56,11 @@ def set_up(level: Level, form: Form = "text") -> None:
         logger.setLevel(level.upper())
 
 
+def is_set_up() -> bool:
+    """Whether a log is written."""
+    return any(not isinstance(handler, logging.NullHandler) for handler in logging.getLogger(PACKAGES[0]).handlers)
+
+
 def silence() -> None:
     """Write nothing unless `set_up` is called; Python itself would print warnings."""
     for name in PACKAGES:

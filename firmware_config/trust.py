@@ -7,6 +7,7 @@ key nothing has to be signed.
 import base64
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 SIGNATURE: Final = "manifest.sig"
 PURPOSE: Final = "respsam bundle 1"  # part of what is signed: the key may sign other things too
-TRUSTED, REVOKED = ".pem", ".revoked"
+TRUSTED: Final = ".pem"
+REVOKED: Final = ".revoked"
 SHORT: Final = 16  # characters of a key's fingerprint
 MAKE_KEY: Final = "make one with 'openssl genpkey -algorithm ed25519 -out KEY'"
 PUBLIC_HALF: Final = "'openssl pkey -in KEY -pubout -out KEY.pub'"
@@ -101,7 +103,10 @@ class Trust:
         if Key(known.fingerprint, revoked=True) in self.keys:
             raise TrustError(f"{key}: key {known.fingerprint} was revoked on this box; sign with a new key")
         pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        write_atomically(self.folder / f"{known.fingerprint}{TRUSTED}", pem)
+        file = self.folder / f"{known.fingerprint}{TRUSTED}"
+        write_atomically(file, pem)
+        with suppress(OSError):
+            file.chmod(0o644)  # root's umask must not hide it from the service
         return known
 
     def remove(self, fingerprint: str) -> Key:

@@ -35,9 +35,16 @@ def test_an_arrow_that_follows_from_others_is_not_drawn(architecture: ModuleType
     assert architecture.necessary(drawn) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
-@pytest.mark.parametrize("name", ["architecture", "scores"])
+@pytest.mark.parametrize("name", ["architecture", "commands", "scores", "settings"])
 def test_the_page_is_what_its_script_writes_today(name: str) -> None:
     written = script(name)
     text = written.PAGE.read_text()
     assert written.BEGIN in text and written.END in text
     assert written.page(text) == text, f"run: python docs/{name}.py"
+
+
+def test_the_comments_of_the_defaults_are_those_of_the_models() -> None:
+    written = script("settings")
+    text = written.DEFAULTS.read_text()
+    assert written.commented(text) == text, "run: python docs/settings.py"
+    assert written.commented(text.replace("# Hz to record at", "# Hertz")) == text

@@ -1,6 +1,7 @@
 """The project itself: which way it imports, what it installs, how fast it answers."""
 
 import ast
+import os
 import re
 import resource
 import subprocess
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from firmware_config.command_line import EXTRAS
 from tests.conftest import REPOSITORY, RunCli
+from tests.trainer.toy_recipe import ALONE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,13 +27,17 @@ else:
 
 # Imports run to the right, never to the left.
 ORDER = ("export", "trainer", "device", "firmware_config")
-TRAINING_ONLY = ("torch", "transformers", "safetensors", "tensorboard", "matplotlib", "sklearn", "onnx", "onnxscript")
+TRAINING_ONLY = (
+    *("torch", "transformers", "safetensors", "tensorboard", "matplotlib", "sklearn", "onnx", "onnxscript"),
+    *("lightning_fabric", "huggingface_hub", "jinja2", "tensorrt_rtx"),
+)
+CONSOLE_PROCESS = tuple(REPOSITORY / "device" / "console" / name for name in ("app.py", "process.py"))
 BLOCK = f"""
 import importlib, importlib.abc, sys
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name in {TRAINING_ONLY!r}:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Block())
 """
 
@@ -80,12 +87,25 @@ def test_the_device_imports_what_its_installation_has(package: str) -> None:
     base = {requirement.name.replace("-", "_") for requirement in requirements()}
     own = {"device", "firmware_config"}
     # What an extra brings may be imported where it is used, never at import time; torch not even there.
-    optional = {"tensorrt", "fastapi", "uvicorn", "paho"}
+    optional = {"tensorrt", "argon2", "cryptography", "paho"}
     wrong = [
         f"{file.name}: {name}"
         for file in modules(package)
         for name, at_import in imported(file)
         if name not in sys.stdlib_module_names | base | own | (set() if at_import else optional)
+        if file not in CONSOLE_PROCESS or name not in {"starlette", "uvicorn"}
+    ]
+    assert not wrong
+
+
+def test_nobody_imports_the_process_of_the_console() -> None:
+    """It is started as a program, where its extra is installed; so nothing else needs that extra."""
+    names = {"device.console.app", "device.console.process"}
+    wrong = [
+        str(file)
+        for file in modules("device")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module in names and file not in CONSOLE_PROCESS
     ]
     assert not wrong
 
@@ -136,6 +156,70 @@ def test_the_device_runs_where_nothing_of_the_training_side_is_installed(run_pyt
         if file.stem != "__main__"
     ]
     run_python(f"{BLOCK}\nfor name in {names!r}: importlib.import_module(name.removesuffix('.__init__'))")
+
+
+COMMANDS = {
+    "trainer fit --corpus manifest --data . --recipe toy.toml": "train",
+    "trainer evaluate . --corpus manifest --data .": "train",
+    "export verify BUNDLE --corpus manifest --data .": "export",
+    "export check BUNDLE --tensorrt": None,
+    "export inspect BUNDLE": "export",
+}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_that_needs_more_than_a_device_names_the_extra(line: str, tmp_path: Path) -> None:
+    package, *arguments = line.replace("BUNDLE", str(REPOSITORY / "device" / "default_bundle")).split()
+    (tmp_path / "toy.toml").write_text(ALONE)
+    code = f"{BLOCK}\nsys.argv[1:] = {arguments!r}\nimport {package}.cli as cli\ncli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "pip install 'respsam[" in done.stderr and "internal error" not in done.stderr
+    if extra := COMMANDS[line]:
+        assert re.search(rf"error: no \w+ here; it needs pip install 'respsam\[{extra}\]'", done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.toml"]
+
+
+def test_inspect_needs_no_torch() -> None:
+    code = (
+        "import sys\nsys.modules['torch'] = None\nsys.argv[1:] = ['inspect', 'device/default_bundle']\n"
+        "from export.cli import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_extra_has_the_packages_that_its_hint_names() -> None:
+    known = {"scikit-learn": "sklearn"}
+    for extra, packages in EXTRAS.items():
+        there = {known.get(one.name, one.name.replace("-", "_")) for one in requirements(extra)}
+        assert set(packages) <= there
+
+
+@pytest.mark.parametrize(("package", "more"), [("device", ()), ("trainer", ("run schema 2", "torch "))])
+def test_version_has_the_models_and_the_formats(run_cli: RunCli, package: str, more: tuple[str, ...]) -> None:
+    done = run_cli(package, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    begins = ("respsam 0.1.0", "bundle schema 2", "store schema 3", "shipped bundle mobilenet-", *more)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(begins) and all(map(str.startswith, lines, begins))
+
+
+def test_the_shell_completes_commands(run_cli: RunCli) -> None:
+    done = run_cli(
+        "trainer", _RESPSAM_TRAINER_COMPLETE="complete_bash", COMP_WORDS="respsam-trainer ev", COMP_CWORD="1"
+    )
+    assert done.stdout.split() == ["evaluate"]
 
 
 def test_base_installation_has_no_torch() -> None:
@@ -202,7 +286,12 @@ def test_the_wheel_holds_the_four_packages_and_their_data(tmp_path: Path) -> Non
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {*ORDER, "respsam-0.1.0.dist-info"}
-    assert "firmware_config/defaults.toml" in names
+    assert {
+        "firmware_config/defaults.toml",
+        "firmware_config/profiles/raspberry-pi-5.toml",
+        "firmware_config/passports/thinklabs-one.toml",
+        "firmware_config/templates/etc/systemd/system/respsam.service",
+    } <= set(names)
     assert {"trainer/recipes/mobilenet.toml", "trainer/studies/ablation.toml", "trainer/report/report.html"} <= set(
         names
     )

@@ -9,8 +9,8 @@ from .api import study as study
 from .corpora import Source as Source
 from .run.recipe import load_recipe as load_recipe
 from .run.recipe import with_changes as with_changes
+from .run.request import Request as Request
 from .studies.cells import Plan as Plan
 from .studies.study import load_study as load_study
-from .training.experiment import Request as Request
 
 __all__: list[str]

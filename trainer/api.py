@@ -1,35 +1,42 @@
-"""Fitting, evaluating and studying as functions with typed arguments and results: what commands and notebooks call."""
+"""Fitting, evaluating and studying as functions with typed arguments and results, for commands and notebooks."""
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Final
 
 import torch
 from rich.console import Console
 
 from firmware_config.settings import Settings, load_settings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, CorpusError, Source, load_corpora
 from trainer.corpora.audio_cache import AudioCache, with_audio
-from trainer.corpora.protocols import FLATTERED, Protocol, check_protocol, default_protocol
+from trainer.corpora.protocols import FLATTERED, check_protocol, default_protocol
 from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation.compare import Compared, on_corpus
 from trainer.evaluation.history import log_reading
 from trainer.evaluation.served import ServedModel, open_served
 from trainer.reading import Reading
 from trainer.report.report import write_report
-from trainer.run.folder import RunFacts, begun
-from trainer.run.machine import check_started, resolved, start
+from trainer.run.folder import REPORT_FILE, RunFacts, begun, read_facts
+from trainer.run.machine import Machine, check_started, follows, resolved, start
+from trainer.run.preflight import check_weights, finished
 from trainer.run.recipe import Recipe
+from trainer.run.request import Request
 from trainer.studies.cells import Cell, Plan, plan_cells, run_cells
 from trainer.studies.report import Line, lines_of, notes_on
 from trainer.studies.report import write_report as write_study
 from trainer.studies.study import Study
 from trainer.training.checkpoints import initial_weights
-from trainer.training.experiment import Request, prepare
-from trainer.training.finish import finish
+from trainer.training.experiment import Prepared, prepare
+from trainer.training.finish import finish, finish_seconds
 from trainer.training.members import Call, train_members
-from trainer.training.progress import FitView, audio_bar
-from trainer.training.train import prepare_folder, write_log
+from trainer.training.progress import FitView, lasting
+from trainer.training.train import run_folder, write_log
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Fitted:
     """It holds patients' sound."""
 
 
-HERE = Where()
+HERE: Final = Where()
 
 
 def quiet() -> FitView:
@@ -74,61 +81,102 @@ def fit(
 ) -> Fitted | None:
     """Train on the request's corpora into the run folder `out`; None in a process that only helps another one.
 
-    `minutes` ends it after the epoch that fits, and `resume` goes on with the run in `out`. Raises RespSAMError's
-    children for what does not hold, before training where that can be known.
+    All of it takes `minutes`: training stops in time for the finish, within an epoch where need be. `resume` goes on
+    with the run in `out`; a finished one is returned as it is. A fit that fails before its first checkpoint leaves no
+    folder. Raises RespSAMError's children for what does not hold, before training where that can be known.
     """
-    view, settings, recipe = view or quiet(), settings or load_settings(), request.recipe
+    began, view, settings = time.monotonic(), view or quiet(), settings or load_settings()
     kind = resolved(where.device)
     check_started(where.processes, where.nodes)
-    prepare_folder(out, resume)
-    said = _first_lines(recipe, out)
-    with audio_bar(view.console, "reading audio") as progress:
+    if finished(request, out, resume):
+        return Fitted(read_facts(out), out / REPORT_FILE)
+    check_weights(request, out)
+    with nullcontext() if follows() else run_folder(out):
+        prepared, machine = _begin(request, out, where, kind, view, settings)
+        left = (
+            None if minutes is None else _minutes_to_train(request, prepared, machine, began, minutes, view, settings)
+        )
+        with view.stage("training"):
+            try:
+                trained = train_members(request, prepared, out, Call(machine, view, resume, left))
+            except KeyboardInterrupt:
+                kept = "finished epochs are saved, go on with --resume" if begun(out) else "no epoch was finished"
+                view.say(f"interrupted; {kept}")
+                raise
+        if machine.rank != 0:
+            return None
+        with view.stage("calibrating on the held-out patients' recordings"):
+            facts = finish(trained, out, request, prepared, settings.quality, machine.device)
+        with view.stage("writing the report"):
+            return Fitted(facts, write_report(out, prepared.corpus, prepared.cache, machine.device))
+
+
+def _begin(
+    request: Request, out: Path, where: Where, kind: str, view: FitView, settings: Settings
+) -> tuple[Prepared, Machine]:
+    """The corpus, ready to train on, and this process among those that train; shown and logged."""
+    lines = _first_lines(request.recipe, out)
+    with view.stage("reading audio") as progress:
         prepared = prepare(request, settings.training.folder, progress)
     prepared.cache.trim(settings.training.folder, settings.training.cache_gigabytes)
-    for line in said:
+    for line in lines:
         view.say(line)
-    # what is wrong with the corpus has been said by one process before there are several
+    # after the corpus has been checked: one process reports its problems, not several
     machine = start(
         kind,
         processes=where.processes,
         nodes=where.nodes,
-        precision=recipe.optimizer.precision,
+        precision=request.recipe.optimizer.precision,
         workers=settings.training.workers,
         compiled=where.compiled,
         checkpointing=where.checkpointing,
     )
     use_threads(settings)
     if machine.rank == 0:
-        notes = (*prepared.corpus.notes, *prepared.stethoscopes(recipe.data))
+        notes = (*prepared.corpus.notes, *prepared.stethoscopes(request.recipe.data))
         view.notes(notes)
-        write_log(out, [*notes, *said])
-    view.console.print(machine.in_words)
-    with view:
-        try:
-            trained = train_members(request, prepared, out, Call(machine, view, resume, minutes))
-        except KeyboardInterrupt:
-            view.say("interrupted; finished epochs are saved, go on with --resume")
-            raise
-    if machine.rank != 0:
-        return None
-    with view.console.status("calibrating on the held-out patients' recordings"):
-        facts = finish(trained, out, request, prepared, settings.quality, machine.device)
-    with view.console.status("writing the report"):
-        return Fitted(facts, write_report(out, prepared.corpus, prepared.cache, machine.device))
+        write_log(out, [*notes, *lines])
+    view.say(machine.in_words)
+    return prepared, machine
+
+
+def _minutes_to_train(
+    request: Request,
+    prepared: Prepared,
+    machine: Machine,
+    began: float,
+    minutes: float,
+    view: FitView,
+    settings: Settings,
+) -> float:
+    """The minutes left for training, without the finish; a note where none are left."""
+    finishing = 0.0
+    if machine.rank == 0:  # it decides for the others
+        with view.stage("measuring how long the finish will take"):
+            finishing = finish_seconds(request, prepared, settings.quality, machine.device)
+    now = time.monotonic()
+    left = began + 60 * minutes - now - finishing
+    view.ends = now + left
+    if left <= 0:
+        view.say(
+            f"note: --minutes {minutes:.3g} is less than this run takes: {lasting(now - began)} are over, and the "
+            f"finish takes about {lasting(finishing)}; a model that has not trained yet takes one step"
+        )
+    return left / 60
 
 
 def _first_lines(recipe: Recipe, out: Path) -> list[str]:
-    """What a run's first lines and its log say of its recipe; CheckpointError before any audio is read."""
-    said = [f"warning: {FLATTERED}"] if recipe.data.choose_on == "test" else []
+    """The first lines of a run and of its log, about its recipe; CheckpointError before any audio is read."""
+    lines = [f"warning: {FLATTERED}"] if recipe.data.choose_on == "test" else []
     # a run that goes on has its weights
     if begun(out) or not recipe.init:
-        return said
-    return [*said, str(initial_weights(recipe.init, recipe.model, recipe.init_sha256)[1])]
+        return lines
+    return [*lines, str(initial_weights(recipe.init, recipe.model, recipe.init_sha256)[1])]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is read: corpora, their part (None: the test part where there is one), and how."""
+    """The corpora of a reading, their part (None: the test part where there is one), and the protocol."""
 
     sources: tuple[Source, ...]
     part: str | None = None
@@ -157,7 +205,7 @@ def evaluate(
     corpus, cache, protocol = open_selection([served], selection, view, settings)
     if calibrate_on is not None and protocol != "recordings":
         raise CorpusError("a calibration is of whole recordings: add --protocol recordings")
-    with audio_bar(view.console, "listening") as progress:
+    with view.stage("listening") as progress:
         reading = evaluation.evaluate(served, corpus, cache, protocol, settings.quality, progress, calibrate_on)
     view.notes(log_reading(model, reading))
     return reading
@@ -177,7 +225,7 @@ def compare(
     kind = torch_device(device, settings)
     models = open_served(first, kind), open_served(second, kind)
     corpus, cache, protocol = open_selection(models, selection, view, settings)
-    with audio_bar(view.console, "listening") as progress:
+    with view.stage("listening") as progress:
         compared, readings = on_corpus(models, corpus, cache, protocol, settings.quality, progress)
     for path, reading in zip((first, second), readings, strict=True):
         view.notes(log_reading(path, reading))
@@ -199,7 +247,7 @@ def open_selection(
     check_protocol(corpus, protocol)
     for model in models:
         evaluation.refuse_trained_patients(model, corpus, selection.split)
-    with audio_bar(view.console, "reading audio") as progress:
+    with view.stage("reading audio") as progress:
         corpus, cache = with_audio(corpus, settings.training.folder, lenient=selection.lenient, progress=progress)
     cache.trim(settings.training.folder, settings.training.cache_gigabytes)
     view.notes(corpus.notes)
@@ -208,12 +256,12 @@ def open_selection(
 
 @dataclass(frozen=True)
 class Studied:
-    """What a study found."""
+    """The results of a study."""
 
     lines: list[Line]
     """One a setting and a target, the reference first."""
     notes: list[str]
-    """What a reader must know before believing the lines."""
+    """Limits of these results."""
     cells: int
     failed: int
 
@@ -237,18 +285,25 @@ def study(
     """
     view = view or quiet()
     recipes = asked.recipes(plan.request.recipe, changes or {})
-    with view.console.status("reading audio"):
+    with view.stage("reading audio"):
         plan, cells, notes = plan_cells(asked, plan, recipes, seeds, out)
     view.notes(notes)
-    done = sum(cell.done(plan) for cell in cells)
-    view.say(f"{len(recipes)} settings x {seeds} seeds = {len(cells)} cells, {done} of them done before")
+    before = sum(cell.done(plan) for cell in cells)
+    view.say(f"{len(recipes)} settings x {seeds} seeds = {len(cells)} cells, {before} of them done before")
+    with view.stage("training cells") as progress:
+        ended = count(1)
 
-    def ended(cell: Cell, problem: str | None) -> None:
-        facts = cell.facts()
-        how = f"{facts.epochs_done} epochs in {facts.seconds:.0f} s" if facts and not problem else f"FAILED: {problem}"
-        view.say(f"{cell.setting}, seed {cell.seed}: {how}")
+        def show(cell: Cell, problem: str | None) -> None:
+            facts = cell.facts()
+            how = (
+                f"{facts.epochs_done} epochs in {facts.seconds:.0f} s"
+                if facts and not problem
+                else f"FAILED: {problem}"
+            )
+            view.say(f"{cell.setting}, seed {cell.seed}: {how}")
+            progress(next(ended), len(cells) - before)
 
-    failed = run_cells(cells, plan, ended, jobs, cluster)
+        failed = run_cells(cells, plan, show, jobs, cluster)
     lines = lines_of(asked, cells, plan.targets)
     studied = Studied(lines, notes_on(asked, lines, seeds), len(cells), failed)
     if lines:
@@ -262,12 +317,12 @@ def absolute(sources: Sequence[Source]) -> tuple[Source, ...]:
 
 
 def torch_device(wanted: str, settings: Settings) -> torch.device:
-    """The device of that name (auto, cpu, cuda), and torch with as many threads as the settings say."""
+    """The device of that name (auto, cpu, cuda); torch gets the threads of the settings."""
     use_threads(settings)
     return torch.device(resolved(wanted))
 
 
 def use_threads(settings: Settings) -> None:
-    """As many threads of torch as the settings say; 0 leaves them."""
+    """Give torch the threads of the settings; 0 leaves its own number."""
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)

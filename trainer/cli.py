@@ -4,26 +4,84 @@ Parses and prints; the work is in functions that a notebook could call.
 """
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, json_text, run
+from firmware_config.command_line import ConfigOption, application, json_text, next_step, run
+from trainer.choices import (
+    CORPORA,
+    CorpusName,
+    CropKind,
+    DeviceKind,
+    HoldOut,
+    Part,
+    Precision,
+    Protocol,
+    Sharpness,
+    Split,
+    document,
+    shipped,
+)
 
 if TYPE_CHECKING:
     from trainer.corpora import Corpus, Source
-    from trainer.corpora.protocols import Protocol
 
-app = application("Train and evaluate RespSAM's model on annotated lung sounds.")
-data_app = application("Look at a corpus.")
+
+def versions() -> list[str]:
+    """Of the device's formats and model, of runs and of torch; a line each."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from device.versions import versions as of_device
+    from trainer.run.folder import SCHEMA
+
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "is not installed"
+    return [*of_device(), f"run schema {SCHEMA}", f"torch {torch}"]
+
+
+app = application("Train and evaluate RespSAM's model on annotated lung sounds.", versions)
+data_app = application("Look at a corpus, or make a manifest of your labels.")
 app.add_typer(data_app, name="data")
 cache_app = application("Look at the decoded audio that is kept for later commands, or remove it.")
 data_app.add_typer(cache_app, name="cache")
 
-CorpusOption = Annotated[
-    list[str], typer.Option("--corpus", help="icbhi, sprsound, kauh or manifest; once for every --data.")
-]
+
+def corpora_named(names: list[str] | None) -> list[str] | None:
+    """The names of --corpus; typer.BadParameter for another word. Typer's own choices are not for lists."""
+    for name in names or []:
+        if name not in CORPORA:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(CORPORA)}")
+    return names
+
+
+def document_named(folder: str) -> Callable[[str], str]:
+    """A callback that takes the name of a shipped TOML file or a path, else raises typer.BadParameter."""
+
+    def check(name: str) -> str:
+        if document(folder, name) is None:
+            raise typer.BadParameter(f"{name!r} is neither a file nor one of {', '.join(shipped(folder))}")
+        return name
+
+    return check
+
+
+def a_run(path: Path) -> Path:
+    """A path where a run or a bundle may be; typer.BadParameter where nothing is."""
+    if not path.exists():
+        raise typer.BadParameter(f"{path}: no run here; make one with 'respsam-trainer fit'")
+    return path
+
+
+CORPUS: Final = typer.Option(
+    "--corpus", metavar="|".join(CORPORA), callback=corpora_named, help="Kind of corpus; once for every --data."
+)
+CorpusOption = Annotated[list[str], CORPUS]
 DataOption = Annotated[
     list[Path], typer.Option("--data", help="Corpus root as published, or any folder of pairs; may be repeated.")
 ]
@@ -31,16 +89,23 @@ MovedOption = Annotated[
     list[Path] | None,
     typer.Option("--data", help="The run's corpora, where they have moved since the fit, in the same order."),
 ]
-PartOption = Annotated[str | None, typer.Option("--part", help="train, test, intra, inter or all.")]
-SplitOption = Annotated[str, typer.Option("--split", help="ICBHI: official or as-published.")]
+PartOption = Annotated[Part | None, typer.Option("--part", help="Of the corpus, where it has parts.")]
+SplitOption = Annotated[Split, typer.Option("--split", help="Of ICBHI; official leaves out who is on both sides.")]
 LenientOption = Annotated[
     bool, typer.Option("--lenient", help="Leave bad recordings out, counted, instead of stopping.")
 ]
-ProtocolOption = Annotated[
-    str | None, typer.Option("--protocol", help="events, windows, stretches, live or recordings.")
-]
+ProtocolOption = Annotated[Protocol | None, typer.Option("--protocol", help="What is read; else the corpus's own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DeviceOption = Annotated[DeviceKind, typer.Option("--device", help="Where torch computes.")]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="|".join([*shipped("recipes"), "FILE"]),
+        callback=document_named("recipes"),
+        help="A shipped recipe or a TOML file.",
+    ),
+]
 
 InitOption = Annotated[
     str | None, typer.Option("--init", help="Weights to begin at: hub:OWNER/NAME, a folder, a .pth or .pt.")
@@ -52,7 +117,7 @@ RefitOption = Annotated[
     int | None, typer.Option("--refit", min=0, help="Models of all patients, served then; over the recipe's.")
 ]
 HoldOutOption = Annotated[
-    str | None, typer.Option("--hold-out", help="patients (folds of them), device or maker (one a fold).")
+    HoldOut | None, typer.Option("--hold-out", help="A fold of patients, or one stethoscope or maker a fold.")
 ]
 BatchOption = Annotated[int | None, typer.Option("--batch", min=2, help="Cycles a micro-batch; over the recipe's.")]
 CheckpointingOption = Annotated[
@@ -96,6 +161,43 @@ def describe(
         _print_json(asdict(description))
     else:
         render(description, Console())
+        pairs = " ".join(f"--corpus {source.name} --data {source.data}" for source in read.sources)
+        next_step(f"respsam-trainer fit {pairs} --init FILE")
+
+
+@data_app.command("import")
+def import_labels(
+    data: Annotated[Path, typer.Argument(help="A label file, or a folder of them beside their recordings.")],
+    form: Annotated[
+        Literal["audacity", "raven"], typer.Option("--format", help="Audacity label tracks or Raven selection tables.")
+    ],
+    patient: Annotated[
+        str, typer.Option("--patient", metavar="PATTERN", help="Regular expression that finds the patient in a path.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The manifest to write, a new CSV file.")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="WORD=CLASS", help="What a word of yours means; WORD= leaves it out."),
+    ] = None,
+    device: Annotated[str, typer.Option("--stethoscope", help="Of all recordings.")] = "",
+    site: Annotated[str, typer.Option("--site", help="Of all recordings.")] = "",
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Leave bad lines out, counted, instead of stopping.")
+    ] = False,
+) -> None:
+    """Turn label tracks of Audacity or selection tables of Raven into a manifest."""
+    from rich.console import Console
+
+    from trainer.corpora import left_out
+    from trainer.corpora.label_tracks import Rules, pattern_of, read_tracks, words_of, write_manifest
+    from trainer.training.progress import FitView
+
+    rules = Rules(pattern_of(patient), words_of(label or []), device, site)
+    read = read_tracks(data, form, rules, out.parent)
+    FitView(Console(stderr=True)).notes(left_out(read.problems, lenient))
+    write_manifest(out, read.rows)
+    dropped = f", {read.left_out} stretches left out" * bool(read.left_out)
+    typer.echo(f"{out}: {len(read.rows)} rows{dropped}; next: trainer data describe --corpus manifest --data {out}")
 
 
 @cache_app.command("list")
@@ -110,7 +212,8 @@ def list_cache(json_output: JsonOption = False, config: ConfigOption = None) -> 
         limit = round(training.cache_gigabytes * 1e9)
         _print_json({"folder": str(training.folder), **vars(found), "limit_bytes": limit})
     else:
-        typer.echo(f"{training.folder}: {found.in_words} of at most {training.cache_gigabytes:g} GB")
+        typer.echo(f"{training.folder}: {found.in_words} of at most {training.cache_gigabytes:g} GB{found.and_earlier}")
+        next_step("'respsam-trainer data cache clear' removes it; training.cache_gigabytes sets the limit")
 
 
 @cache_app.command("clear")
@@ -120,23 +223,27 @@ def clear_cache(config: ConfigOption = None) -> None:
     from trainer.corpora.decoded import clear
 
     folder = load_settings(config).training.folder
-    typer.echo(f"{folder}: {clear(folder).in_words} removed")
+    freed = clear(folder)
+    typer.echo(f"{folder}: {freed.in_words}{freed.and_earlier} removed")
+    next_step("nothing; the next command that needs audio decodes it again")
 
 
 @app.command()
 def fit(
     corpus: CorpusOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="Run folder.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "mobilenet",
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; else the next of runs/fit-1, -2, ...")] = None,
+    recipe: RecipeOption = "mobilenet",
     part: PartOption = None,
     split: SplitOption = "official",
     lenient: LenientOption = False,
     device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    minutes: Annotated[float | None, typer.Option("--minutes", min=0.0, help="Stop after the epoch that fits.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; else the last one.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.0, help="For everything, from the start to the report.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
-    crops: Annotated[str | None, typer.Option("--crops", help="random or events; over the recipe's.")] = None,
+    crops: Annotated[CropKind | None, typer.Option("--crops", help="What is cut; over the recipe's.")] = None,
     init: InitOption = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
     members: MembersOption = None,
@@ -147,8 +254,8 @@ def fit(
     rho: Annotated[
         float | None, typer.Option("--rho", min=0.0, help="SAM's radius, 0 without; over the recipe's.")
     ] = None,
-    sharpness: Annotated[str | None, typer.Option("--sharpness", help="sam or asam; over the recipe's.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="32 or bf16; over the recipe's.")] = None,
+    sharpness: Annotated[Sharpness | None, typer.Option("--sharpness", help="Over the recipe's.")] = None,
+    precision: Annotated[Precision | None, typer.Option("--precision", help="Over the recipe's.")] = None,
     processes: Annotated[int, typer.Option("--processes", min=1, help="On this machine, one a GPU.")] = 1,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, with torchrun or SLURM.")] = 1,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
@@ -159,19 +266,14 @@ def fit(
 
     So does the epoch, unless further models of all patients are to serve (--refit).
     """
+    began = time.monotonic()
     if processes > 1:
         # before numpy and torch are imported: each process and each of its workers would start a thread a core
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    from rich.console import Console
-
     from firmware_config.settings import load_settings
-    from trainer.api import Where
-    from trainer.api import fit as train
-    from trainer.run.machine import follows
+    from trainer.run.preflight import check_weights, finished, next_of, numbered
     from trainer.run.recipe import load_recipe, with_changes
-    from trainer.training.experiment import Request
-    from trainer.training.progress import FitView
-    from trainer.view import show_fit
+    from trainer.run.request import Request
 
     changes = {
         "init": init,
@@ -188,26 +290,41 @@ def fit(
     }
     settings, sources = load_settings(config), sources_of(corpus, data)
     chosen = with_changes(load_recipe(recipe), changes)
-    fitted = train(
-        Request(chosen, recipe, sources, part, split, lenient, seed),
+    request = Request(chosen, recipe, sources, part, split, lenient, seed)
+    if out is None and processes * nodes > 1:
+        raise typer.BadParameter("several processes write into one folder; name it", param_hint="--out")
+    out = out or numbered(resume)
+    # what is wrong or done is said before torch is imported
+    if done := finished(request, out, resume):
+        typer.echo(done)
+        next_step(next_of(out))
+        return
+    check_weights(request, out)
+    from rich.console import Console
+
+    from trainer import api
+    from trainer.run.machine import follows
+    from trainer.training.progress import FitView
+    from trainer.view import show_fit
+
+    fitted = api.fit(
+        request,
         out,
-        Where(device, processes, nodes, compiled, checkpointing),
+        api.Where(device, processes, nodes, compiled, checkpointing),
         resume=resume,
-        minutes=minutes,
+        minutes=None if minutes is None else minutes - (time.monotonic() - began) / 60,
         view=FitView(Console(stderr=True, quiet=follows())),
         settings=settings,
     )
     if fitted is not None:
         show_fit(fitted.facts, Console())
-        typer.echo(
-            f"report in {fitted.report} (it holds patients' sound); next: respsam-export build {out} --int8 --out "
-            "BUNDLE"
-        )
+        typer.echo(f"report in {fitted.report} (it holds patients' sound)")
+        next_step(next_of(out))
 
 
 @app.command()
 def evaluate(
-    subject: Annotated[Path, typer.Argument(help="A run folder or a bundle.", metavar="RUN|BUNDLE")],
+    subject: Annotated[Path, typer.Argument(help="A run folder or a bundle.", metavar="RUN|BUNDLE", callback=a_run)],
     corpus: CorpusOption,
     data: DataOption,
     part: PartOption = None,
@@ -226,22 +343,31 @@ def evaluate(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
+
+    settings, sources = load_settings(config), sources_of(corpus, data)
     from trainer import api
     from trainer.training.progress import FitView
     from trainer.view import show_reading
 
-    selection = api.Selection(sources_of(corpus, data), part, split, lenient, protocol_named(protocol))
-    view, settings = FitView(Console(stderr=True)), load_settings(config)
+    selection, view = api.Selection(sources, part, split, lenient, protocol), FitView(Console(stderr=True))
     reading = api.evaluate(subject, selection, calibrate_on=calibrate_on, device=device, view=view, settings=settings)
     if json_output:
         _print_json(reading.as_json())
     else:
         show_reading(reading, Console())
+        next_step(f"respsam-trainer compare {subject} OTHER with the same --corpus and --data: is another one better?")
 
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="ablation, rho, stethoscopes, padding, level, duration, or a TOML file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            callback=document_named("studies"),
+            help=f"One of {', '.join(shipped('studies'))}, or a TOML file.",
+        ),
+    ],
     corpus: CorpusOption,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of tables, pictures and cells; studies share it.")],
@@ -249,13 +375,15 @@ def study(
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0.0, help="Of training a cell in all; at least one epoch.")
     ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="A shipped recipe or a TOML file.")] = "mobilenet",
+    recipe: RecipeOption = "mobilenet",
     draws: Annotated[int | None, typer.Option("--draws", min=1, help="An epoch; over the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Over the recipe's.")] = None,
     only: Annotated[
         list[str] | None, typer.Option("--settings", help="This one and the reference alone; may be repeated.")
     ] = None,
-    to_corpus: Annotated[str, typer.Option("--to-corpus", help="Read this corpus, too, and never train on it.")] = "",
+    to_corpus: Annotated[
+        CorpusName | None, typer.Option("--to-corpus", help="Read this corpus, too, and never train on it.")
+    ] = None,
     to_data: Annotated[Path | None, typer.Option("--to-data", help="Its root.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at once, a thread each; above 1 by Ray.")] = 1,
     ray: Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Of a Ray cluster that sees --out.")] = "",
@@ -269,24 +397,25 @@ def study(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer import api
-    from trainer.run.machine import resolved
     from trainer.run.recipe import load_recipe
-    from trainer.studies.cells import Plan
-    from trainer.studies.report import tables
+    from trainer.run.request import Request
     from trainer.studies.study import StudyError, load_study
-    from trainer.training.experiment import Request
-    from trainer.training.progress import FitView
 
-    settings, sources = load_settings(config), api.absolute(sources_of(corpus, data))
-    asked = load_study(name).only(only or [])
+    settings, sources = load_settings(config), sources_of(corpus, data)
+    asked, chosen = load_study(name).only(only or []), load_recipe(recipe)
     if bool(to_corpus) != bool(to_data):
         raise typer.BadParameter("another corpus is read with --to-corpus C --to-data DIR", param_hint="--to-corpus")
+    from trainer import api
+    from trainer.run.machine import resolved
+    from trainer.studies.cells import Plan
+    from trainer.studies.report import tables
+    from trainer.training.progress import FitView
+
     plan = Plan(
-        Request(load_recipe(recipe), "study", sources, part, split, lenient),
+        Request(chosen, "study", api.absolute(sources), part, split, lenient),
         settings.training.folder.resolve(),
         settings.quality,
-        to_corpus,
+        to_corpus or "",
         (to_data or Path()).resolve(),
         resolved(device),
         minutes,
@@ -314,15 +443,14 @@ def study(
         )
     if studied.failed:
         raise StudyError(f"{studied.failed} of {studied.cells} cells failed, see above; what the others gave is kept")
+    next_step(f"read {out / Path(name).stem}.md, and change the recipe by what it shows")
 
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A run folder or a bundle.", metavar="A")],
-    second: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
-    corpus: Annotated[
-        list[str] | None, typer.Option("--corpus", help="icbhi, sprsound, kauh or manifest; once for every --data.")
-    ] = None,
+    first: Annotated[Path, typer.Argument(help="A run folder or a bundle.", metavar="A", callback=a_run)],
+    second: Annotated[Path, typer.Argument(help="Another.", metavar="B", callback=a_run)],
+    corpus: Annotated[list[str] | None, CORPUS] = None,
     data: Annotated[
         list[Path] | None, typer.Option("--data", help="Corpus root, or any folder of pairs; may be repeated.")
     ] = None,
@@ -338,26 +466,27 @@ def compare(
     from rich.console import Console
 
     from firmware_config.settings import load_settings
+
+    settings, sources = load_settings(config), sources_of(corpus or [], data or [])
     from trainer import api
     from trainer.evaluation import compare as comparing
     from trainer.training.progress import FitView
     from trainer.view import show_comparison
 
-    settings, asked = load_settings(config), protocol_named(protocol)
-    sources = sources_of(corpus or [], data or [])
     shared = comparing.protocol_of_runs(first, second) if part is None and not sources else None
     if shared is not None:
-        compared = comparing.on_held_out(first, second, asked or shared)
+        compared = comparing.on_held_out(first, second, protocol or shared)
     elif not sources:
         raise typer.BadParameter("a --part, or a bundle, is read on a corpus: give --corpus and --data")
     else:
-        selection = api.Selection(sources, part, split, lenient, asked)
+        selection = api.Selection(sources, part, split, lenient, protocol)
         view = FitView(Console(stderr=True))
         compared = api.compare(first, second, selection, device=device, view=view, settings=settings)
     if json_output:
         _print_json(compared.as_json())
     else:
         show_comparison(compared, Console())
+        next_step("respsam-export build RUN --int8 --out BUNDLE, of the better run")
 
 
 @app.command()
@@ -374,9 +503,10 @@ def segmentation(
     """Score how breaths are found, against fixed windows, by patient-wise cross-validation; or fit the detector."""
     from trainer.breaths import segmentation as finding
 
-    read, cache, _ = _heard(corpus, data, part, lenient, config)
+    read, cache, _ = _opened(corpus, data, part, lenient, config)
     if out is not None:
         finding.save_detector(finding.fit_detector(read.recordings, cache, seed), out)
+        next_step("the same command without --out, which scores it on patients that it was not fitted on")
         return
     _print_json(finding.compare(read, cache, finding.fold_detectors(read, cache, folds, seed)))
 
@@ -395,13 +525,13 @@ def grading(
     from trainer.breaths.grading import compare
     from trainer.breaths.segmentation import fold_detectors
 
-    read, cache, settings = _heard(corpus, data, part, lenient, config)
+    read, cache, settings = _opened(corpus, data, part, lenient, config)
     _print_json(compare(fold_detectors(read, cache, folds, seed), cache, settings.quality))
 
 
 @app.command()
 def explain(
-    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", callback=a_run)],
     file: Annotated[Path, typer.Argument(help="A wav or flac.", metavar="FILE")],
     at: Annotated[float | None, typer.Option("--at", help="Second to explain; else the most suspicious.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Draw it here: .png or .svg.")] = None,
@@ -426,17 +556,18 @@ def explain(
         _print_json(explained.as_json())
     else:
         typer.echo(explained.in_words)
+        next_step(f"look at {out}" if out else "the same with --out PICTURE.svg, which draws it")
 
 
 @app.command()
 def stethoscopes(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN", callback=a_run)],
     json_output: JsonOption = False,
 ) -> None:
     """Read every maker's stethoscopes at the threshold that the others chose, and after healthy people shifted it.
 
-    From what the run's models said of whole recordings of their held-out patients; nothing is computed anew. After
-    'fit --hold-out maker' no model has met the stethoscope that it is read on.
+    From the models' predictions for whole recordings of their held-out patients; nothing is computed anew. After
+    'fit --hold-out maker' no model has met the stethoscope that it is evaluated on.
     """
     from dataclasses import asdict
 
@@ -453,11 +584,12 @@ def stethoscopes(
         _print_json({"hold_out": hold_out, "stethoscopes": [asdict(stranger) for stranger in found]})
     else:
         show_strangers(found, hold_out, Console())
+        next_step(f"respsam-export build {run} --int8 --out BUNDLE")
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN", callback=a_run)],
     data: MovedOption = None,
     device: DeviceOption = "auto",
     config: ConfigOption = None,
@@ -470,34 +602,35 @@ def report(
     from trainer.report.report import write_report
     from trainer.run.folder import read_facts
     from trainer.training.experiment import open_run
-    from trainer.training.progress import audio_bar
+    from trainer.training.progress import FitView
 
-    settings = load_settings(config)
-    console = Console(stderr=True)
+    settings, view = load_settings(config), FitView(Console(stderr=True))
     facts = read_facts(run)
-    with audio_bar(console, "reading audio") as progress:
+    with view.stage("reading audio") as progress:
         opened = open_run(facts, data or [], settings.training.folder, progress)
     opened.cache.trim(settings.training.folder, settings.training.cache_gigabytes)
-    with console.status("writing the report"):
+    with view.stage("writing the report"):
         path = write_report(run, opened.training, opened.cache, torch_device(device, settings))
     typer.echo(f"{path} holds patients' sound: keep it where their recordings are kept")
+    next_step(f"open {path} in a browser")
 
 
-def _heard(
+def _opened(
     corpus: list[str], data: list[Path], part: str | None, lenient: bool, config: Path | None
 ) -> tuple[Any, Any, Any]:
     """A corpus, its audio and the settings."""
     from rich.console import Console
 
     from firmware_config.settings import load_settings
-    from trainer.api import use_threads
-    from trainer.corpora.audio_cache import open_corpora
-    from trainer.training.progress import FitView, audio_bar
 
     settings, sources = load_settings(config), sources_of(corpus, data)
+    from trainer.api import use_threads
+    from trainer.corpora.audio_cache import open_corpora
+    from trainer.training.progress import FitView
+
     use_threads(settings)
     view = FitView(Console(stderr=True))
-    with audio_bar(view.console, "reading audio") as progress:
+    with view.stage("reading audio") as progress:
         read, cache = open_corpora(sources, settings.training.folder, part=part, lenient=lenient, progress=progress)
     cache.trim(settings.training.folder, settings.training.cache_gigabytes)
     view.notes(read.notes)
@@ -505,30 +638,21 @@ def _heard(
 
 
 def sources_of(corpus: list[str], data: list[Path]) -> "tuple[Source, ...]":
-    """The pairs of --corpus and --data, in order; typer.BadParameter where one lacks the other."""
-    from trainer.corpora import Source
-
+    """The pairs of --corpus and --data, in order; typer.BadParameter where one lacks the other or is not there."""
     if len(corpus) != len(data):
         raise typer.BadParameter(
             f"{len(corpus)} --corpus and {len(data)} --data: they are given in pairs, --corpus NAME --data DIR",
             param_hint="--corpus",
         )
+    for folder in data:
+        if not folder.exists():
+            raise typer.BadParameter(f"{folder}: no such folder", param_hint="--data")
+    from trainer.corpora.cycle import Source
+
     return tuple(Source(name, folder) for name, folder in zip(corpus, data, strict=True))
 
 
-def protocol_named(asked: str | None) -> "Protocol | None":
-    """The protocol of that name, None without one; typer.BadParameter for another word."""
-    if asked is None:
-        return None
-    from trainer.corpora.protocols import PROTOCOLS
-
-    chosen = next((known for known in PROTOCOLS if known == asked), None)
-    if chosen is None:
-        raise typer.BadParameter(f"{asked!r} is not one of {', '.join(PROTOCOLS)}", param_hint="--protocol")
-    return chosen
-
-
-def protocol_for(asked: "Protocol | None", corpus: "Corpus") -> "Protocol":
+def protocol_for(asked: Protocol | None, corpus: "Corpus") -> Protocol:
     """What was asked, else the corpus's own; CorpusError where its labels do not allow it."""
     from trainer.corpora.protocols import check_protocol, default_protocol
 

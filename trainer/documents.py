@@ -1,15 +1,14 @@
-"""TOML files that are shipped with the package or a user's own, and the one line that says what is wrong with one."""
+"""TOML files, shipped with the package or a user's own, and one line for the first problem in one."""
 
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from firmware_config.errors import RespSAMError
+from trainer.choices import document, shipped
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,21 +18,14 @@ else:
 Document = TypeVar("Document", bound=BaseModel)
 
 
-def shipped(folder: str) -> list[str]:
-    """Names of the TOML files in a folder of the package."""
-    files = resources.files("trainer").joinpath(folder).iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
-
-
 def load(what: str, folder: str, name: str, kind: type[Document], failure: type[RespSAMError]) -> Document:
     """A shipped file by name, or a user's by path, as `kind`; `failure` names the file and the key.
 
-    `what` is how a user calls it ("recipe"), `folder` where the package has them.
+    `what` is its name for the user ("recipe"), `folder` its place in the package.
     """
-    known = shipped(folder)
-    file = resources.files("trainer").joinpath(f"{folder}/{name}.toml") if name in known else Path(name)
-    if not file.is_file():
-        raise failure(f"{what} {name!r}: neither a file nor one of {', '.join(known)}")
+    file = document(folder, name)
+    if file is None:
+        raise failure(f"{what} {name!r}: neither a file nor one of {', '.join(shipped(folder))}")
     try:
         return kind.model_validate(tomllib.loads(file.read_bytes().decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -50,7 +42,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
-    """One line on what does not hold: the key, and what is wrong with it."""
+    """One line about the first problem: the key, and what is wrong with it."""
     # a misspelt key is also a missing one
     problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     unknown = problem["type"] == "extra_forbidden"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,17 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
-BOOTSTRAP_ROUNDS = 1000
-CALIBRATION_BINS = 15
-NO_VERDICT = len(LABELS)
-"""Predicted 'class' of a recording that was heard too little or too badly: wrong on both sides."""
+BOOTSTRAP_ROUNDS: Final = 1000
+CALIBRATION_BINS: Final = 15
+NO_VERDICT: Final = len(LABELS)
+"""Predicted 'class' of a recording without a verdict (not enough, poor quality): wrong on both sides."""
+LEAST_PATIENTS: Final = 10  # fewer have no interval: resampled, so few look too certain
+FEW_PATIENTS: Final = 50  # an interval over fewer is wider than most differences between models
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A reading with its 95 % interval; NaN where it cannot be computed (one class only)."""
+    """A value with its 95 % interval; NaN for what cannot be computed (one class only, too few patients)."""
 
     value: float
     low: float
@@ -35,27 +37,40 @@ class Interval:
         """Inverse of `as_json`; anything else as it is."""
         return cls(*(np.nan if read[name] is None else read[name] for name in _PLACES)) if type(read) is dict else read
 
+    @property
+    def varies(self) -> bool:
+        """Whether resamples differ; a width of zero looks certain, and knows nothing of other patients."""
+        return self.low < self.high
+
     def as_json(self) -> dict[str, float | None]:
-        """`{value, low, high}`, null for what cannot be computed."""
-        return {name: None if np.isnan(x) else round(float(x), 4) for name, x in vars(self).items()}
+        """`{value, low, high}`, null for what is unknown."""
+        shown = self if self.varies else Interval(self.value, np.nan, np.nan)
+        return {name: None if np.isnan(x) else round(float(x), 4) for name, x in vars(shown).items()}
 
     def __format__(self, form: str) -> str:
         """`0.812 [0.771, 0.850]`, each number in this form (`.3f` without one); '-' for what is unknown."""
+        if not self.varies:
+            return self.alone(form)
         value, low, high = (format(number, form or ".3f") for number in (self.value, self.low, self.high))
-        if np.isnan(self.value):
-            return "-"
-        return value if np.isnan(self.low) else f"{value} [{low}, {high}]"
+        return f"{value} [{low}, {high}]"
 
-    def alone(self, form: str = ".3f") -> str:
+    def alone(self, form: str = "") -> str:
         """The value without its interval."""
-        return "-" if np.isnan(self.value) else format(self.value, form)
+        return "-" if np.isnan(self.value) else format(self.value, form or ".3f")
 
     def __str__(self) -> str:
         return format(self)
 
 
-_PLACES = ("value", "low", "high")
+_PLACES: Final = ("value", "low", "high")
 Interval.UNKNOWN = Interval(np.nan, np.nan, np.nan)
+
+
+def too_few(patients: int) -> str:
+    """What is to be said of a result from so many patients; '' from FEW_PATIENTS up."""
+    return (
+        f"too few patients for any claim: {patients}, {FEW_PATIENTS} are the least" if patients < FEW_PATIENTS else ""
+    )
 
 
 @dataclass(frozen=True)
@@ -151,21 +166,25 @@ def patient_bootstrap(
     statistic: Callable[[IntArray], Float64Array],
     rounds: int = BOOTSTRAP_ROUNDS,
     seed: int = 0,
+    least: int = LEAST_PATIENTS,
 ) -> list[Interval]:
     """95 % percentile intervals of every entry of `statistic(indices)`, resampling whole patients.
 
-    Cycles of one patient are alike, so resampling cycles would look far too certain.
+    Cycles of one patient are alike, so resampling cycles would look far too certain. Fewer patients than `least` would,
+    too, and have no interval.
     """
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
     members = [np.flatnonzero(owner == index) for index in range(len(names))]
     value = statistic(np.arange(len(owner)))
+    if len(members) < least:
+        return [Interval(float(one), np.nan, np.nan) for one in value]
     random = np.random.default_rng(seed)
     draws = np.full((rounds, len(value)), np.nan)
     for row in draws:
         picked = random.integers(0, len(members), len(members))
         row[:] = statistic(np.concatenate([members[index] for index in picked]))
     low, high = np.full(len(value), np.nan), np.full(len(value), np.nan)
-    # a resample may hold one class only; it says nothing of that entry
+    # a resample may hold one class only; such a one is left out for that entry
     known = ~np.isnan(draws).all(axis=0)
     low[known], high[known] = np.nanpercentile(draws[:, known], [2.5, 97.5], axis=0)
     return [Interval(float(v), float(lo), float(hi)) for v, lo, hi in zip(value, low, high, strict=True)]
@@ -203,10 +222,10 @@ def operating_curve(abnormal: BoolArray, probability: npt.NDArray[np.floating]) 
 def balanced_curve(
     abnormal: BoolArray, probability: Float64Array, groups: Sequence[str], counted: BoolArray | None = None
 ) -> Float64Array:
-    """`operating_curve` whose Se and Sp are means over groups, each as much as another.
+    """`operating_curve` with Se and Sp as means over groups of equal weight.
 
-    A group without abnormal ones has no say in Se, one without normal ones none in Sp. Rows that are not `counted` are
-    wrong at every threshold.
+    A group without abnormal ones does not count in Se, one without normal ones not in Sp. Rows that are not `counted`
+    are wrong at every threshold.
     """
     if not abnormal.any() or abnormal.all():
         raise ValueError("a threshold needs normal and abnormal cycles; one of the two is absent")

@@ -1,7 +1,7 @@
 """A reading of accuracy as `trainer evaluate --json` prints it: rates and areas with intervals, and what was read."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, SerializerFunctionWrapHandler
 from pydantic import model_serializer as serializer
@@ -71,7 +71,7 @@ class Joined:
 
 
 class Reading(BaseModel):
-    """One reading; what an earlier version or another protocol does not have is left out of its JSON, too."""
+    """One reading; fields that an earlier version or another protocol lacks are left out of its JSON, too."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -111,16 +111,16 @@ class Reading(BaseModel):
     threshold: float = float("nan")
     notes: list[str] = []
     listening: list[Joined] | None = None
-    """Of `recordings`: who is flagged by listening time."""
+    """Of `recordings`: flagged people by listening time."""
     calibration: dict[str, Any] | None = None
-    """Of `recordings`: what a calibration on healthy people is worth."""
+    """Of `recordings`: before and after a calibration on healthy people."""
 
     @serializer(mode="wrap")
     def _without_what_was_not_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
     def as_json(self) -> dict[str, Any]:
-        """What `trainer evaluate --json` prints."""
+        """The object that `trainer evaluate --json` prints."""
         return self.model_dump(mode="json")
 
     @property
@@ -129,4 +129,4 @@ class Reading(BaseModel):
         return self.corpus, self.part, self.protocol
 
 
-REQUIRED = {name for name, field in Reading.model_fields.items() if field.is_required()}
+REQUIRED: Final = {name for name, field in Reading.model_fields.items() if field.is_required()}

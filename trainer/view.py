@@ -1,4 +1,4 @@
-"""What the trainer shows: a reading of accuracy and a comparison, as tables."""
+"""Tables of the trainer's results: readings of accuracy, comparisons, finished runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,10 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trainer.choices import HoldOut
 from trainer.corpora.protocols import FLATTERED, LIES
-from trainer.corpora.splits import HoldOut
-from trainer.evaluation.compare import Compared, in_words
+from trainer.evaluation.compare import Compared
 from trainer.evaluation.healthy import Stranger
+from trainer.metrics import too_few
 from trainer.reading import ClassReading, GroupReading, Joined, Reading
 from trainer.run.folder import RunFacts
 from trainer.tables import table
@@ -34,21 +35,24 @@ def readings_table(readings: Iterable[Reading], title: str) -> Table:
 
 
 def show_fit(facts: RunFacts, console: Console) -> None:
-    """What held-out patients chose of a finished run, and how they are read with it."""
+    """The thresholds of a finished run, and the readings of its held-out patients."""
     choice = facts.choice
+    kept = f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}"
+    if not min(choice.epochs):
+        kept = "stopped within the first epoch"
     console.print(
-        f"{facts.recipe.data.keep} epoch {' / '.join(map(str, choice.epochs))} of {max(facts.epochs_done)}, "
-        f"temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
+        f"{kept}, temperature {choice.temperature:.2f}, threshold {choice.cycle_threshold:.3f}; "
         f"a site is flagged when {choice.site_rule.in_words} ({choice.segmentation.method})"
     )
     title = "held-out patients (they chose the above: a little too good)"
     if facts.recipe.data.choose_on == "test":
         title = f"THE TEST PART: {FLATTERED}"
     console.print(readings_table(choice.readings.values(), title))
+    _say_too_few(min(one.patients for one in choice.readings.values()), console)
 
 
 def show_reading(reading: Reading, console: Console) -> None:
-    """One reading in full: what was read, both conventions, the confounders beside the AUROC, the confusion matrix."""
+    """One reading in full: its data, both conventions, the confounders beside the AUROC, the confusion matrix."""
     seen = {
         True: "patients seen in training",
         False: "unseen patients",
@@ -60,6 +64,7 @@ def show_reading(reading: Reading, console: Console) -> None:
         highlight=False,
     )
     console.print(f"[dim]{LIES[reading.protocol]}[/dim]", highlight=False)
+    _say_too_few(reading.patients, console)
     rates = (
         (name, *map(str, (read.sensitivity, read.specificity, read.score)))
         for name, read in (("binary", reading.binary), ("exact", reading.exact))
@@ -68,7 +73,7 @@ def show_reading(reading: Reading, console: Console) -> None:
     console.print(_figures(reading), "")
     counts = zip(reading.confusion.rows, reading.confusion.counts, strict=True)
     rows = ((name, *map(str, row)) for name, row in counts)
-    console.print(table("", *reading.confusion.columns, rows=rows, title="true \\ heard"), "")
+    console.print(table("", *reading.confusion.columns, rows=rows, title="true \\ predicted"), "")
     if reading.not_met is not None:
         console.print(f"{reading.not_met:.1%} of the annotated are met by no gradable cycle on the screen")
     if reading.listening is not None:
@@ -91,7 +96,7 @@ def _listening(joined: Sequence[Joined]) -> Table:
 
 
 def calibration_in_words(read: dict[str, Any]) -> str:
-    """What a calibration on healthy people is worth, in a line."""
+    """Se and Sp before and after a calibration on healthy people, in a line."""
     before, after = (
         f"Se {read[when]['sensitivity']:.3f}, Sp {read[when]['specificity']:.3f}" for when in ("before", "after")
     )
@@ -135,7 +140,7 @@ def _classes(classes: Mapping[str, ClassReading]) -> Table:
 
 
 def _groups(groups: Mapping[str, GroupReading], what: str) -> Table:
-    """Binary rates by device, site or age; a row of one kind only says so."""
+    """Binary rates by device, site or age; a row of normal or abnormal ones only is marked."""
     rows = (
         (
             name or "unknown",
@@ -151,7 +156,7 @@ def _groups(groups: Mapping[str, GroupReading], what: str) -> Table:
 
 
 def show_comparison(compared: Compared, console: Console) -> None:
-    """What `trainer compare` found: both readings, the difference, and what it says."""
+    """Both models' figures, their difference, and what it shows."""
     console.print(
         f"A {compared.a}, B {compared.b}: {compared.n} {compared.protocol} of "
         f"{compared.patients} patients, {compared.corpus} {compared.part}",
@@ -165,8 +170,14 @@ def show_comparison(compared: Compared, console: Console) -> None:
             name,
             *("-" if np.isnan(value) else f"{value:.3f}" for value in (read.a, read.b)),
             f"{read.difference:+.3f}",
-            in_words(read.difference).split(":")[0],
+            read.says.split(":")[0],
         )
         for name, read in compared.readings.items()
     )
     console.print(table("", "A", "B", "B - A [95 %, paired]", "says", rows=rows))
+    _say_too_few(compared.patients, console)
+
+
+def _say_too_few(patients: int, console: Console) -> None:
+    if why := too_few(patients):
+        console.print(f"NOTE {why}", highlight=False)

@@ -6,6 +6,7 @@ Wheezes resemble speech and crackles resemble knocks; each limit refuses few *ab
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +14,21 @@ import numpy.typing as npt
 from device.signal import SAMPLE_RATE, Float64Array, FloatArray, exact_div
 from firmware_config.settings import QualitySettings
 
-FULL_SCALE = 0.999
-SILENCE_DBFS = -160.0
-QUALITY_FRAME_SAMPLES = 1024  # 64 ms: two periods of the lowest voice
+FULL_SCALE: Final = 0.999
+SILENCE_DBFS: Final = -160.0
+QUALITY_FRAME_SAMPLES: Final = 1024  # 64 ms: two periods of the lowest voice
 HEART_HZ, BREATH_HZ, AIR_HZ = (20, 100), (100, 1000), (1000, 4000)  # hardly anything of a chest reaches the last one
-PITCH_HZ = (80, 400)
-VOICE_HZ = (80, 4000)
-PERIODIC = 0.6  # autocorrelation of a voiced frame at its pitch
-VOICE_DB = -15.0  # and its power in the air's band relative to the breath's: a wheeze through a chest has much less
-MAINS_HZ = (50, 60)
-MAINS_HARMONICS = 5
-MAINS_FUNDAMENTAL = 0.1  # of a hum's power, at least: a steady wheeze at 200 Hz is no hum
-MAINS_SAMPLES = exact_div(SAMPLE_RATE, 1000)  # averaged: 1 kHz is enough for hum
-TINY_POWER = 1e-12
+PITCH_HZ: Final = (80, 400)
+VOICE_HZ: Final = (80, 4000)
+PERIODIC: Final = 0.6  # autocorrelation of a voiced frame at its pitch
+VOICE_DB: Final = (
+    -15.0
+)  # and its power in the air's band relative to the breath's: a wheeze through a chest has much less
+MAINS_HZ: Final = (50, 60)
+MAINS_HARMONICS: Final = 5
+MAINS_FUNDAMENTAL: Final = 0.1  # of a hum's power, at least: a steady wheeze at 200 Hz is no hum
+MAINS_SAMPLES: Final = exact_div(SAMPLE_RATE, 1000)  # averaged: 1 kHz is enough for hum
+TINY_POWER: Final = 1e-12
 
 
 @dataclass(frozen=True)

@@ -20,37 +20,39 @@ from device.signal import SAMPLE_RATE, Float64Array, FloatArray, Span, exact_div
 
 Weights = dict[str, Float64Array]
 
-STEP_SAMPLES = exact_div(SAMPLE_RATE, 20)  # 800: the 50 ms grid
-STEPS_PER_SECOND = exact_div(SAMPLE_RATE, STEP_SAMPLES)
-SPECTRUM_SAMPLES = 2 * STEP_SAMPLES
+STEP_SAMPLES: Final = exact_div(SAMPLE_RATE, 20)  # 800: the 50 ms grid
+STEPS_PER_SECOND: Final = exact_div(SAMPLE_RATE, STEP_SAMPLES)
+SPECTRUM_SAMPLES: Final = 2 * STEP_SAMPLES
 # the heart is below; stethoscopes that sample at 4 kHz end at 2 kHz
 EDGES_HZ: Final = (60, 100, 150, 200, 250, 300, 350, 400, 500, 600, 700, 850, 1000, 1250, 1500)
-BANDS = len(EDGES_HZ) - 1
-BREATH_BANDS = slice(2, 11)  # 150-850 Hz
-FLOOR = 1e-12  # of a band's power: far below a 24-bit step's noise
-MEMORY_STEPS = 6 * STEPS_PER_SECOND  # each band minus its mean over this time: gain and microphone cancel
+BANDS: Final = len(EDGES_HZ) - 1
+BREATH_BANDS: Final = slice(2, 11)  # 150-850 Hz
+FLOOR: Final = 1e-12  # of a band's power: far below a 24-bit step's noise
+MEMORY_STEPS: Final = 6 * STEPS_PER_SECOND  # each band minus its mean over this time: gain and microphone cancel
 DILATIONS: Final = (1, 2, 4, 8, 16, 32)  # three taps each: a receptive field of 6.4 s
-DELAY_STEPS = 6  # the network's output is for 0.3 s ago
-DETECTOR_FILE = Path(__file__).with_name("breath_detector.npz")
+DELAY_STEPS: Final = 6  # the network's output is for 0.3 s ago
+DETECTOR_FILE: Final = Path(__file__).with_name("breath_detector.npz")
 
-SOUNDING = 0.45  # a breath begins above, and ends below
-ONSET = 0.45  # a peak above this within a breath begins another one
-LEAST_RHYTHM = 0.3  # a rhythm needs this confidence
-LEAST_GAP_SECONDS = 1.2  # a longer gap between breaths becomes a window; within a rhythm only a gap of its period
-RHYTHM_STEPS = 12 * STEPS_PER_SECOND  # the rhythm is that of this time
-LEAST_RHYTHM_SECONDS = 4.0  # less sound has no rhythm
-PERIOD_SECONDS = (1.0, 6.0)  # 60 down to 10 breaths a minute
-PERIOD_SHARE = (
+SOUNDING: Final = 0.45  # a breath begins above, and ends below
+ONSET: Final = 0.45  # a peak above this within a breath begins another one
+LEAST_RHYTHM: Final = 0.3  # a rhythm needs this confidence
+LEAST_GAP_SECONDS: Final = (
+    1.2  # a longer gap between breaths becomes a window; within a rhythm only a gap of its period
+)
+RHYTHM_STEPS: Final = 12 * STEPS_PER_SECOND  # the rhythm is that of this time
+LEAST_RHYTHM_SECONDS: Final = 4.0  # less sound has no rhythm
+PERIOD_SECONDS: Final = (1.0, 6.0)  # 60 down to 10 breaths a minute
+PERIOD_SHARE: Final = (
     0.75  # of the highest peak: two breaths often correlate better than one, so a shorter peak wins from here
 )
-LEAST_DEPTH = 0.05  # standard deviation of the activity; below it breathing does not come and go
-FLOOR_PERCENT = 10
-CLARITY_PERCENT = (95, 99)
-LEAST_CLARITY_STEPS = 3 * STEPS_PER_SECOND
-DECIBELS = 10.0 / float(np.log(10.0))  # of a neper of power
-PHASE_DEPTH = 0.7  # nepers of power (3 dB): so far the pause lies below both phases
-PHASE_SPAN = (0.2, 0.8)  # share of a breath: the pause lies between
-PHASE_SMOOTH_STEPS = 2.0
+LEAST_DEPTH: Final = 0.05  # standard deviation of the activity; below it breathing does not come and go
+FLOOR_PERCENT: Final = 10
+CLARITY_PERCENT: Final = (95, 99)
+LEAST_CLARITY_STEPS: Final = 3 * STEPS_PER_SECOND
+DECIBELS: Final = 10.0 / float(np.log(10.0))  # of a neper of power
+PHASE_DEPTH: Final = 0.7  # nepers of power (3 dB): so far the pause lies below both phases
+PHASE_SPAN: Final = (0.2, 0.8)  # share of a breath: the pause lies between
+PHASE_SMOOTH_STEPS: Final = 2.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Definitions: Sovijarvi et al., Eur Respir Rev 2000, 10(77), 597-610 (CORSA: crac
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import scipy.signal
@@ -18,12 +19,14 @@ from device.labels import LABELS, Label
 from device.signal import Float64Array, FloatArray
 from firmware_config.errors import RespSAMError
 
-LEVEL_DBFS = -40.0
-MICROPHONE_DB = -45.0  # white noise relative to the chest; in SPRSound this is the 16-bit quantisation
-STETHOSCOPE_HZ = 500.0  # fourth-order roll-off of chest wall and pick-up; without it 600 Hz is 12 dB above SPRSound
-FINE_SECONDS = (0.0045, 0.0055)  # two-cycle durations
-COARSE_SECONDS = (0.010, 0.015)
-FIRST_DEFLECTION = 0.14  # of the two-cycle duration: 0.7 of 5 ms, 1.5 of 10.7 ms
+LEVEL_DBFS: Final = -40.0
+MICROPHONE_DB: Final = -45.0  # white noise relative to the chest; in SPRSound this is the 16-bit quantisation
+STETHOSCOPE_HZ: Final = (
+    500.0  # fourth-order roll-off of chest wall and pick-up; without it 600 Hz is 12 dB above SPRSound
+)
+FINE_SECONDS: Final = (0.0045, 0.0055)  # two-cycle durations
+COARSE_SECONDS: Final = (0.010, 0.015)
+FIRST_DEFLECTION: Final = 0.14  # of the two-cycle duration: 0.7 of 5 ms, 1.5 of 10.7 ms
 
 
 class SimulatorError(RespSAMError):

@@ -10,7 +10,7 @@ import numpy as np
 from device.capture.timeline import Kind
 from device.signal import SAMPLE_RATE, FloatArray, exact_div
 
-BLOCK_SAMPLES = exact_div(SAMPLE_RATE, 10)  # 100 ms
+BLOCK_SAMPLES: Final = exact_div(SAMPLE_RATE, 10)  # 100 ms
 SILENCE: Final = np.empty(0, np.float32)
 
 

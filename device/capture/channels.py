@@ -1,6 +1,7 @@
 """How much breathing a channel of a recording has, by the measures that make a cycle gradable."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from device.breath.quality import assess
 from device.breath.segmenter import Segmenter
@@ -9,7 +10,7 @@ from device.capture.blocks import BLOCK_SAMPLES, StreamResampler, recut
 from device.signal import SAMPLE_RATE, FloatArray, quantise
 from firmware_config.settings import load_settings
 
-LONGEST_SECONDS = 600.0  # of sound that is examined
+LONGEST_SECONDS: Final = 600.0  # of sound that is examined
 
 Breathing = tuple[float, float, bool]
 """Seconds of gradable cycles, seconds of breaths found, and whether there is any sound: more is better."""

@@ -5,35 +5,39 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from itertools import chain
+from typing import Final
 
 import numpy as np
 
 from device.breath.quality import FULL_SCALE
 from device.capture.blocks import SILENCE, Block, StreamResampler
 from device.capture.process import NO_ANSWER, Captured, CaptureError, CaptureProcess, InputRequest, OpenedInput, clock
+from device.capture.stethoscope import PlugInTest
 from device.capture.timeline import Kind
 from device.signal import SAMPLE_RATE, FloatArray
 from firmware_config.settings import AudioSettings
 
 # How a microphone is found again: a fault is shown within 2 s, and sound is back within 5 s of the device.
-SILENT_SECONDS = 1.2  # without a block the microphone is lost; a busy machine was once late by 0.3 s
-POLL_SECONDS = 0.1
-YIELD_SECONDS = 0.4  # a consumer can stop at least twice a second
-OPENING_SECONDS = 4.0  # from a capture process' start to its first block; a frozen sound server never answers
+NAMELESS: Final = "microphone"  # the name of an input that the settings do not name, until it opens
+SILENT_SECONDS: Final = 1.2  # without a block the microphone is lost; a busy machine was once late by 0.3 s
+POLL_SECONDS: Final = 0.1
+YIELD_SECONDS: Final = 0.4  # a consumer can stop at least twice a second
+OPENING_SECONDS: Final = 4.0  # from a capture process' start to its first block; a frozen sound server never answers
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.5  # between two tries, doubling
-STABLE_SECONDS = 5.0  # so much sound ends the doubling; a loose plug is not tried ten times a second
-EXPLAINING_SECONDS = 2.0  # the reason why a microphone does not open changes while it is plugged in
+STABLE_SECONDS: Final = 5.0  # so much sound ends the doubling; a loose plug is not tried ten times a second
+EXPLAINING_SECONDS: Final = 2.0  # the reason why a microphone does not open changes while it is plugged in
 # The pace of a stream
-STEADY_SECONDS = 1.0  # a delay that lasts so long is lost sound
-SETTLING_SECONDS = 1.0
-GAP_SECONDS = 0.25
-MOST_DRIFT = 0.005  # share of time; no sound card's clock drifts more
-REPORTED_DRIFT = 0.001
-MOST_AHEAD_SECONDS = 2.0  # ahead of the clock: no microphone records the future
+STEADY_SECONDS: Final = 1.0  # a delay that lasts so long is lost sound
+SETTLING_SECONDS: Final = 1.0
+GAP_SECONDS: Final = 0.25
+MOST_DRIFT: Final = 0.005  # share of time; no sound card's clock drifts more
+REPORTED_DRIFT: Final = 0.001
+MOST_AHEAD_SECONDS: Final = 2.0  # ahead of the clock: no microphone records the future
 # Faults in the sound itself
-MUTE_SECONDS = 1.6  # plus the delay of the sound: shown within 2 s
-CLIPPED_SAMPLES = 3  # in one block
-CLIP_PAUSE_SECONDS = 1.0  # without clipping, before clipping is reported again
+MUTE_SECONDS: Final = 1.6  # plus the delay of the sound: shown within 2 s
+CLIPPED_SAMPLES: Final = 3  # in one block
+CLIP_PAUSE_SECONDS: Final = 1.0  # without clipping, before clipping is reported again
 
 
 class Pace:
@@ -173,18 +177,22 @@ class CaptureStream:
 class MicrophoneSource:
     """A PortAudio input; when it is lost, the source waits until it is back.
 
-    CaptureError when there is no microphone and the settings name none to wait for, or when waiting does not help.
+    CaptureError when there is no microphone and nothing to wait for, or when waiting does not help. The settings may
+    name what to wait for; a service `waits` for any.
     Every sample between the first and the last block is either in a block or `missing`.
     """
 
     demo, live = False, True
 
-    def __init__(self, settings: AudioSettings) -> None:
+    def __init__(self, settings: AudioSettings, waits: bool = False) -> None:
         self._settings = settings
         self._request = InputRequest(
             settings.device, settings.sample_rate, settings.channel, settings.block_seconds, settings.queue_seconds
         )
-        self.name = settings.device
+        self.name = settings.device or NAMELESS
+        self.gain_db = settings.gain_db
+        self.plug_in_test: PlugInTest | None = None
+        """Compares the stethoscope with its passport whenever it is plugged in."""
         self.highest_hz: float | None = None
         self._doubt = ""
         self._reported: set[str] = set()
@@ -192,6 +200,7 @@ class MicrophoneSource:
         self._lost_at: float | None = None
         self._remedy = ""  # what was reported last about a lost microphone
         self._other = ("", 0.0)  # another remedy that is needed by now, and since when
+        self._silent_since: float | None = None
         self._position_clock = 0.0  # the time of the next sample
         self._process = CaptureProcess(self._request)
         began = self._process.started
@@ -200,7 +209,7 @@ class MicrophoneSource:
         if self._process.opened:
             self._remember()
         # an input that the settings name may come later
-        elif self._process.hopeless or not settings.device or settings.device.isdigit():
+        elif self._process.hopeless or not (waits or (settings.device and not settings.device.isdigit())):
             self._process.kill()
             raise CaptureError(self._process.error or NO_ANSWER)
 
@@ -210,15 +219,26 @@ class MicrophoneSource:
         self._doubt = self._process.unverified or self._doubt
         return self._doubt
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long a device that is present has given no sound; 0 while it does, and while no device is there."""
+        return 0.0 if self._silent_since is None else clock() - self._silent_since
+
     def blocks(self) -> Generator[Block, None, None]:
         """Blocks until the consumer stops: about ten a second with sound, at least two a second without."""
         self._position_clock = clock()
         try:
             while True:
-                yield from self._until_sound()
-                yield from self._while_sound()
+                for block in chain(self._until_sound(), self._while_sound()):
+                    yield block
+                    if self.plug_in_test is not None:
+                        yield from self.plug_in_test.look(block)
         finally:
             self._process.kill()
+
+    def close(self) -> None:
+        """End the capture process of a source that nobody listens to."""
+        self._process.kill()
 
     def _until_sound(self) -> Iterator[Block]:
         """Start capture processes until one gives sound."""
@@ -234,6 +254,7 @@ class MicrophoneSource:
             elif next_try < math.inf:
                 time.sleep(min(POLL_SECONDS, next_try - now))
             elif process.ended or now - process.started > OPENING_SECONDS:
+                self._note_silence(process.started)
                 if self._lost_at is None or self._needs_something_else(process.error, now):
                     yield self._lost(process.error)
                 process.kill()
@@ -250,13 +271,14 @@ class MicrophoneSource:
         process, opened = self._process, self._remember()
         captured = process.take()
         assert captured is not None
+        self._silent_since = None
         began = captured.clock - opened.block_seconds
         if self._lost_at is None:
             self._position_clock = began
         else:
             yield Block(SILENCE, self._missed(began), "back", f"sound again after {began - self._lost_at:.1f} s")
             self._lost_at = None
-        stream = CaptureStream(opened, self._position_clock, self._settings.gain_db, self._reported)
+        stream = CaptureStream(opened, self._position_clock, self.gain_db, self._reported)
         last = yielded = clock()
         while captured is not None or (not process.ended and clock() - last < SILENT_SECONDS):
             if captured is not None:
@@ -267,12 +289,19 @@ class MicrophoneSource:
                 yield Block(SILENCE)
             process.pump(0.0 if process.waiting else POLL_SECONDS)
             captured = process.take()
+        self._note_silence(last)
         yield stream.end()
         self._position_clock = stream.position_clock
         if self._position_clock - began > STABLE_SECONDS:
             self._pause = SHORTEST_PAUSE_SECONDS
         self._remember()
         yield self._lost(process.error)
+
+    def _note_silence(self, since: float) -> None:
+        if self._process.absent:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = since
 
     def _needs_something_else(self, reason: str, now: float) -> bool:
         """Whether another remedy than the reported one has been needed for a while."""

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,17 +30,27 @@ import numpy.typing as npt
 from device.capture.sound_server import ServerError, recorded_source
 from firmware_config.errors import RespSAMError
 
-RATES_HZ = (48_000, 44_100, 32_000, 16_000, 8_000)  # tried in this order after the asked one and the device's own
-READ_COUNT_BYTES = 64  # a cache line of its own
+RATES_HZ: Final = (
+    48_000,
+    44_100,
+    32_000,
+    16_000,
+    8_000,
+)  # tried in this order after the asked one and the device's own
+READ_COUNT_BYTES: Final = 64  # a cache line of its own
 INVALID_SAMPLE_RATE, UNAVAILABLE = -9997, -9985  # PortAudio's paInvalidSampleRate and paDeviceUnavailable
-SERVER_LIBRARIES = ("libpulse", "libpipewire", "libjack")  # a server behind these may move a stream to another source
-LONGEST_ERRORS = 100_000  # bytes of a capture process's stderr
-IDENTITY_SECONDS = 1.0  # from one look at the sound server to the next
-UNVERIFIED_SECONDS = 0.05  # the same before sound is taken from a source that has to be the one of before
-ANSWER_SECONDS = 10.0  # for the list of devices; a sound server that has stopped never answers
-ENDING_SECONDS = 1.0
-HARDWARE = re.compile(r"[\s:-]*\(hw:\d+,\d+\)$")
-NO_ANSWER = "the sound system does not answer; restart it, or the machine"
+SERVER_LIBRARIES: Final = (
+    "libpulse",
+    "libpipewire",
+    "libjack",
+)  # a server behind these may move a stream to another source
+LONGEST_ERRORS: Final = 100_000  # bytes of a capture process's stderr
+IDENTITY_SECONDS: Final = 1.0  # from one look at the sound server to the next
+UNVERIFIED_SECONDS: Final = 0.05  # the same before sound is taken from a source that has to be the one of before
+ANSWER_SECONDS: Final = 10.0  # for the list of devices; a sound server that has stopped never answers
+ENDING_SECONDS: Final = 1.0
+HARDWARE: Final = re.compile(r"[\s:-]*\(hw:\d+,\d+\)$")
+NO_ANSWER: Final = "the sound system does not answer; restart it, or the machine"
 
 FloatArray = npt.NDArray[np.float32]
 # an input as `input_devices` describes it
@@ -48,11 +58,14 @@ Device = Mapping[str, Any]
 
 
 class CaptureError(RespSAMError):
-    """No microphone, or one that does not open; `hopeless` if waiting for a device does not help."""
+    """No microphone, or one that does not open; `hopeless` if waiting for a device does not help.
 
-    def __init__(self, reason: str, hopeless: bool = False) -> None:
+    `absent` if the device is not there, as far as one can know: a sound server hides it.
+    """
+
+    def __init__(self, reason: str, hopeless: bool = False, absent: bool = False) -> None:
         super().__init__(reason)
-        self.hopeless = hopeless
+        self.hopeless, self.absent = hopeless, absent
 
 
 def clock() -> float:
@@ -160,6 +173,8 @@ class CaptureProcess:
         """Why it ended."""
         self.hopeless = False
         """Waiting for a device does not help."""
+        self.absent = False
+        """It ended because the device is not there."""
         self._memory, self._errors = _nameless_memory(), _nameless_memory()
         fcntl.fcntl(self._errors, fcntl.F_SETFL, os.O_APPEND)
         self._unread = b""
@@ -219,7 +234,7 @@ class CaptureProcess:
         elif "unverified" in message:
             self.unverified = message["unverified"]
         else:
-            self.error, self.hopeless = message["error"], message["hopeless"]
+            self.error, self.hopeless, self.absent = message["error"], message["hopeless"], message["absent"]
 
 
 def input_devices() -> list[dict[str, Any]]:
@@ -261,7 +276,7 @@ def find_device(devices: Sequence[Device], wanted: str, host_api: str = "", *, r
         )
     if not found:
         missing = f"no microphone called {wanted!r}" if wanted else "no microphone: there is no default input"
-        raise CaptureError(f"{missing}; plug it in, set audio.device, or use --source demo")
+        raise CaptureError(f"{missing}; plug it in, set audio.device, or use --source demo", absent=True)
     return found[0]
 
 
@@ -326,7 +341,7 @@ def main() -> None:
             _record(InputRequest(**json.loads(sys.argv[2])), int(sys.argv[1]), output)
     except CaptureError as error:
         os.set_blocking(output, True)
-        _send(output, {"error": str(error), "hopeless": error.hopeless})
+        _send(output, {"error": str(error), "hopeless": error.hopeless, "absent": error.absent})
     os._exit(0)  # not through PortAudio's end, which may hang
 
 
@@ -431,9 +446,10 @@ def _record(request: InputRequest, memory: int, output: int) -> None:
             _send(output, {"source": source})
         listener.may_capture = listener.may_capture if not source else source == expected
         if source and source != expected:
-            raise CaptureError(f"{expected} has gone and the sound server took {source} instead; plug it in again")
+            gone = f"{expected} has gone and the sound server took {source} instead; plug it in again"
+            raise CaptureError(gone, absent=True)
         pause = IDENTITY_SECONDS if listener.may_capture else UNVERIFIED_SECONDS
-    raise CaptureError(f"{name} has gone; plug it in again")
+    raise CaptureError(f"{name} has gone; plug it in again", absent=True)
 
 
 def _open(
@@ -449,7 +465,8 @@ def _open(
             stream = sounddevice.InputStream(sample_rate, frames, device["index"], request.channel + 1, dtype="float32")
         except sounddevice.PortAudioError as error:
             if error.args[1:2] != (INVALID_SAMPLE_RATE,):
-                raise CaptureError(f"{device['name']} does not open ({_one_line(error)}); {_remedy(error)}") from error
+                reason = f"{device['name']} does not open ({_one_line(error)}); {_remedy(error)}"
+                raise CaptureError(reason, absent=not _is_busy(error)) from error
             refused.append(_one_line(error))
         else:
             note = f"{device['name']} refuses {asked} Hz; recording at {sample_rate} Hz" if refused else ""
@@ -460,9 +477,12 @@ def _open(
 
 
 def _remedy(error: Exception) -> str:
-    """What to do: a device that is not available is in use."""
-    busy = error.args[1:2] == (UNAVAILABLE,)
-    return "close what else uses it" if busy else "plug it in again, or close what else uses it"
+    return "close what else uses it" if _is_busy(error) else "plug it in again, or close what else uses it"
+
+
+def _is_busy(error: Exception) -> bool:
+    """A device that is not available is in use."""
+    return error.args[1:2] == (UNAVAILABLE,)
 
 
 def pulse_source(process: int) -> tuple[str, str]:

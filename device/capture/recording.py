@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from firmware_config.errors import RespSAMError
 if TYPE_CHECKING:
     import soundfile
 
-SUFFIXES = (".wav", ".flac")  # of a corpus's recordings
+SUFFIXES: Final = (".wav", ".flac")  # of a corpus's recordings
 _SOUND = (
     "wav wave bwf rf64 w64 flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf m4a mp4 aac wma amr 3gp webm mka ape wv"
 )
@@ -25,12 +25,12 @@ SOUND_SUFFIXES: Final = frozenset("." + name for name in _SOUND.split())
 """Suffixes of files that look like a recording; those that cannot be read are refused by name."""
 SOUND_MAGIC: Final = (b"fLaC", b"OggS", b"ID3", b"caff", b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 CONTAINERS: Final = {(b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC")}
-SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a damaged header's 1 Hz, resampled to 16 kHz, would fill the memory
-BLOCK_VALUES = 1 << 20  # of all channels together
-UNKNOWN_FRAMES = 1 << 62  # a FLAC from a pipe has no length; libsndfile gives the largest number
-ESTIMATED = frozenset({"MP3", "OGG"})  # the header's length may be a guess
-LARGEST_FLOAT = 4.0  # float samples above this are on an integer's scale, not overdriven
-INTEGER_SCALES = (1 << 15, 1 << 23, 1 << 31)
+SAMPLE_RATES: Final = (1_000, 1_000_000)  # Hz; a damaged header's 1 Hz, resampled to 16 kHz, would fill the memory
+BLOCK_VALUES: Final = 1 << 20  # of all channels together
+UNKNOWN_FRAMES: Final = 1 << 62  # a FLAC from a pipe has no length; libsndfile gives the largest number
+ESTIMATED: Final = frozenset({"MP3", "OGG"})  # the header's length may be a guess
+LARGEST_FLOAT: Final = 4.0  # float samples above this are on an integer's scale, not overdriven
+INTEGER_SCALES: Final = (1 << 15, 1 << 23, 1 << 31)
 
 Channel = int | Literal["auto"]
 
@@ -114,14 +114,27 @@ def read_audio(path: Path, channel: Channel = 0) -> tuple[FloatArray, int]:
     `auto` takes the channel with most breathing. Raises AudioError unless the recording is complete and finite; warns
     (AudioWarning) of what is left out or irregular.
     """
-    recorded = scan(path, channel)
+    recorded, samples = read_whole(path, channel)
     for remark in recorded.remarks:
         warnings.warn(remark, stacklevel=2)
-    return recorded.samples(), recorded.header.sample_rate
+    return samples, recorded.header.sample_rate
+
+
+def read_whole(path: Path, channel: Channel = 0) -> tuple[Recorded, FloatArray]:
+    """`scan` and all samples (n,), decoded once; raises AudioError."""
+    blocks: list[FloatArray] = []
+    recorded = _check(path, channel, blocks.append)
+    samples = np.concatenate(blocks)
+    return recorded, samples if recorded.gain == 1.0 else samples * np.float32(recorded.gain)
 
 
 def scan(path: Path, channel: Channel = 0) -> Recorded:
     """Check a recording from end to end, in blocks; as `read_audio`, but without samples and warnings; AudioError."""
+    return _check(path, channel, lambda _: None)
+
+
+def _check(path: Path, channel: Channel, take: Callable[[FloatArray], None]) -> Recorded:
+    """`take` gets every block (n,) as it was decoded."""
     remarks: list[AudioWarning] = []
     with _opened(path, remarks) as (_, header):
         pass
@@ -140,6 +153,7 @@ def scan(path: Path, channel: Channel = 0) -> Recorded:
             bad = (frames + int(np.flatnonzero(~finite)[0])) / header.sample_rate
             raise AudioError(f"{path}: NaN or infinite sample at {bad:.3f} s; export the recording again")
         frames, peak = frames + block.size, max(peak, float(np.abs(block).max()))
+        take(block)
     if header.exact and frames < header.frames < UNKNOWN_FRAMES:
         raise AudioError(f"{path}: truncated, {frames} of {header.frames} frames can be read; copy it again")
     if not frames:

@@ -7,10 +7,10 @@ from ctypes import POINTER, Structure, c_char_p, c_int, c_uint8, c_uint32, c_uin
 from typing import Any, Final
 
 LIBRARY: Final = "libpulse.so.0"
-NO_AUTOSPAWN = 1  # PA_CONTEXT_NOAUTOSPAWN: asking must not start a server
+NO_AUTOSPAWN: Final = 1  # PA_CONTEXT_NOAUTOSPAWN: asking must not start a server
 READY, FAILED = 4, 5  # pa_context_state_t
-RUNNING = 0  # PA_OPERATION_RUNNING
-ITERATION_MICROSECONDS = 20_000
+RUNNING: Final = 0  # PA_OPERATION_RUNNING
+ITERATION_MICROSECONDS: Final = 20_000
 
 
 class ServerError(Exception):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from device.capture.blocks import Block, StreamResampler, paced
 from device.capture.recording import Channel, scan
@@ -13,8 +13,8 @@ from firmware_config.command_line import printable
 if TYPE_CHECKING:
     from device.breath.simulator import Breath
 
-PIECE_SECONDS = 60.0  # simulating ten minutes at once takes 500 MB
-SEEDS = 1 << 32  # of the settings' range: no piece repeats another demo's
+PIECE_SECONDS: Final = 60.0  # simulating ten minutes at once takes 500 MB
+SEEDS: Final = 1 << 32  # of the settings' range: no piece repeats another demo's
 
 
 class FileSource:

@@ -1,13 +1,43 @@
 """The timeline: every sample has a number, and is counted as heard, missing or dropped."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from device.signal import SAMPLE_RATE
 
-Kind = Literal["start", "lost", "back", "gap", "overflow", "restart", "clip", "mute", "rate", "dropped", "end"]
+Kind = Literal[
+    "start",
+    "safe mode",
+    "passport",
+    "lost",
+    "back",
+    "gap",
+    "overflow",
+    "restart",
+    "clip",
+    "mute",
+    "drift",
+    "rate",
+    "dropped",
+    "end",
+]
 BREAKS: Final[frozenset[Kind]] = frozenset({"lost", "back", "gap", "overflow", "restart"})
 """The sound before and after is not continuous: no cycle crosses these."""
+
+
+class TimelineObject(TypedDict):
+    """The `timeline` object of `listen --json`."""
+
+    type: Literal["timeline"]
+    seconds: Annotated[float, Field(description="From the start of the session, missing sound included.")]
+    sample: Annotated[int, Field(description="The same in samples of 16 kHz.")]
+    kind: Annotated[Kind, Field(description="What happened.")]
+    missing_samples: Annotated[int, Field(description="At the end of a loss: all samples that it cost.")]
+    note: Annotated[str, Field(description="In words; at the start the source, at the end why it ended.")]
+    demo: Annotated[bool, Field(description="Whether the sound is simulated.")]
 
 
 @dataclass(frozen=True)
@@ -25,9 +55,17 @@ class Entry:
         """From the start of the session."""
         return self.sample / SAMPLE_RATE
 
-    def as_json(self, demo: bool) -> dict[str, Any]:
-        """One `timeline` object of `listen --json`."""
-        return {"type": "timeline", "seconds": round(self.seconds, 3), **asdict(self), "demo": demo}
+    def as_json(self, demo: bool) -> TimelineObject:
+        """For `listen --json`."""
+        return {
+            "type": "timeline",
+            "seconds": round(self.seconds, 3),
+            "sample": self.sample,
+            "kind": self.kind,
+            "missing_samples": self.missing_samples,
+            "note": self.note,
+            "demo": demo,
+        }
 
 
 @dataclass

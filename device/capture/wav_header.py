@@ -6,15 +6,17 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-RIFF_SIZES = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<"}  # magic -> byte order
-SAMPLE_FORMATS = frozenset({1, 3, 6, 7, 0xFFFE})  # PCM, float, A-law, mu-law, extensible: a frame has a fixed size
-PLACEHOLDER_SLACK = 1 << 16  # writers to a pipe (SoX, arecord, ffmpeg) put sizes so near to 2 or 4 GiB
-SLOPPY_SECONDS = 0.01  # less than this is a wrong count, not lost sound
-SLOPPY_BYTES = 8  # writers count the head of the file, or not, and leave out a pad byte
-MOST_CHUNKS = 1000
-WHOLE_U32 = 0xFFFFFFFF
+RIFF_SIZES: Final = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<"}  # magic -> byte order
+SAMPLE_FORMATS: Final = frozenset(
+    {1, 3, 6, 7, 0xFFFE}
+)  # PCM, float, A-law, mu-law, extensible: a frame has a fixed size
+PLACEHOLDER_SLACK: Final = 1 << 16  # writers to a pipe (SoX, arecord, ffmpeg) put sizes so near to 2 or 4 GiB
+SLOPPY_SECONDS: Final = 0.01  # less than this is a wrong count, not lost sound
+SLOPPY_BYTES: Final = 8  # writers count the head of the file, or not, and leave out a pad byte
+MOST_CHUNKS: Final = 1000
+WHOLE_U32: Final = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)

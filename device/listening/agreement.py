@@ -2,10 +2,11 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from device.breath.simulator import Breath
 from device.listening.cycle import CycleResult
+from device.verdict.summary import AgreementObject
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,14 @@ class Agreement:
     normal: int
     normal_left_alone: int
 
-    def as_json(self) -> dict[str, int]:
-        """The `demo_agreement` of a summary."""
-        return asdict(self)
+    def as_json(self) -> AgreementObject:
+        """For a summary."""
+        return {
+            "abnormal": self.abnormal,
+            "abnormal_heard": self.abnormal_heard,
+            "normal": self.normal,
+            "normal_left_alone": self.normal_left_alone,
+        }
 
     def __str__(self) -> str:
         agreed, cycles = self.abnormal_heard + self.normal_left_alone, self.abnormal + self.normal

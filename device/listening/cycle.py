@@ -1,13 +1,36 @@
 """One judged cycle: its fields, and their names and units in JSON and in the store."""
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from device.breath.quality import Quality
+from device.labels import Label
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span
+
+_Class = TypedDict("_Class", {"class": Annotated[Label | None, Field(description="As shown; null if not graded.")]})
+
+
+class CycleObject(_Class):
+    """The `cycle` object of `listen --json`."""
+
+    type: Literal["cycle"]
+    number: Annotated[int, Field(description="In the session, from 1.")]
+    start: Annotated[float, Field(description="Seconds from the start of the session.")]
+    end: Annotated[float, Field(description="Seconds from the start of the session.")]
+    phase: Annotated[float | None, Field(description="Where expiration begins, in seconds; null if not found.")]
+    gradable: Annotated[bool, Field(description="Whether the sound is good enough for the model.")]
+    kind: Annotated[str, Field(description="breath, or window where no rhythm was found.")]
+    rhythm: Annotated[float, Field(description="How regular the breathing is, 0 to 1.")]
+    reason: Annotated[str, Field(description="Why it is not gradable; empty if it is.")]
+    level_dbfs: Annotated[float, Field(description="RMS about the mean, dB of full scale.")]
+    probability: Annotated[float | None, Field(description="Of being abnormal, calibrated; null if not graded.")]
+    flag: Annotated[bool, Field(description="Whether the probability reaches the bundle's threshold.")]
+    demo: Annotated[bool, Field(description="Whether the sound is simulated.")]
 
 
 @dataclass(frozen=True)
@@ -72,10 +95,9 @@ class CycleResult:
             "context_start_sample": None if self.span is None else self.start_sample - self.span[0],
         }
 
-    def as_json(self) -> dict[str, Any]:
-        """The `cycle` object of `listen --json`: the same names, times in seconds."""
-        row, shown = self.row(), ("kind", "rhythm", "reason", "level_dbfs", "probability", "class", "flag", "demo")
-        digits = {"rhythm": 3, "level_dbfs": 1, "probability": 6}
+    def as_json(self) -> CycleObject:
+        """For `listen --json`: the same names, times in seconds."""
+        judgement = self.judgement
         return {
             "type": "cycle",
             "number": self.number,
@@ -83,9 +105,12 @@ class CycleResult:
             "end": round(self.end_seconds, 3),
             "phase": None if self.phase_sample is None else round(self.phase_sample / SAMPLE_RATE, 3),
             "gradable": self.quality.gradable,
-            **{name: _rounded(row[name], digits.get(name)) for name in shown},
+            "kind": self.kind,
+            "rhythm": round(self.rhythm, 3),
+            "reason": self.quality.reason,
+            "level_dbfs": round(self.quality.level_dbfs, 1),
+            "probability": None if judgement is None else round(judgement.probability, 6),
+            "class": None if judgement is None else judgement.label,
+            "flag": self.flagged,
+            "demo": self.demo,
         }
-
-
-def _rounded(value: Any, digits: int | None) -> Any:
-    return value if digits is None or value is None else round(value, digits)

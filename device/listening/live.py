@@ -1,12 +1,13 @@
 """The live path, from source to decision; `listen`, `screen` and the trainer's `recordings` protocol run it."""
 
 import math
+import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from device.breath.quality import SILENCE_DBFS, assess, level_dbfs
 from device.breath.segmenter import Segment, Segmenter
@@ -18,17 +19,18 @@ from device.listening.cycle import CycleResult
 from device.listening.respiratory_rate import respiratory_rate
 from device.model.judgement import Judgement
 from device.signal import SAMPLE_RATE, FloatArray, Span, quantise
+from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.site import SiteDecision
 from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
 
-LATEST_CYCLES = 16  # that the view can show
-PAUSED_SECONDS = 1.5  # between two blocks, without processor time: this program was stopped
-PATIENCE_SECONDS = 0.3  # sound that waits longer is read before another cycle is judged
-WAITING_CYCLES = 4  # when more wait, the oldest is dropped
-FINISH_SECONDS = 0.5  # to judge the cycles that wait when a session is stopped
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LATEST_CYCLES: Final = 16  # that the view can show
+PAUSED_SECONDS: Final = 1.5  # between two blocks, without processor time: this program was stopped
+PATIENCE_SECONDS: Final = 0.3  # sound that waits longer is read before another cycle is judged
+WAITING_CYCLES: Final = 4  # when more wait, the oldest is dropped
+FINISH_SECONDS: Final = 0.5  # to judge the cycles that wait when a session is stopped
+STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Judge(Protocol):
@@ -54,6 +56,26 @@ class Judge(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Follows a session more closely than by its results; its calls must return at once."""
+
+    def sound(self, start_sample: int, samples: FloatArray) -> None:
+        """Take samples (n,) at 16 kHz that were received; `start_sample` counts from the session's start."""
+        ...
+
+    def found(self, segment: Segment) -> None:
+        """Take a cycle that was found and waits to be judged."""
+        ...
+
+
+class Stoppable(Protocol):
+    """Ends soon after `stop`, which is safe in a signal handler."""
+
+    def stop(self, note: str) -> None:
+        """End, for the reason in `note`."""
+        ...
+
+
 class Session:
     """One session at one site: iterate `run` for cycles and timeline entries, read `summary` at any time.
 
@@ -67,6 +89,7 @@ class Session:
         quality: QualitySettings,
         seconds: float | None = None,
         not_validated: Callable[[], tuple[str, ...]] = tuple,
+        circumstances: Circumstances = PLAIN,
         blocks: Iterator[Block] | None = None,
     ) -> None:
         """`not_validated` gives the reasons why the model is not validated here; they are part of every summary.
@@ -75,11 +98,17 @@ class Session:
         session before on the same source has left.
         """
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
+        self.id = secrets.token_hex(16)
+        """Identifies the session in JSON lines."""
+        self.circumstances = circumstances
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
-        self._before, self._hands_over = blocks, False
+        self.hands_over = False
+        """Whether another session goes on with the sound."""
+        self._before = blocks
         self.left: Iterator[Block] | None = None
         """The sound for the next session, after `hand_over`."""
+        self.watchers: Sequence[Watcher] = ()
         self.timeline = Timeline()
         self.segmenter = Segmenter(model.segmentation)
         self.decision = SiteDecision(model.site_rule)
@@ -89,6 +118,8 @@ class Session:
         self.level_dbfs = SILENCE_DBFS
         self.lost_seconds: float | None = None
         """Since when the microphone is lost; None while sound comes."""
+        self.after_block: Callable[[], object] = lambda: None
+        """Called after every block, with sound or without: at least twice a second unless something is stuck."""
         self._waiting: deque[Segment] = deque()
         self._idle, self._paused = math.inf, False
         self._gradable_samples = 0
@@ -100,6 +131,12 @@ class Session:
         fails: the verdict is then never 'nothing flagged'.
         """
         yield self.timeline.entry("start", self.source.name)
+        known = self.circumstances
+        if known.safe_mode:
+            yield self.timeline.entry("safe mode", known.safe_mode)
+        if known.passport:
+            under = f", calibration {known.calibration}" if known.calibration else ", not calibrated"
+            yield self.timeline.entry("passport", known.passport + under)
         try:
             try:
                 for block in self._blocks():
@@ -107,6 +144,7 @@ class Session:
                     if self._ending:
                         break
                     yield from self._judge_waiting(block.waiting_seconds)
+                    self.after_block()
             except CaptureError as error:
                 yield from self._finish(str(error))
                 raise
@@ -121,17 +159,21 @@ class Session:
 
     def stop(self, note: str) -> None:
         """End at the next block; safe in a signal handler."""
-        self._ending = note
+        self._ending, self.hands_over = note, False
 
     def hand_over(self, note: str) -> None:
-        """End at the next block, and leave the source open for the next session: no sample is lost between them."""
-        self._hands_over = True
-        self.stop(note)
+        """End at the next block and leave the source open for the next session, unless the session ends already.
+
+        No sample is lost between the two sessions.
+        """
+        if not self._ending:
+            self._ending, self.hands_over = note, True
 
     @property
     def between_stretches(self) -> bool:
-        """Whether no stretch has begun, or the last one is complete; and nothing has ended the session yet."""
-        return not self._ending and self.decision.breaths_wanted == self.decision.rule.stretch_cycles
+        """Whether no stretch has begun or the last one is complete, sound comes, and the session does not end yet."""
+        complete = self.decision.breaths_wanted == self.decision.rule.stretch_cycles
+        return complete and not self._ending and self.lost_seconds is None
 
     def _blocks(self) -> Iterator[Block]:
         blocks, self._before = self._before or self.source.blocks(), None
@@ -139,14 +181,14 @@ class Session:
             for block in blocks:  # noqa: UP028 - `yield from` would close what is left
                 yield block
         except GeneratorExit:
-            if self._hands_over:
+            if self.hands_over:
                 self.left = blocks
             raise
 
     def _receive(self, block: Block) -> Iterator[CycleResult | Entry]:
         broken = bool(block.missing) or (bool(block.note) and block.kind in BREAKS)
         if broken:
-            self._waiting.extend(self.segmenter.flush())
+            self._found(self.segmenter.flush())
             self.timeline.miss(block.missing)
         if block.note:
             if block.kind == "lost" and self.lost_seconds is None:
@@ -157,12 +199,20 @@ class Session:
         samples = quantise(block.samples)
         if self._limit is not None:
             samples = samples[: max(0, self._limit - self.timeline.position)]
+        for watcher in self.watchers:
+            watcher.sound(self.timeline.position, samples)
         self.timeline.receive(samples.size)
         if samples.size:
             self.level_dbfs, self.lost_seconds = level_dbfs(samples), None
-        self._waiting.extend(self.segmenter.feed(samples))
+        self._found(self.segmenter.feed(samples))
         if self._limit is not None and self.timeline.position >= self._limit:
             self.stop(f"{self._limit / SAMPLE_RATE:g} s are over")
+
+    def _found(self, segments: Sequence[Segment]) -> None:
+        self._waiting.extend(segments)
+        for watcher in self.watchers:
+            for segment in segments:
+                watcher.found(segment)
 
     def _judge_waiting(self, sound_waiting_seconds: float) -> Iterator[CycleResult | Entry]:
         """Judge the waiting cycles; new sound comes first, and the oldest cycles may be dropped."""
@@ -186,7 +236,7 @@ class Session:
             sound_waiting_seconds += time.monotonic() - began
 
     def _finish(self, note: str) -> Iterator[CycleResult | Entry]:
-        self._waiting.extend(self.segmenter.flush())
+        self._found(self.segmenter.flush())
         self.segmenter.reset(self.timeline.position)
         until = time.monotonic() + FINISH_SECONDS
         while self._waiting:
@@ -261,15 +311,9 @@ class Session:
             stretches=self.decision.stretches,
             stretches_flagged=self.decision.stretches_flagged,
             breaths_wanted=self.decision.breaths_wanted,
+            session=self.id,
+            circumstances=self.circumstances,
         )
-
-
-class Stoppable(Protocol):
-    """A session, or a service that runs sessions."""
-
-    def stop(self, note: str) -> None:
-        """End soon; safe in a signal handler."""
-        ...
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
@@ -9,13 +10,13 @@ from device.breath.segmenter import LEAST_RHYTHM
 from device.listening.cycle import CycleResult
 from device.signal import Float64Array
 
-RATE_CYCLES = 9  # how many of the latest cycles count
-LEAST_INTERVALS = 3  # from onset to onset
-LONGEST_INTERVAL_SECONDS = 8.0  # a longer one misses a breath
-INTERVAL_TOLERANCE = 0.25  # of the median
-STEADY_SHARE = 0.6  # of the intervals within the tolerance, and of the periods near a whole number of them
-OCTAVE_TOLERANCE = 0.15  # of a whole number of intervals
-SURE_RHYTHM = 0.4  # confidence that a rhythm needs where no breaths confirm it
+RATE_CYCLES: Final = 9  # how many of the latest cycles count
+LEAST_INTERVALS: Final = 3  # from onset to onset
+LONGEST_INTERVAL_SECONDS: Final = 8.0  # a longer one misses a breath
+INTERVAL_TOLERANCE: Final = 0.25  # of the median
+STEADY_SHARE: Final = 0.6  # of the intervals within the tolerance, and of the periods near a whole number of them
+OCTAVE_TOLERANCE: Final = 0.15  # of a whole number of intervals
+SURE_RHYTHM: Final = 0.4  # confidence that a rhythm needs where no breaths confirm it
 
 
 def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:

@@ -10,13 +10,34 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from device.model.classifier import Classifier
-from device.verdict.summary import Summary
+from device.verdict.site import Verdict
+from device.verdict.summary import SecondsObject, Summary
 from firmware_config.command_line import one_line, printable
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
+
+
+class ScreenedObject(TypedDict):
+    """The object of `screen --json`; null values for a refused recording."""
+
+    recording: Annotated[str, Field(description="Its path with the extension.")]
+    channel: Annotated[int | None, Field(description="The one that was judged, counted from 0.")]
+    verdict: Verdict | None
+    probability: Annotated[float | None, Field(description="Of the first stretch; null before its least cycles.")]
+    cycles: int | None
+    stretches: Annotated[int | None, Field(description="Complete ones; the first decides the verdict.")]
+    stretches_flagged: int | None
+    flagged_share: Annotated[float | None, Field(description="Of the gradable cycles.")]
+    breaths_per_minute: float | None
+    seconds: SecondsObject | None
+    reasons: Annotated[list[str], Field(description="Of the verdict.")]
+    not_validated: Annotated[list[str], Field(description="Why the model is not validated for this subject.")]
 
 
 @dataclass(frozen=True)
@@ -32,19 +53,22 @@ class Screened:
     channel: int | None = None
     """The channel that was judged, counted from 0."""
 
-    def as_json(self) -> dict[str, Any]:
-        """The object of `screen --json`; null values for a refused recording."""
-        full: dict[str, Any] = defaultdict(lambda: None, self.summary.as_json() if self.summary else {})
-        share = full["flagged"] / full["gradable"] if full["gradable"] else None
+    def as_json(self) -> ScreenedObject:
+        """For `screen --json`."""
+        full = self.summary.as_json() if self.summary else None
         return {
             "recording": printable(self.recording),
             "channel": self.channel,
-            **{name: full[name] for name in ("verdict", "probability", "cycles", "stretches", "stretches_flagged")},
-            "flagged_share": None if share is None else round(share, 3),
-            "breaths_per_minute": full["breaths_per_minute"],
-            "seconds": full["seconds"],
-            "reasons": full["reasons"] or [],
-            "not_validated": full["not_validated"] or [],
+            "verdict": full and full["verdict"],
+            "probability": full and full["probability"],
+            "cycles": full and full["cycles"],
+            "stretches": full and full["stretches"],
+            "stretches_flagged": full and full["stretches_flagged"],
+            "flagged_share": round(full["flagged"] / full["gradable"], 3) if full and full["gradable"] else None,
+            "breaths_per_minute": full and full["breaths_per_minute"],
+            "seconds": full and full["seconds"],
+            "reasons": full["reasons"] if full else [],
+            "not_validated": full["not_validated"] if full else [],
         }
 
 
@@ -129,7 +153,12 @@ class Results:
 
     def add(self, screened: Screened) -> None:
         """Add one row, written when this returns; ResultsError when the disk is full."""
-        row = {**screened.as_json(), "error": one_line(screened.error), "sha256": screened.sha256, **self.judged_by}
+        row: dict[str, Any] = {
+            **screened.as_json(),
+            "error": one_line(screened.error),
+            "sha256": screened.sha256,
+            **self.judged_by,
+        }
         if screened.summary is None:
             refusal = (row["recording"], row["sha256"], row["error"])
             if refusal in self._refused:

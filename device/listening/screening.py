@@ -12,6 +12,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
+from typing import Final
 
 from device.capture.recording import AudioError, Channel, looks_like_sound
 from device.capture.sources import FileSource
@@ -23,7 +24,7 @@ from device.verdict.population import Subject, not_validated
 from firmware_config.files import is_clutter
 from firmware_config.settings import BundleSettings, QualitySettings, Settings, load_settings
 
-FILES_PER_PROCESS = 8  # fewer are judged sooner than another process starts
+FILES_PER_PROCESS: Final = 8  # fewer are judged sooner than another process starts
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ScreenOptions:
     site: str | None = None
 
 
-NO_OPTIONS = ScreenOptions()
+NO_OPTIONS: Final = ScreenOptions()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The classifier: from one breath cycle to logits and a judgement, on ONNX Runtime or a TensorRT engine."""
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -91,6 +92,12 @@ class Classifier:
             sites = manifest.site_threshold
             threshold = self.threshold if sites is None else sites.at_sensitivity(sensitivity)
             self.site_rule = self.site_rule.model_copy(update={"threshold": threshold})
+
+    def with_site_threshold(self, threshold: float) -> "Classifier":
+        """The same model with the site threshold of a calibration."""
+        other = copy(self)
+        other.site_rule = self.site_rule.model_copy(update={"threshold": threshold})
+        return other
 
     @cached_property
     def session(self) -> Any:

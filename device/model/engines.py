@@ -25,7 +25,7 @@ from device.model.tensorrt import (
 )
 from firmware_config.files import FileError, write_atomically
 
-ENGINE_SUFFIX = ".engine"
+ENGINE_SUFFIX: Final = ".engine"
 EnginePrecision = Literal["fp32", "fp16", "int8"]
 ENGINE_COLUMNS: Final = "bundle model precision tensorrt gpu megabytes built_at"
 NEXT: Final = "run 'respsam-device engine build'"

@@ -18,9 +18,9 @@ from firmware_config.errors import RespSAMError
 
 LARGEST_BATCH: Final = 8
 DRIVER: Final = "libcuda.so.1"
-LONGEST_REASON = 300  # characters of TensorRT's own message
+LONGEST_REASON: Final = 300  # characters of TensorRT's own message
 # Common refusals of the parser: a part of its message, and what it means.
-MEANINGS = {
+MEANINGS: Final = {
     "zero point": "a zero point other than 0; quantize symmetrically to int8",
     "UINT8": "uint8 values; quantize symmetrically to int8",
     "has type Int32": "an int32 bias; leave biases in float",

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -16,14 +17,14 @@ from device.store.sealing import seal, unseal
 from firmware_config.errors import RespSAMError
 from firmware_config.files import whole_file
 
-AUDIO_SUFFIX = ".flac"
-SEALED_SUFFIX = ".sealed"  # of an encrypted one
-UNFINISHED = ".part"  # of a file that kill -9 interrupted
-OWNER = "owner"  # the file in a session's folder with the mark of its writer
-PRIVATE = 0o600  # a file of its user alone
-DAY_SECONDS = 86_400.0
+AUDIO_SUFFIX: Final = ".flac"
+SEALED_SUFFIX: Final = ".sealed"  # of an encrypted one
+UNFINISHED: Final = ".part"  # of a file that kill -9 interrupted
+OWNER: Final = "owner"  # the file in a session's folder with the mark of its writer
+PRIVATE: Final = 0o600  # a file of its user alone
+DAY_SECONDS: Final = 86_400.0
 # A board without a clock battery starts in the past until the network sets the clock; such a file has no known age.
-CLOCK_IS_SET = 1_735_689_600.0  # 2025
+CLOCK_IS_SET: Final = 1_735_689_600.0  # 2025
 
 
 class ForeignSoundError(RespSAMError):

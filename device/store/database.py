@@ -13,20 +13,21 @@ from device.store.database_file import SIDE_FILES, close_to_others, side_file
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
 
-VERSION: Final = 3
-LOCK_SECONDS = 1.0  # to wait for another writer; sound waits in the queue meanwhile
+VERSION: Final = 4
+LOCK_SECONDS: Final = 1.0  # to wait for another writer; sound waits in the queue meanwhile
 KEPT, DELETED = "kept", "deleted"  # state of a cycle's audio; empty if it was never stored
 CHECK_SECONDS, CHECK_STEPS = 0.3, 1000  # for the integrity check when a session begins
-UNSTORED = "unstored"  # kind of the timeline row that counts what could not be stored
+UNSTORED: Final = "unstored"  # kind of the timeline row that counts what could not be stored
 REMOVED: Final = "deleted"  # replaces the owner of a deleted session
 
-TABLES = (
+TABLES: Final = (
     """CREATE TABLE sessions (
     id INTEGER PRIMARY KEY AUTOINCREMENT, started_at REAL NOT NULL, ended_at REAL, source TEXT NOT NULL,
     site TEXT NOT NULL, demo INTEGER NOT NULL, bundle TEXT NOT NULL, bundle_name TEXT NOT NULL,
     settings_fingerprint TEXT NOT NULL, settings TEXT NOT NULL, not_validated TEXT NOT NULL,
     verdict TEXT, probability REAL, heard_samples INTEGER, missing_samples INTEGER, dropped_samples INTEGER,
-    gradable_samples INTEGER, reasons TEXT, stretches INTEGER, stretches_flagged INTEGER
+    gradable_samples INTEGER, reasons TEXT, stretches INTEGER, stretches_flagged INTEGER,
+    passport TEXT, calibration TEXT, site_threshold REAL, safe_mode TEXT
 )""",
     """CREATE TABLE cycles (
     session INTEGER NOT NULL REFERENCES sessions(id), number INTEGER NOT NULL, demo INTEGER NOT NULL,
@@ -42,34 +43,43 @@ TABLES = (
     "CREATE INDEX timeline_of_session ON timeline (session)",
 )
 # Version 1 counted in seconds, dropped nothing, kept no audio, and of the settings only their fingerprint.
-FROM_VERSION_1 = (
+FROM_VERSION_1: Final = (
     *(f"ALTER TABLE {table} RENAME TO old_{table}" for table in ("sessions", "cycles", "timeline")),
     *TABLES,
     f"""INSERT INTO sessions SELECT id, started_at, ended_at, source, '', demo, bundle, '', settings, '', '', verdict,
     probability, CAST(round(heard_seconds * {SAMPLE_RATE}) AS INTEGER),
     CAST(round(missing_seconds * {SAMPLE_RATE}) AS INTEGER), iif(ended_at IS NULL, NULL, 0),
-    CAST(round(gradable_seconds * {SAMPLE_RATE}) AS INTEGER), reasons, NULL, NULL FROM old_sessions""",
+    CAST(round(gradable_seconds * {SAMPLE_RATE}) AS INTEGER), reasons, NULL, NULL, NULL, NULL, NULL, NULL
+    FROM old_sessions""",
     f"""INSERT INTO cycles SELECT session, number, demo, CAST(round(start_seconds * {SAMPLE_RATE}) AS INTEGER),
     CAST(round(end_seconds * {SAMPLE_RATE}) AS INTEGER), kind, rhythm, level_dbfs, reason, '{{}}', probability, class,
     flag, NULL, '', NULL FROM old_cycles""",
     "INSERT INTO timeline SELECT session, demo, sample, kind, missing_samples, note FROM old_timeline",
     *(f"DROP TABLE old_{table}" for table in ("timeline", "cycles", "sessions")),
 )
+# Version 3 knew no passports and no calibrations.
+FROM_VERSION_3: Final = (
+    "ALTER TABLE sessions ADD COLUMN passport TEXT",
+    "ALTER TABLE sessions ADD COLUMN calibration TEXT",
+    "ALTER TABLE sessions ADD COLUMN site_threshold REAL",
+    "ALTER TABLE sessions ADD COLUMN safe_mode TEXT",
+)
 # Version 2 judged all of a cycle's samples, and had no stretches.
-FROM_VERSION_2 = (
+FROM_VERSION_2: Final = (
     "ALTER TABLE cycles ADD COLUMN context_start_sample INTEGER",
     "ALTER TABLE sessions ADD COLUMN stretches INTEGER",
     "ALTER TABLE sessions ADD COLUMN stretches_flagged INTEGER",
+    *FROM_VERSION_3,
 )
-MIGRATIONS = {0: TABLES, 1: FROM_VERSION_1, 2: FROM_VERSION_2}
+MIGRATIONS: Final = {0: TABLES, 1: FROM_VERSION_1, 2: FROM_VERSION_2, 3: FROM_VERSION_3}
 # Beside the versioned tables, made where it is missing: the owner of each session, which is the mark of its writer.
-META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+META: Final = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 # The counts of each session's cycles for `list`, kept up to date by triggers: `list` must not read the whole history.
-COUNTS = ("cycles", "graded", "flagged", "with_audio")
-TOTALS = "CREATE TABLE IF NOT EXISTS totals (session INTEGER PRIMARY KEY, cycles, graded, flagged, with_audio)"
-COUNT_ALL = f"""INSERT OR REPLACE INTO totals SELECT session, count(*), count(probability), coalesce(sum(flag), 0),
-    coalesce(sum(audio = '{KEPT}'), 0) FROM cycles GROUP BY session"""
-COUNTING = (
+COUNTS: Final = ("cycles", "graded", "flagged", "with_audio")
+TOTALS: Final = "CREATE TABLE IF NOT EXISTS totals (session INTEGER PRIMARY KEY, cycles, graded, flagged, with_audio)"
+COUNT_ALL: Final = f"""INSERT OR REPLACE INTO totals SELECT session, count(*), count(probability),
+    coalesce(sum(flag), 0), coalesce(sum(audio = '{KEPT}'), 0) FROM cycles GROUP BY session"""
+COUNTING: Final = (
     f"""CREATE TRIGGER IF NOT EXISTS cycle_added AFTER INSERT ON cycles BEGIN
     INSERT INTO totals VALUES (NEW.session, 1, NEW.probability IS NOT NULL, NEW.flag, NEW.audio = '{KEPT}')
     ON CONFLICT DO UPDATE SET cycles = cycles + 1, graded = graded + (NEW.probability IS NOT NULL),

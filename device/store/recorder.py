@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from typing import Final
 
 from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
@@ -30,14 +31,15 @@ from device.store.database import (
 )
 from device.store.database_file import OpenFile, make_private
 from device.store.sealing import read_key
+from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.summary import Summary
 from firmware_config.files import alone
 from firmware_config.settings import Settings, SettingsError, StoreSettings
 
-RETRY_SECONDS = (5.0, 60.0)  # between two tries while nothing can be stored: the first, and the longest
-CLOCK_JUMP_SECONDS = 3 * 86_400.0  # between two sessions; more may be a wrong clock
-CLOCK_STANDS_SECONDS = 86_400.0  # a clock is trusted again so long after a jump
-RETENTION_CYCLES = 100  # the audio's age and size are checked once in so many cycles
+RETRY_SECONDS: Final = (5.0, 60.0)  # between two tries while nothing can be stored: the first, and the longest
+CLOCK_JUMP_SECONDS: Final = 3 * 86_400.0  # between two sessions; more may be a wrong clock
+CLOCK_STANDS_SECONDS: Final = 86_400.0  # a clock is trusted again so long after a jump
+RETENTION_CYCLES: Final = 100  # the audio's age and size are checked once in so many cycles
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Beginning:
     """The place on the chest; empty if unknown."""
     not_validated: tuple[str, ...] = ()
     """Why the model is not validated for this subject."""
+    circumstances: Circumstances = PLAIN
+    """Under what the verdict will be given."""
+    site_threshold: float | None = None
+    """Of the rule that decides about the site, calibrated or the bundle's own."""
     started_at: float = field(default_factory=time.time)
     """Wall time, seconds since 1970; within the session time is counted in samples."""
 
@@ -124,7 +130,9 @@ class Store:
             "settings_fingerprint": beginning.settings.fingerprint(),
             "settings": beginning.settings.model_dump_json(),
             "not_validated": "; ".join(beginning.not_validated),
+            **beginning.circumstances.as_json(),
         }
+        del about["circumstances"]
         with transaction(self._database):
             (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
             # sound of a lost database may be here: its numbers are not used again either
@@ -280,6 +288,11 @@ class Recorder:
         self._next_try = 0.0
         if opening is not None:
             self._try(lambda store, outage: None, Outage(0, ""))
+
+    @property
+    def session(self) -> int | None:
+        """The number of the session that is being written; None while the store is closed."""
+        return None if self._store is None else self._store.session
 
     def add(self, item: CycleResult | Entry) -> None:
         """As Store.add; never fails."""

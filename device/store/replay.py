@@ -99,7 +99,10 @@ def replay(
             f"{classifier.bundle.path}: is bundle {classifier.fingerprint}, session {number} needs "
             f"{session['bundle']} ({session['bundle_name']}); give that one with --bundle, or compare with --anyway"
         )
-    audio, decision, replayed = AudioStore(file, key=key), SiteDecision(classifier.site_rule), 0
+    rule = classifier.site_rule
+    if session["calibration"] and not other:
+        rule = rule.model_copy(update={"threshold": session["site_threshold"]})
+    audio, decision, replayed = AudioStore(file, key=key), SiteDecision(rule), 0
     differing: list[ReplayDifference] = []
     left_out: dict[str, tuple[int, ...]] = {}
     for cycle in session["cycles"]:

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 from device.breath.quality import Quality
 from device.signal import SAMPLE_RATE
@@ -25,16 +25,17 @@ from device.store.database import (
     session_owner,
     transaction,
 )
+from device.verdict.circumstances import Circumstances
 from device.verdict.summary import ACCOUNT
 
 Row = dict[str, Any]
 Cells = dict[str, str]
-SESSIONS = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {name}" for name in COUNTS)}
+SESSIONS: Final = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {name}" for name in COUNTS)}
     FROM sessions LEFT JOIN totals ON session = id"""
-SESSION_COLUMNS = "demo id started_at site verdict heard_samples flagged with_audio source"
-CYCLE_COLUMNS = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
-ADDED_COLUMNS = ("source", "site", "bundle")  # of the session, added to every row of a CSV
-ENTRY_COLUMNS = "demo sample kind missing_samples note"
+SESSION_COLUMNS: Final = "demo id started_at site verdict heard_samples flagged with_audio source"
+CYCLE_COLUMNS: Final = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
+ADDED_COLUMNS: Final = ("source", "site", "bundle", "calibration")  # of the session, added to every row of a CSV
+ENTRY_COLUMNS: Final = "demo sample kind missing_samples note"
 
 
 Warn = Callable[[str], None]
@@ -175,12 +176,18 @@ def about_lines(session: Row) -> list[str]:
         f"session {text['id']}, from {text['started_at']} to {text['ended_at']}",
         f"source: {text['source']}, site: {text['site'] or '-'}",
         f"model: {text['bundle_name']} ({text['bundle'][:12]}), settings: {text['settings_fingerprint'][:12]}",
+        *circumstances_of(session).lines(),
         f"verdict: {text['verdict']} (probability {text['probability']}) {session['reasons'] or ''}",
         *([f"NOT VALIDATED: {text['not_validated']}"] if text["not_validated"] else []),
         f"{len(session['cycles'])} cycles; {account}",
         *([f"{text['stretches_flagged']} of {text['stretches']} stretches flagged"] if session["stretches"] else []),
     ]
     return [f"{text['demo']} {line}".strip() for line in lines]
+
+
+def circumstances_of(session: Row) -> Circumstances:
+    """Under what a stored verdict was given; nothing is known of sessions before schema 4."""
+    return Circumstances(**{field.name: session[field.name] or "" for field in fields(Circumstances)})
 
 
 def plain_lines(rows: list[Cells]) -> list[str]:

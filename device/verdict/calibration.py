@@ -1,6 +1,7 @@
 """Healthy people raise the site's threshold for another stethoscope, within bounds that keep sensitivity."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from scipy.special import expit, logit
@@ -8,7 +9,7 @@ from scipy.special import expit, logit
 from device.bundle import CalibrationBounds, SiteRule
 from firmware_config.errors import RespSAMError
 
-LEAST_PEOPLE = 2
+LEAST_PEOPLE: Final = 2
 
 
 class CalibrationError(RespSAMError):

@@ -2,11 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from device.verdict.site import Verdict
-from device.verdict.summary import Summary
+from device.verdict.summary import Summary, SummaryObject
 from firmware_config.command_line import counted
+
+
+class ExamObject(TypedDict):
+    """The `exam` object of `exam --json`."""
+
+    type: Literal["exam"]
+    verdict: Verdict
+    sites: Annotated[dict[str, SummaryObject], Field(description="The latest summary of each site.")]
+    required: Annotated[list[str], Field(description="Sites that the exam needs.")]
+    reasons: Annotated[list[str], Field(description="One phrase a required site.")]
+    not_validated: Annotated[list[str], Field(description="Why the model is not validated for this subject.")]
 
 
 @dataclass(frozen=True)
@@ -41,8 +55,8 @@ class Exam:
         """The reasons of all sites, each once."""
         return tuple(dict.fromkeys(why for summary in self.summaries.values() for why in summary.not_validated))
 
-    def as_json(self) -> dict[str, Any]:
-        """The `exam` object of `exam --json`."""
+    def as_json(self) -> ExamObject:
+        """For `exam --json`."""
         return {
             "type": "exam",
             "verdict": self.verdict,

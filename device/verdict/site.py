@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from scipy.special import expit, logit
@@ -14,7 +14,7 @@ from device.signal import Float64Array
 from firmware_config.command_line import counted
 
 Verdict = Literal["flagged", "nothing flagged", "not enough", "poor quality"]
-SUREST = 0.01  # no single cycle outweighs all others in a mean of log-odds
+SUREST: Final = 0.01  # no single cycle outweighs all others in a mean of log-odds
 
 
 def sounds(labels: Sequence[Label]) -> list[str]:

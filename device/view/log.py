@@ -1,7 +1,7 @@
 """A session in the log: sound lost and found, complete stretches, the verdict."""
 
 import logging
-from typing import Any
+from typing import Any, Final
 
 from device.capture.timeline import Entry
 from device.listening.agreement import Agreement
@@ -10,8 +10,10 @@ from device.listening.live import Session
 from device.verdict.summary import Summary
 from device.view.view import View
 
-LOG = logging.getLogger("device")
-TROUBLE = frozenset({"lost", "gap", "overflow", "restart", "clip", "mute", "rate", "dropped"})
+LOG: Final = logging.getLogger("device")
+TROUBLE: Final = frozenset(
+    {"safe mode", "lost", "gap", "overflow", "restart", "clip", "mute", "drift", "rate", "dropped"}
+)
 
 
 class LogView(View):
@@ -55,6 +57,7 @@ class LogView(View):
             flagged=summary.flagged,
             stretches=summary.stretches,
             stretches_flagged=summary.stretches_flagged,
+            **summary.circumstances.as_json(),
             **{f"{name}_seconds": round(value, 2) for name, value in summary.seconds.items()},
         )
 

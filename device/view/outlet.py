@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, TextIO
 
-MOST_WAITING = 256  # pieces of text: lines, or pages of a terminal
-PARTING_SECONDS = 0.3  # for the reader to take the rest, once the session is stopped
-STALLED_SECONDS = 5.0  # without progress, then the reader is given up
-WAKE_SECONDS = 0.05
+MOST_WAITING: Final = 256  # pieces of text: lines, or pages of a terminal
+PARTING_SECONDS: Final = 0.3  # for the reader to take the rest, once the session is stopped
+STALLED_SECONDS: Final = 5.0  # without progress, then the reader is given up
+WAKE_SECONDS: Final = 0.05
 GONE: Final = (errno.EIO, errno.ENXIO)  # the terminal was closed
 
 Notice = Callable[[int], str]

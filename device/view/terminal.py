@@ -1,7 +1,7 @@
 """What a nurse sees: plain lines, JSON lines, or a live page on a terminal. Words carry the meaning, not colours."""
 
-import json
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any, Final, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,18 +16,19 @@ from device.listening.live import Session
 from device.signal import SAMPLE_RATE
 from device.verdict.exam import Exam
 from device.verdict.summary import Summary
+from device.view.json_lines import stamped
 from device.view.view import View
 from firmware_config.command_line import counted
 
-ROWS = 10
-LINES_AROUND_ROWS = 14  # frame, header, table head, footer, and one for the cursor: 23 of a terminal's 24 lines
-BAR_CELLS = 10
-METER_DBFS = (-80.0, 0.0)
-REFRESHES_PER_SECOND = 8
-NOT_VALIDATED = "NOT VALIDATED for this subject"
-AID = "screening aid, not a diagnosis"
+ROWS: Final = 10
+LINES_AROUND_ROWS: Final = 14  # frame, header, table head, footer, and one for the cursor: 23 of a terminal's 24 lines
+BAR_CELLS: Final = 10
+METER_DBFS: Final = (-80.0, 0.0)
+REFRESHES_PER_SECOND: Final = 8
+NOT_VALIDATED: Final = "NOT VALIDATED for this subject"
+AID: Final = "screening aid, not a diagnosis"
 # blue and orange: different also with red-green blindness
-STYLES = {"flagged": "bold orange1", "nothing flagged": "bold dodger_blue1"}
+STYLES: Final = {"flagged": "bold orange1", "nothing flagged": "bold dodger_blue1"}
 
 
 def time_text(seconds: float) -> str:
@@ -48,7 +49,7 @@ def cycle_line(result: CycleResult) -> str:
 
 def entry_line(entry: Entry, demo: bool) -> str:
     """One timeline entry in one line."""
-    what = {"start": "listening to", "end": "end:"}.get(entry.kind, entry.kind.upper())
+    what = {"start": "listening to", "end": "end:", "passport": "passport"}.get(entry.kind, entry.kind.upper())
     lost = f" {entry.missing_samples / SAMPLE_RATE:.2f} s missing" if entry.missing_samples else ""
     note = f"{',' if lost else ''} {entry.note}" if entry.note else ""
     return f"{_mark(demo)}      {time_text(entry.seconds)}  {what}{lost}{note}"
@@ -68,6 +69,7 @@ def summary_lines(summary: Summary, agreement: Agreement | None) -> list[str]:
     if summary.stretches > 1:
         lines.append(f"  {_flagged_stretches(summary)}")
     lines.append(account)
+    lines += summary.circumstances.lines()
     if summary.not_validated:
         lines.append(f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}")
     if agreement is not None:
@@ -141,8 +143,8 @@ class JsonView(PlainView):
         """The `summary` object."""
         self._print({**summary.as_json(), "demo_agreement": None if agreement is None else agreement.as_json()})
 
-    def _print(self, value: dict[str, Any]) -> None:
-        self._line(json.dumps(value))
+    def _print(self, value: Mapping[str, Any]) -> None:
+        self._line(stamped(value, self.session.id))
 
 
 class LiveView(View):
@@ -198,7 +200,7 @@ class LiveView(View):
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim")
         grid.add_column(no_wrap=True, overflow="ellipsis")
-        grid.add_row("source", Text(summary.source))
+        grid.add_row("source", Text(_worn(summary)))
         grid.add_row("model", Text(f"{self.bundle_name} ({summary.bundle[:12]})"))
         grid.add_row("level", sound)
         return grid
@@ -238,11 +240,20 @@ class LiveView(View):
             style="dim",
         )
         outside = f"{NOT_VALIDATED}: {'; '.join(summary.not_validated)}" if summary.not_validated else ""
+        if summary.circumstances.safe_mode:
+            outside = f"SAFE MODE, see above. {outside}"
         return Group(line, why, Text(outside, style="bold", no_wrap=True, overflow="ellipsis"), account)
 
     def _bar(self, share: float, cells: int) -> str:
         filled = round(cells * min(max(share, 0.0), 1.0))
         return self.block * filled + self.dot * (cells - filled)
+
+
+def _worn(summary: Summary) -> str:
+    """The source, with the stethoscope's passport and calibration."""
+    known = summary.circumstances
+    words = [known.passport and f"passport {known.passport}", known.calibration and f"calibration {known.calibration}"]
+    return "  ".join([summary.source, *filter(None, words)])
 
 
 def _mark(demo: bool) -> str:

@@ -1,10 +1,12 @@
-"""What shows a session: the terminal's views and the log."""
+"""What shows a session: the terminal's views, the log and the console."""
 
 from abc import ABC, abstractmethod
 
+from device.breath.segmenter import Segment
 from device.capture.timeline import Entry
 from device.listening.agreement import Agreement
 from device.listening.cycle import CycleResult
+from device.signal import FloatArray
 from device.verdict.summary import Summary
 
 
@@ -16,6 +18,14 @@ class View(ABC):
 
     def __exit__(self, *_error: object) -> None:
         return None  # most views have nothing to give back
+
+    def sound(self, start_sample: int, samples: FloatArray) -> None:
+        """Take samples (n,) at 16 kHz as they are received; must return at once."""
+        return None  # most views show results alone
+
+    def found(self, segment: Segment) -> None:
+        """Take a cycle that was found and is not judged yet; must return at once."""
+        return None
 
     @abstractmethod
     def show(self, item: CycleResult | Entry) -> None:

@@ -15,7 +15,7 @@ def main() -> None:
     from export.building import Reporter, Wanted, build
     from tests.export.run_maker import make_run
     from tests.trainer.corpus_maker import make_sprsound
-    from trainer.model.network import ModelConfig
+    from trainer.model.config import ModelConfig
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -20,7 +20,7 @@ def make(folder: Path) -> None:
     """A finished run of AST base on a made corpus: nothing is learnt but the head, so that the gates have classes."""
     from tests.export.run_maker import make_run
     from tests.trainer.corpus_maker import make_sprsound
-    from trainer.model.network import ModelConfig
+    from trainer.model.config import ModelConfig
 
     make_sprsound(folder / "corpus")
     make_run(folder / "run", folder / "corpus", folder / "cache", ModelConfig(), gain=1.0)

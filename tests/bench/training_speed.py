@@ -37,7 +37,7 @@ from trainer.corpora import Corpus, Cycle, Recording, load_corpus
 from trainer.corpora.audio_cache import AudioCache, with_audio
 from trainer.corpora.splits import only_patients
 from trainer.evaluation.validation import Validation
-from trainer.model.network import ModelConfig
+from trainer.model.config import ModelConfig
 from trainer.run.machine import start
 from trainer.run.recipe import Recipe, load_recipe, with_changes
 from trainer.training.crops import crops_of

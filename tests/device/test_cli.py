@@ -27,7 +27,7 @@ from device.capture.sources import DemoSource
 from device.listening import screening
 from device.model.classifier import Classifier
 from device.signal import SAMPLE_RATE, FloatArray
-from firmware_config.settings import load_settings
+from firmware_config.settings import load, load_settings
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
 from tests.device.conftest import Device, one_error
@@ -95,7 +95,7 @@ def test_screen_and_listen_fast_give_the_same(respsam_device: Device, bundle: Pa
     listened = respsam_device("listen", "--source", recording, "--fast", "--json", "--bundle", bundle, "--no-store")
     summary = listened.objects[-1]
     (screened,) = respsam_device("screen", recording, "--json", "--bundle", bundle).objects
-    assert list(screened) == SCREEN_KEYS
+    assert list(screened) == [*SCREEN_KEYS, "type", "schema_version", "time", "session"]
     assert screened["recording"] == str(recording)
     shared = [key for key in SCREEN_KEYS if key in summary]
     assert len(shared) == 9
@@ -520,3 +520,47 @@ def test_the_processes_of_a_killed_screening_do_not_stay(bundle: Path, tmp_path:
     while any(map(runs, started)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(runs, started))
+
+
+# config
+
+
+def test_config_show_says_where_each_value_comes_from(
+    respsam_device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "respsam.toml"
+    file.write_text('# mine\n[board]\nprofile = "raspberry-pi-5"\n\n[demo]\nseed = 9\n')
+    monkeypatch.setenv("RESPSAM_DEMO__SECONDS", "12")
+    answer = respsam_device("config", "show", "--json", "--config", file)
+    assert (answer.code, answer.error) == (0, "")
+    rows = {row["key"]: (row["value"], row["from"]) for row in answer.objects}
+    assert rows["demo.seed"] == (9, f"file {file}, line 6")
+    assert rows["demo.seconds"] == (12.0, "environment RESPSAM_DEMO__SECONDS")
+    assert rows["board.model"] == ("Raspberry Pi 5", "profile raspberry-pi-5")
+    assert rows["audio.device"] == ("", "default")
+    assert len(rows) == len(load(environment={}).values())
+    lines = respsam_device("config", "show", "--config", file).out.splitlines()
+    assert lines[0].split() == ["key", "value", "from"]
+    assert len(lines) == 1 + len(rows)
+
+
+def test_config_check_of_a_good_and_of_a_broken_file(respsam_device: Device, tmp_path: Path) -> None:
+    file = tmp_path / "respsam.toml"
+    file.write_text("[demo]\nseed = 9\n")
+    good = respsam_device("config", "check", file)
+    assert (good.code, good.out) == (0, f"{file}: all is right; 1 setting set, the others have their defaults\n")
+    file.write_text("[demo]\nsed = 9\n")
+    broken = respsam_device("config", "check", file)
+    assert broken.code == 2
+    assert f"{file}, line 2: unknown setting 'demo.sed'; nearest: 'demo.seed'" in one_error(broken)
+    file.write_text('[board]\nprofile = "jetson-orin-nano"\n')
+    assert "it is for a board with 'Orin Nano' in its name" in one_error(respsam_device("config", "check", file))
+    file.write_text('[audio]\npassport = "eko"\n')
+    assert "no passport is called 'eko'; nearest: 'eko-" in one_error(respsam_device("config", "check", file))
+
+
+def test_config_schema_describes_a_file_in_which_all_may_be_left_out(respsam_device: Device) -> None:
+    described = json.loads(respsam_device("config", "schema").out)
+    assert "required" not in described and not described["additionalProperties"]
+    rate = described["$defs"]["AudioSettings"]["properties"]["sample_rate"]
+    assert (rate["minimum"], rate["maximum"], rate["unit"]) == (0, 192_000, "Hz")

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from device.doctor import Finding, board, examine
+from device.doctor import Finding, board, examine, profile
 from device.signal import SAMPLE_RATE
 from firmware_config.settings import Settings, load_settings
 from tests.conftest import REPOSITORY, RunCli
 from tests.device.bundle_maker import make_bundle
 from tests.device.virtual_microphone import DEFAULT, NAME, VirtualMicrophone
 
-SOUND = ("audio stack", "microphone", "sound")
-MACHINE = ("permissions", "bundle", "engine", "store", "disk", "clock", "heat", "power")
+SOUND = ("audio stack", "microphone", "passport", "sound")
+MACHINE = ("permissions", "bundle", "speed", "engine", "store", "disk", "clock", "heat", "power")
 
 
 @pytest.fixture
@@ -180,6 +180,31 @@ def test_heat_and_power_as_a_jetson_shows_them(tmp_path: Path) -> None:
     assert hot == ("warning", "91 °C: it will slow down; let air to it")
     assert low == ("warning", "battery 7 %; plug it in")
     assert [state for state, _ in lines(tmp_path / "nothing")] == ["ok", "ok"]
+
+
+def test_the_board_against_its_profile(tmp_path: Path) -> None:
+    def board_finding(**flags: object) -> list[tuple[str, str]]:
+        return [(one.state, one.found) for one in profile(settings_of(tmp_path, **flags).board, tmp_path)]
+
+    assert board_finding() == []
+    name = tmp_path / "proc/device-tree/model"
+    name.parent.mkdir(parents=True)
+    name.write_text("Raspberry Pi 5 Model B Rev 1.0\0")
+    fits = ("ok", "Raspberry Pi 5 Model B Rev 1.0 is what raspberry-pi-5 expects")
+    assert board_finding(board__profile="raspberry-pi-5", board__cores=1) == [fits]
+    ((state, lacking),) = board_finding(board__profile="raspberry-pi-5", board__cores=1024)
+    assert state == "warning" and lacking.endswith("cores, 1024 expected")
+    ((state, other),) = board_finding(board__profile="jetson-orin-nano")
+    assert state == "FAIL" and "it is for a board with 'Orin Nano' in its name" in other
+
+
+@pytest.mark.usefixtures("without_portaudio")
+def test_a_machine_that_is_too_slow_for_the_model_is_a_warning(bundle: Path) -> None:
+    report = found(settings_of(bundle, board__real_time_factor=1.0))
+    assert report["speed"].state == "ok"
+    assert "for a second of breath, at most 1 s expected" in report["speed"].found
+    slow = found(settings_of(bundle, board__real_time_factor=1e-9))["speed"]
+    assert slow.state == "warning" and "close other programs" in slow.found
 
 
 def test_a_user_without_a_home_is_a_finding_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:

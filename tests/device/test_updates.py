@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -21,12 +24,15 @@ from device.model.opening import open_classifier
 from device.slots import Slots
 from device.store.sessions import list_sessions, read_session
 from export.signing import offer, sign_bundle
+from firmware_config.passports import PassportFile
 from firmware_config.settings import load_settings
 from firmware_config.trust import Trust
 from tests.conftest import REPOSITORY, RunCli
 from tests.device.bundle_maker import make_bundle
 from tests.device.conftest import Device, one_error
+from tests.device.test_configuration import calibration, passport
 from tests.device.test_slots import named
+from tests.device.view.test_supervisor import Supervisor
 from tests.firmware_config.keys import key_pair
 
 
@@ -191,17 +197,36 @@ def test_an_update_that_fails_while_it_listens_is_rolled_back(
     monkeypatch.undo()
 
 
-def test_a_session_changes_to_a_bundle_between_two_stretches_without_losing_sound(one: Path, two: Path) -> None:
+def test_a_session_changes_to_a_bundle_between_two_stretches_without_losing_sound(
+    one: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passport's calibration for the new bundle, the next JSON session and systemd's watchdog go with it."""
     from device.capture.sources import DemoSource
+    from device.configuration import configured
     from device.listening.cycle import CycleResult
     from device.service import Service
+    from device.view.terminal import JsonView
     from device.view.view import View
 
+    supervisor = Supervisor(tmp_path)
+    for name, value in supervisor.environment.items():
+        monkeypatch.setenv(name, value)
     settings = load_settings()
     warnings: list[str] = []
     device.updates.install(one, settings.bundle, warnings.append)
+    plain, calibrated = configured(settings), calibration(read_bundle(two).fingerprint, 0.5, 0.9)
+    threshold = plain.classifier.site_rule.threshold
+    known = passport(calibrations=(calibrated.model_copy(update={"bundle_threshold": threshold}),))
+    ready = replace(plain, passport=PassportFile(tmp_path / "testoscope.toml", known))
+    ready = ready.with_classifier(plain.classifier, warnings.append)
+    assert "calibrated for another bundle" in warnings.pop()
     service = Service(
-        DemoSource(7, 60.0, fast=True), open_classifier(settings.bundle), settings, warn=warnings.append, follow=True
+        DemoSource(7, 60.0, fast=True),
+        ready.classifier,
+        settings,
+        warn=warnings.append,
+        circumstances=ready.circumstances,
+        follow=ready,
     )
 
     class Operator(View):
@@ -218,18 +243,51 @@ def test_a_session_changes_to_a_bundle_between_two_stretches_without_losing_soun
         def end(self, *_arguments: object) -> None:
             """Nothing to show."""
 
-    operator = Operator()
-    service.run([operator])
+    operator, lines = Operator(), StringIO()
+    service.run([operator, JsonView(service.session, lines)])
     assert service.session.decision.stretches == 1 and service.session.between_stretches is False
+    assert not supervisor.times("STOPPING=1")
+    between = time.monotonic()
     assert service.advance()
-    service.run([operator])
+    service.run([operator, JsonView(service.session, lines)])
     assert not service.advance()
     first, second = (read_session(settings.store.file, number) for number in (1, 2))
     assert (first["bundle_name"], second["bundle_name"]) == ("one", "two")
     assert first["verdict"] in ("flagged", "nothing flagged")
     assert first["heard_samples"] + second["heard_samples"] == 60 * 16_000
     assert first["missing_samples"] == second["missing_samples"] == 0
+    assert (first["calibration"], second["calibration"]) == ("", calibrated.name)
+    assert (first["site_threshold"], second["site_threshold"]) == (threshold, 0.9)
+    summaries = [line for line in map(json.loads, lines.getvalue().splitlines()) if line["type"] == "summary"]
+    assert [line["calibration"] for line in summaries] == ["", calibrated.name]
+    ids = list(dict.fromkeys(json.loads(line)["session"] for line in lines.getvalue().splitlines()))
+    assert ids == [line["session"] for line in summaries] and len(ids) == 2
+    supervisor.wait_for("STOPPING=1", since=between)
+    assert supervisor.times("WATCHDOG=1", since=between)
     assert not warnings
+
+
+def test_a_signal_while_a_bundle_is_loaded_ends_the_session(one: Path, two: Path) -> None:
+    from device.capture.sources import DemoSource
+    from device.configuration import Configuration, configured
+    from device.service import Service
+    from device.store.sessions import Warn
+
+    settings = load_settings()
+    device.updates.install(one, settings.bundle, print)
+
+    class Slow(Configuration):
+        def with_active_bundle(self, warn: Warn) -> Configuration:
+            service.stop("stopped by SIGTERM")
+            return configured(settings)
+
+    ready = configured(settings)
+    follow = Slow(ready.settings, ready.classifier, ready.load)
+    service = Service(DemoSource(7, 60.0, fast=True), ready.classifier, settings, follow=follow)
+    device.updates.install(two, settings.bundle, print)
+    service.run()
+    assert not service.session.hands_over and not service.advance()
+    assert read_session(settings.store.file, 1)["timeline"][-1]["note"] == "stopped by SIGTERM"
 
 
 def test_doctor_says_which_update_failed(one: Path) -> None:
@@ -238,9 +296,9 @@ def test_doctor_says_which_update_failed(one: Path) -> None:
 
     settings = load_settings().bundle
     device.updates.install(one, settings, print)
-    assert all(finding.state == "ok" for finding in _bundle(settings))
+    assert all(finding.state == "ok" for finding in _bundle(settings, 1.0))
     open_slots(settings).mark_failed("0" * 64, "it answers nonsense")
-    assert [finding.found for finding in _bundle(settings) if finding.state == "warning"] == [
+    assert [finding.found for finding in _bundle(settings, 1.0) if finding.state == "warning"] == [
         "bundle 000000000000 failed here: it answers nonsense"
     ]
 

@@ -19,8 +19,8 @@ from trainer.corpora.splits import patient_folds
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.served import of_run
 from trainer.evaluation.validation import Validation
-from trainer.model.mobilenet import MobileNetConfig
-from trainer.model.network import AST, ModelConfig, Network, network
+from trainer.model.config import MobileNetConfig, ModelConfig
+from trainer.model.network import AST, Network, network
 from trainer.run.folder import RUN_FILE, WEIGHTS_FILE, Choice, RunFacts, assemble, file_digest, read_facts, save_tensors
 from trainer.run.machine import start
 from trainer.run.recipe import Recipe, load_recipe

@@ -15,10 +15,10 @@ from device.cli import app as device
 from export.cli import app as export
 from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.training.test_checkpoints import hugging_face, theirs_of
+from trainer.choices import shipped
 from trainer.cli import app as trainer
 from trainer.corpora.splits import SplitError
-from trainer.documents import shipped
-from trainer.training.checkpoints import CheckpointError
+from trainer.run.initial import CheckpointError
 
 SMALLER = {
     "dim = 768": "dim = 16",

@@ -5,12 +5,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 
 from device.model.classifier import Classifier
 from device.signal import windows
 from export import bench
 from export.cli import main
 from tests.export.conftest import Made
+
+SPEEDS = {"model.onnx": 14.0, "model.int8.cpu.onnx": 9.0, "transformers": 310.0}
 
 
 def test_every_file_of_a_cpu_takes_its_turn(patch_made: Made, tmp_path: Path) -> None:
@@ -32,8 +35,18 @@ def test_every_file_of_a_cpu_takes_its_turn(patch_made: Made, tmp_path: Path) ->
     picture = bench.write(measured, timings, tmp_path / "speed.json")
     assert json.loads((tmp_path / "speed.json").read_text())["contenders"][0]["name"] == timings[0].name
     assert measured["versions"]["onnxruntime"] and measured["machine"]["processor"]
-    drawn = "".join(ElementTree.parse(picture).getroot().itertext())
-    assert timings[0].name in drawn and "█" in drawn
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+
+def test_the_pictures_bars_grow_from_zero_on_the_left() -> None:
+    timings = [bench.Timing(name, 5, p50, 1.2 * p50, p50, 1, 1, 1, None, (1, 1, 1), {}) for name, p50 in SPEEDS.items()]
+    (axis,) = bench.picture_of(timings, "a title").axes
+    bars = [bar for bar in axis.patches if isinstance(bar, Rectangle)]
+    assert [bar.get_x() for bar in bars] == [0.0, 0.0, 0.0]
+    assert [bar.get_width() for bar in bars] == list(SPEEDS.values())
+    assert axis.get_xlim()[0] == 0.0 and axis.get_xlim()[1] > 1.2 * max(SPEEDS.values())
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(SPEEDS)
+    assert axis.yaxis_inverted(), "the first contender is on top"
 
 
 def test_against_transformers(
@@ -72,8 +85,8 @@ def test_the_usual_pipeline_is_as_large_as_the_bundles_model(patch_made: Made) -
 def test_another_network_than_an_ast_is_compared_with_ast_base(patch_made: Made, mobilenet_made: Made) -> None:
     patch, mobilenet = (dict(made.built.bundle.manifest.architecture) for made in (patch_made, mobilenet_made))
     assert bench.usual_sizes(patch) == (patch, "the bundle's")
-    sizes, whose = bench.usual_sizes(mobilenet)
-    assert (sizes["dim"], sizes["depth"], sizes["mels"], whose) == (768, 12, 128, "AST base")
+    sizes, origin = bench.usual_sizes(mobilenet)
+    assert (sizes["dim"], sizes["depth"], sizes["mels"], origin) == (768, 12, 128, "AST base")
     assert "members" not in sizes
 
 

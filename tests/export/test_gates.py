@@ -5,7 +5,7 @@ import pytest
 
 from device.labels import LABELS
 from device.signal import FloatArray
-from export.gates import Comparison, compare, whose
+from export.gates import Comparison, compare, gate_patients
 from trainer.evaluation.validation import Validation
 
 PATIENTS = 20
@@ -43,6 +43,7 @@ def test_the_same_logits_lose_nothing(margins: FloatArray) -> None:
     same = of(margins, margins)
     assert (same.agreement, same.relative_error, same.divergence, same.lost) == (1.0, 0.0, 0.0, 0.0)
     assert same.unchanged.score.low == same.unchanged.score.high == 0.0
+    assert same.near and same.turned.stretches == 0
 
 
 def test_verdicts_of_a_few_patients_that_turn_are_counted_in_both_readings(margins: FloatArray) -> None:
@@ -54,6 +55,22 @@ def test_verdicts_of_a_few_patients_that_turn_are_counted_in_both_readings(margi
     assert found.lost == pytest.approx(0.05) and found.agreement == 0.95
     # one patient of twenty is often not drawn at all, and hardly ever four times
     assert -0.2 < found.unchanged.score.low < -0.05 < found.unchanged.score.high == 0.0
+
+
+def test_scores_at_the_threshold_are_to_blame_and_no_layer(margins: FloatArray) -> None:
+    """Three patients' first stretch lies a hair above the threshold, and rounding takes it below."""
+    before, after, odds = margins.copy(), margins.copy(), np.log(0.3 / 0.7)
+    before[[0, 5, 10]], after[[0, 5, 10]] = odds + 0.001, odds - 0.001
+    found = compare(logits(before), logits(after), held(), TEMPERATURE, 0.3)
+    assert found.lost == pytest.approx(0.025) and found.near
+    assert (found.turned.stretches, found.turned.patients) == (3, 3)
+    assert found.turned.farthest == pytest.approx(0.3 * 0.7 * 0.001, rel=0.01)
+    assert str(found.turned).startswith("3 of the stretches (3 patients) lie within 0.0002 of the threshold 0.300")
+
+
+def test_damage_is_a_layers_and_not_near(margins: FloatArray) -> None:
+    assert not of(margins, 3.0 * margins).near
+    assert not of(margins, margins + 3.0).near
 
 
 def test_refitting_alone_would_hide_a_shift(margins: FloatArray) -> None:
@@ -91,7 +108,7 @@ def test_what_is_not_a_number_is_never_small_enough(margins: FloatArray) -> None
 
 
 def test_it_says_whether_the_served_models_have_met_the_gates_patients() -> None:
-    assert [whose(1, 0), whose(3, 0), whose(3, 3), whose(1, 1)] == [
+    assert [gate_patients(1, 0), gate_patients(3, 0), gate_patients(3, 3), gate_patients(1, 1)] == [
         "the first fold",
         "the first fold, whom the other models have met",
         *["the first fold, whom the models of all patients have met"] * 2,

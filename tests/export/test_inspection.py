@@ -16,8 +16,8 @@ from export.onnx_graph import to_onnx
 from export.quantize import quantize
 from tests.export.conftest import Made
 from tests.export.run_maker import MOBILENET, PATCH
-from trainer.model.mobilenet import MobileNetConfig
-from trainer.model.network import ModelConfig, network
+from trainer.model.config import MobileNetConfig, ModelConfig
+from trainer.model.network import network
 
 
 def by_path(made: Made) -> dict[str, Inspected]:

@@ -12,7 +12,7 @@ from device.signal import FloatArray
 from export.onnx_graph import parity, run
 from tests.conftest import REPOSITORY
 from tests.export.conftest import Made
-from trainer.model.mobilenet import MobileNetConfig
+from trainer.model.config import MobileNetConfig
 from trainer.model.network import AST, predict
 from trainer.run.folder import load_model
 

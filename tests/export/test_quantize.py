@@ -28,8 +28,8 @@ from export.sensitivity import named
 from tests.export.conftest import Made
 from tests.export.test_onnx_graph import windows_of
 from trainer.corpora.protocols import Example
+from trainer.model.config import ModelConfig
 from trainer.model.mobilenet import Trunk
-from trainer.model.network import ModelConfig
 
 
 def example(patient: str, number: int) -> Example:

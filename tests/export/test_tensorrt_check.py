@@ -22,7 +22,7 @@ from export.quantize import TENSORRT, half, layers, quantize
 from export.tensorrt_check import GPUS, MODULE, Checked, Products, check_model, products, types
 from tests.device.bundle_maker import make_bundle
 from tests.export.run_maker import MELS, MOBILENET, make_model
-from trainer.model.network import ModelConfig
+from trainer.model.config import ModelConfig
 
 DEPTH = 2
 MODEL = ModelConfig(mels=MELS, dim=64, depth=DEPTH, heads=2, stride=16)

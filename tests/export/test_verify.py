@@ -14,9 +14,9 @@ from export.verify import open_whole, require, verify
 from firmware_config.errors import GateRefused
 from firmware_config.settings import load_settings
 from tests.export.conftest import Made, Workshop
+from trainer.choices import PROTOCOLS
 from trainer.corpora import Source
 from trainer.corpora.audio_cache import open_corpora
-from trainer.corpora.protocols import PROTOCOLS
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.served import open_served
 from trainer.metrics import Interval
@@ -120,6 +120,7 @@ def test_a_file_that_loses_score_is_refused_after_the_table(
     assert not found["holds"]
     assert [one["path"] for one in found["files"] if one["problem"]] == ["model.int8.cpu.onnx"]
     assert "model.int8.cpu.onnx loses" in errors and "of Score against fp32" in errors
+    assert "(too few patients for any claim: 6, 50 are the least)" in errors
 
 
 def test_the_table_and_bad_input(
@@ -131,5 +132,6 @@ def test_the_table_and_bad_input(
     assert bundle.fingerprint[:12] in output
     assert all(file.path in output for file in bundle.manifest.files)
     assert output.count("yes") == len(bundle.manifest.files)
+    assert "NOTE too few patients for any claim: 6, 50 are the least" in output
     assert command(monkeypatch, workshop, bundle.path, "--protocol", "breaths") == 2
-    assert f"'breaths' is not one of {', '.join(PROTOCOLS)}" in capsys.readouterr().err
+    assert f"'breaths' is not one of {', '.join(map(repr, PROTOCOLS))}" in capsys.readouterr().err

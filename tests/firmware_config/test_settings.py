@@ -44,6 +44,14 @@ def test_defaults_and_models_hold_the_same_keys_and_only_the_file_holds_values()
             assert field.description, f"{name} has no docstring"
 
 
+def test_every_number_has_a_unit_and_a_range() -> None:
+    for section in Settings.model_json_schema()["$defs"].values():
+        for name, field in section["properties"].items():
+            if field["type"] in ("integer", "number"):
+                assert field["unit"] and "maximum" in field, name
+                assert "minimum" in field or "exclusiveMinimum" in field, name
+
+
 def test_defaults() -> None:
     settings = load_settings(environment={})
     assert (settings.demo.seed, settings.demo.seconds, settings.bundle.precision) == (7, 60.0, "auto")
@@ -111,6 +119,16 @@ def test_unknown_key_names_place_key_and_nearest(tmp_path: Path) -> None:
     assert "'audio.device'" in refused(flags={"audio.devise": "x"})
     unknown = refused(environment={"RESPSAM_AUDIO_DEVICE": "x"})
     assert "environment" in unknown and "'RESPSAM_AUDIO_DEVICE'" in unknown and "'RESPSAM_AUDIO__DEVICE'" in unknown
+
+
+def test_an_error_names_the_line_of_its_key(tmp_path: Path) -> None:
+    text = "# a comment\n[audio]\nchannel = 0\n\n[demo]\nseed = 1\nsecons = 2.0\n[store]\nenabled = 1\n"
+    config = write(tmp_path, text)
+    assert refused(config).startswith(f"{config}, line 7: unknown setting 'demo.secons'")
+    assert refused(write(tmp_path, text.replace("secons", "seconds"))).startswith(
+        f"{config}, line 9: store.enabled = 1"
+    )
+    assert refused(write(tmp_path, "audio = { channel = 0, chanel = 1 }\n")).startswith(f"{config}, line 1: ")
 
 
 def test_an_empty_section_is_harmless(tmp_path: Path) -> None:

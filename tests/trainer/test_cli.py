@@ -1,6 +1,7 @@
 """The researcher's commands on a small corpus in the real format: describe, fit, evaluate, and their bad input."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import RunCli
+from tests.conftest import REPOSITORY, RunCli
 from tests.trainer.corpus_maker import make_sprsound
-from tests.trainer.toy_recipe import TOML
+from tests.trainer.toy_recipe import ALONE, TOML
 from trainer.evaluation.outcome import load_outcome
 from trainer.run.folder import CHECKPOINT_FILE, WEIGHTS_FILE, load_tensors, outcome_file
 
@@ -26,17 +27,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A finished run, stopped after its first epoch and resumed."""
+    """A finished run, stopped after its first step and resumed."""
     folder = tmp_path_factory.mktemp("fitted")
     (folder / "toy.toml").write_text(TOML)
     options = ["--corpus", "sprsound", "--data", str(corpus), "--recipe", "toy.toml", "--out", "run", "--device", "cpu"]
     for more in (["--minutes", "0.0001"], ["--resume"]):
         command = [sys.executable, "-m", "trainer", "fit", *options, *more]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+        own = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        result = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=300)
         assert result.returncode == 0, result.stderr
-        assert "last epoch" in result.stdout
+        kept = "stopped within the first epoch, " if "--minutes" in more else "last epoch 2 / 2 of 2, "
+        assert result.stdout.startswith(kept)
+        assert result.stdout.splitlines()[-1] == "next: respsam-export build run --int8 --out BUNDLE"
+        assert ("note: --minutes" in result.stderr) == ("--minutes" in more)
         facts = json.loads((folder / "run" / "run.json").read_text())
-        done = 1 if "--minutes" in more else 2
+        done = 0 if "--minutes" in more else 2
         assert (facts["epochs_done"], facts["refit_epochs"]) == ([done, done], [done])
         assert re.search(r"model 2 of 3: \d patients train .*, \d are held out", result.stderr)
         assert re.search(r"model 3 of 3: 9 patients train .*, none is held out", result.stderr)
@@ -71,16 +76,26 @@ def test_the_audio_cache_is_said_listed_kept_within_its_limit_and_cleared(run_cl
         answer: dict[str, Any] = json.loads(said("data", "cache", "list", "--json", limit="2.5")[0])
         return answer
 
-    assert listed() == {"folder": str(folder), "recordings": 0, "bytes": 0, "limit_bytes": 2_500_000_000}
+    empty = {"folder": str(folder), "recordings": 0, "bytes": 0, "earlier_bytes": 0, "limit_bytes": 2_500_000_000}
+    assert listed() == empty
     score = ("segmentation", "--corpus", "sprsound", "--folds", "0", "--data")
     assert f"note: audio cache: 4 recordings, 1 MB in {folder}" in said(*score, first)[1]
-    assert said("data", "cache", "list")[0] == f"{folder}: 4 recordings, 1 MB of at most 20 GB\n"
+    about, following = said("data", "cache", "list")[0].splitlines()
+    assert about == f"{folder}: 4 recordings, 1 MB of at most 20 GB"
+    assert following.startswith("next: 'respsam-trainer data cache clear' removes it")
     said(*score, second)
     assert listed()["recordings"] == 6
     said(*score, second, limit="1e-6")
     assert (listed()["recordings"], listed()["bytes"]) == (2, 2 * (4 * 64_000 + 128)), "what is in use stays"
-    assert said("data", "cache", "clear")[0] == f"{folder}: 2 recordings, 1 MB removed\n"
-    assert listed()["recordings"] == 0
+    assert said("data", "cache", "clear")[0].splitlines()[0] == f"{folder}: 2 recordings, 1 MB removed"
+    earlier = folder / f"{12 * '5f'}.f32"
+    earlier.write_bytes(bytes(3_000_000))
+    assert listed() == empty | {"earlier_bytes": 3_000_000}
+    about = said("data", "cache", "list")[0].splitlines()[0]
+    assert about == f"{folder}: 0 recordings, 0 MB of at most 20 GB and 3 MB of earlier versions"
+    about = said("data", "cache", "clear")[0].splitlines()[0]
+    assert about == f"{folder}: 0 recordings, 0 MB and 3 MB of earlier versions removed"
+    assert listed() == empty and not earlier.exists()
 
 
 def test_describe_prints_json_also_of_one_class_alone(run_cli: RunCli, tmp_path: Path) -> None:
@@ -94,7 +109,6 @@ def test_fit_then_evaluate_in_every_protocol(run_cli: RunCli, fitted: Path, corp
     for member in (fitted / "member-1", fitted / "member-2"):
         assert (member / "checkpoint.safetensors").is_file()
         assert len((member / "metrics.jsonl").read_text().splitlines()) == 2
-        # the first epoch is of the run that --minutes ended, the second of the one that went on
         events = EventAccumulator(str(member / "tensorboard")).Reload()
         assert [scalar.step for scalar in events.Scalars("auroc")] == [1, 2]
     # members are kept at the end of what they trained, as the model of all patients is
@@ -140,6 +154,34 @@ def _check_reading(reading: dict[str, Any], protocol: str) -> None:
         assert reading["n"] - missed == round((1 - reading["not_met"]) * 36)
 
 
+def test_a_finished_run_is_not_trained_again(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
+    """And says so before torch is imported; what differs from it is named."""
+    recipe = fitted.parent / "toy.toml"
+    options = ["fit", "--corpus", "sprsound", "--data", str(corpus), "--recipe", str(recipe), "--resume"]
+    before = {path: path.stat().st_mtime_ns for path in fitted.rglob("*")}
+    result = run_cli("trainer", *options, "--out", fitted)
+    assert (result.returncode, result.stderr) == (0, "")
+    first, last = result.stdout.splitlines()
+    assert first == f"{fitted}: the run is finished, 2 epochs of 2; nothing is left to do"
+    assert last == f"next: respsam-export build {fitted} --int8 --out BUNDLE"
+    other = run_cli("trainer", *options, "--out", fitted, "--epochs", "4")
+    assert other.returncode == 2
+    assert "of a run that differs in optimizer.epochs (2 there, 4 here); go on with the same" in other.stderr
+    assert {path: path.stat().st_mtime_ns for path in fitted.rglob("*")} == before
+
+
+def test_a_run_without_a_name_gets_a_number(run_cli: RunCli, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "toy.toml").write_text(ALONE)
+    (tmp_path / "runs" / "fit-2").mkdir(parents=True)
+    options = ["fit", "--corpus", "sprsound", "--data", str(corpus), "--recipe", "toy.toml", "--minutes", "0"]
+    result = run_cli("trainer", *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "next: respsam-export build runs/fit-3 --int8 --out BUNDLE"
+    several = run_cli("trainer", *options, "--processes", "2")
+    assert several.returncode == 2 and "--out" in several.stderr
+    assert [path.name for path in sorted((tmp_path / "runs").iterdir())] == ["fit-2", "fit-3"]
+
+
 def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Path) -> None:
     again = run_cli("trainer", "fit", "--corpus", "sprsound", "--data", corpus, "--out", fitted)
     assert again.returncode == 2
@@ -151,9 +193,10 @@ def test_fit_does_not_overwrite_a_run(run_cli: RunCli, fitted: Path, corpus: Pat
     ("arguments", "said"),
     [
         (["--recipe", "absent"], "neither a file nor one of mobilenet"),
-        (["--crops", "square"], "data.crops"),
-        (["--device", "abacus"], "not auto, cpu or cuda"),
+        (["--crops", "square"], "'square' is not one of 'random', 'events'"),
+        (["--device", "abacus"], "'abacus' is not one of 'auto', 'cpu', 'cuda'"),
         (["--part", "intra", "--data", "empty"], "no NAME.json below it"),
+        (["--data", "absent"], "absent: no such folder"),
         (["--corpus", "birds"], "birds"),
         (["--config", "absent.toml"], "absent.toml"),
     ],
@@ -169,6 +212,7 @@ def test_bad_options_are_one_line(
     assert result.returncode == 2, result.stderr
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_damaged_recording_stops_fit_by_name_and_is_counted_with_lenient(
@@ -184,6 +228,7 @@ def test_damaged_recording_stops_fit_by_name_and_is_counted_with_lenient(
     strict = run_cli("trainer", "fit", *options)
     assert strict.returncode == 2
     assert victim.stem in strict.stderr
+    assert not (tmp_path / "run").exists()
     lenient = run_cli("trainer", "fit", *options, "--lenient")
     assert lenient.returncode == 0, lenient.stderr
     assert victim.stem in (tmp_path / "run" / "log.txt").read_text()

@@ -119,6 +119,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("changes", nargs="*")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--minutes", type=float)
     parser.add_argument("--recipe", help="a shipped one instead of the toy")
     for name in ("--halt", "--resume"):
         parser.add_argument(name, action="store_true")
@@ -130,7 +131,7 @@ def main() -> None:
     fit, known = toy_fit(asked.corpus, asked.cache, machine=machine, recipe=recipe, **changes)
     asked.out.mkdir(exist_ok=True)
     watcher = Halting(asked.out, machine.rank, 1) if asked.halt else Silent()
-    train(fit, asked.out, known, resume=asked.resume, minutes=None, watcher=watcher)
+    train(fit, asked.out, known, resume=asked.resume, minutes=asked.minutes, watcher=watcher)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ sick is worse than none.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from trainer.breaths.segmentation import cut, intersections
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Recording
 
-PRICE = 0.04  # largest share of good recordings, abnormal or normal, that the fitted limit may cost; 0.05 is promised
+PRICE: Final = (
+    0.04  # largest share of good recordings, abnormal or normal, that the fitted limit may cost; 0.05 is promised
+)
 HIGHEST_LIMIT, STEP = 0.8, 0.01
-SIMULATIONS = 5
+SIMULATIONS: Final = 5
 Group = Literal["poor quality", "abnormal", "normal"]
 
 

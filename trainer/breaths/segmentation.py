@@ -10,7 +10,7 @@ so of them the covered share is read: of each event's time, the largest part ins
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,15 @@ from trainer.corpora.cycle import Corpus, Cycle, Recording
 Float64Array = npt.NDArray[np.float64]
 Spans = Sequence[tuple[float, float]]
 
-LEAST_OVERLAP = 0.5
-JOIN_SECONDS = 1.0
+LEAST_OVERLAP: Final = 0.5
+JOIN_SECONDS: Final = 1.0
 CHANNELS, DROPOUT, EPOCHS, BATCH, PEAK_RATE = 16, 0.1, 10, 32, 5e-3
-TILT = 0.3  # standard deviation in nepers of each band's offset: another stethoscope, another start of the memory
-MARGIN_SECONDS = 0.25  # so much beside a stretch is still known to be silence
-UNSURE_SECONDS = 1.0  # around an abnormal event the breath goes on for nobody knows how long
-ONSET_SECONDS = 0.07  # standard deviation of the bump that marks an onset
+TILT: Final = (
+    0.3  # standard deviation in nepers of each band's offset: another stethoscope, another start of the memory
+)
+MARGIN_SECONDS: Final = 0.25  # so much beside a stretch is still known to be silence
+UNSURE_SECONDS: Final = 1.0  # around an abnormal event the breath goes on for nobody knows how long
+ONSET_SECONDS: Final = 0.07  # standard deviation of the bump that marks an onset
 
 
 class SegmentationError(RespSAMError):

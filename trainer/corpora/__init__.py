@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+from trainer.choices import CORPORA, SPLITS
 from trainer.corpora.copies import joined, without_copies
 from trainer.corpora.cycle import (
     TEST_PARTS,
@@ -26,14 +27,13 @@ __all__ = [
     "Purpose",
     "Recording",
     "Source",
+    "left_out",
     "load_corpora",
     "load_corpus",
     "parts_of",
 ]
 
-CORPORA = ("icbhi", "sprsound", "kauh", "manifest")
-SPLITS = ("official", "as-published")
-OVERHANG_SECONDS = 0.1  # how far an annotation may reach past the audio: annotators round
+OVERHANG_SECONDS: Final = 0.1  # how far an annotation may reach past the audio: annotators round
 Purpose = Literal["fit", "evaluate"]
 
 
@@ -48,8 +48,8 @@ def load_corpora(
 ) -> Corpus:
     """Read every source by `load_corpus` into one corpus, recordings and patients named `NAME/...` by their corpus.
 
-    Patients of one name are the same person in all folders of a corpus. A recording that is in two of them counts once;
-    one that is annotated differently there is a CorpusError, as is a folder given twice.
+    Patients of one name are the same person in all folders of a corpus. A recording in two folders counts once; if its
+    annotations differ, it is a CorpusError, as is a folder given twice.
     """
     seen: set[tuple[str, Path]] = set()
     for source in sources:
@@ -64,7 +64,7 @@ def load_corpora(
     folders = [corpus.root for corpus in read for _ in corpus.recordings]
     kept, problems, notes = joined(recordings, folders)
     own = (note for corpus in read for note in corpus.notes)
-    notes = tuple(dict.fromkeys((*own, *notes, *_left_out(problems, lenient))))
+    notes = tuple(dict.fromkeys((*own, *notes, *left_out(problems, lenient))))
     if not kept:
         raise CorpusError(f"{' + '.join(str(one.data) for one in sources)}: nothing is left; see {problems[0].message}")
     return Corpus(joined_names(sources), sources[0].data, tuple(kept), notes, tuple(sources))
@@ -102,20 +102,20 @@ def load_corpus(
     problems = [problem for problem in reading.problems if problem.part in taken]
     if audio:
         problems += [problem for problem in reading.unpaired_audio if _covers(taken, problem.part)]
-        recordings, unheard = _check_audio(recordings, data)
-        problems += unheard
+        recordings, without_audio = _check_audio(recordings, data)
+        problems += without_audio
     recordings, contradictions, notes = without_copies(recordings)
     problems += contradictions
-    left_out = _left_out(problems, lenient)
+    bad = left_out(problems, lenient)
     if not recordings and problems:
         raise CorpusError(f"{data}: no recording is left of {len(problems)} with problems, first {problems[0].message}")
     if not recordings:
         raise CorpusError(f"{data}: no recording is left{'; ' * bool(reading.notes)}{'; '.join(reading.notes[:1])}")
-    return Corpus(name, data, tuple(recordings), (*reading.notes, *notes, *left_out), (Source(name, data),))
+    return Corpus(name, data, tuple(recordings), (*reading.notes, *notes, *bad), (Source(name, data),))
 
 
-def _left_out(problems: Sequence[Problem], lenient: bool) -> tuple[str, ...]:
-    """One note a problem; CorpusError on the first unless `lenient`."""
+def left_out(problems: Sequence[Problem], lenient: bool) -> tuple[str, ...]:
+    """One note a problem; CorpusError on the first, with the number of the others, unless `lenient`."""
     if problems and not lenient:
         more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise CorpusError(f"{problems[0].message}; or give --lenient to leave it out{more}")
@@ -145,7 +145,7 @@ def _read(name: str, data: Path, split: str) -> Annotations:
 
 
 def _check_audio(recordings: list[Recording], data: Path) -> tuple[list[Recording], list[Problem]]:
-    """Those whose audio is there and as long as their cycles say, and the problems of the others."""
+    """The recordings with audio as long as their cycles need, and the problems of the others."""
     from device.capture.recording import AudioError, read_header
 
     good, problems = [], []
@@ -187,5 +187,5 @@ def _taken(parts: set[str], wanted: str | None, purpose: Purpose | None, root: P
 
 
 def _covers(taken: set[str], part: str) -> bool:
-    """Audio lies in "test_wav" for both test parts of SPRSound; only its annotation would say which."""
+    """SPRSound has the audio of both test parts in "test_wav"; only the annotation tells which part it is."""
     return part in taken or (part == "test" and not taken.isdisjoint(TEST_PARTS))

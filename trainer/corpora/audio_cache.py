@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -13,14 +14,26 @@ from device.capture.recording import AudioError
 from device.signal import SAMPLE_RATE, FloatArray
 from trainer.corpora import Purpose, load_corpora
 from trainer.corpora.cycle import Corpus, CorpusError, Cycle, Recording, Source
-from trainer.corpora.decoded import CONSTANT, CONSTANT_SAMPLES, Decoded, Usage, decode, file_of, kept, mapped, trim
+from trainer.corpora.decoded import (
+    CONSTANT,
+    CONSTANT_SAMPLES,
+    Decoded,
+    Stored,
+    Usage,
+    as_float,
+    decode,
+    file_of,
+    kept,
+    mapped,
+    trim,
+)
 
-RINGING = CONSTANT_SAMPLES  # samples that the resampler rings on beside a sudden silence
+RINGING: Final = CONSTANT_SAMPLES  # samples that the resampler rings on beside a sudden silence
 
 
 @dataclass(frozen=True)
 class AudioCache:
-    """Read-only samples of recordings by name; their lengths alone where only these are asked."""
+    """Read-only samples of recordings by name. Lengths need no access to the samples."""
 
     lengths: dict[str, int]
     """Samples of every recording."""
@@ -29,23 +42,26 @@ class AudioCache:
     sources: dict[str, Path] = field(default_factory=dict)
     """What they were decoded from."""
     partly_constant: frozenset[str] = frozenset()
-    """The recordings that may have constant stretches of 4 RINGING samples and more."""
+    """The recordings that may have constant stretches of 4 RINGING samples or more."""
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What a command says of the recordings' sound, each time alike, and of the cache itself."""
+    """Remarks about the recordings' sound, the same in each run, and about the cache itself."""
 
     def __getitem__(self, name: str) -> FloatArray:
         """Samples (n,) at 16 kHz of the recording `name`."""
+        return as_float(self._stored(name))
+
+    def cut(self, name: str, start_seconds: float, end_seconds: float) -> FloatArray:
+        """A stretch of one recording, clipped to it; (n,) float32."""
+        return as_float(self._stored(name)[self.span(name, start_seconds, end_seconds)])
+
+    def _stored(self, name: str) -> Stored:
         try:
             return mapped(self.files[name])
         except (OSError, ValueError):  # since it was opened, another command has needed the room or cleared the folder
             if isinstance(problem := decode(self.sources[name], self.files[name]), str):
                 raise AudioError(problem) from None
         return mapped(self.files[name])
-
-    def cut(self, name: str, start_seconds: float, end_seconds: float) -> FloatArray:
-        """A stretch of one recording, clipped to it; (n,) float32."""
-        return self[name][self.span(name, start_seconds, end_seconds)]
 
     def span(self, name: str, start_seconds: float, end_seconds: float) -> slice:
         """The samples of a stretch that lie in the recording."""
@@ -77,7 +93,7 @@ def open_cache(
     lenient: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> AudioCache:
-    """The cache of these recordings below `folder`; what is absent is decoded first, what is damaged again, and noted.
+    """The cache of these recordings below `folder`. Absent ones are decoded first, damaged ones again, with a note.
 
     `progress(done, total)` is called as recordings are decoded. Raises AudioError, CorpusError or FileError naming the
     file; with `lenient` a recording that cannot be decoded is missing from the cache and named in its `problems`.
@@ -103,7 +119,12 @@ def open_cache(
         tuple(one for one in found.values() if isinstance(one, str)),
         _odd([(recording.corpus, decoded[recording.name]) for recording in recordings if recording.name in decoded]),
     )
-    return dataclasses.replace(cache, notes=(*cache.notes, *_of_making(cache, folder, damaged))) if absent else cache
+    if not absent:
+        return cache
+    size = Usage(len(decoded), sum(one.bytes for one in decoded.values()))
+    return dataclasses.replace(
+        cache, notes=(*cache.notes, f"audio cache: {size.in_words} in {folder}", *_repaired(damaged))
+    )
 
 
 def _made(
@@ -125,16 +146,13 @@ def _made(
     return made
 
 
-def _of_making(cache: AudioCache, folder: Path, damaged: list[Path]) -> list[str]:
-    """Where the audio is and how much of it, and what was damaged there."""
+def _repaired(damaged: list[Path]) -> list[str]:
     more = f" ({len(damaged) - 1} more like it)" if len(damaged) > 1 else ""
-    repaired = [f"{damaged[0]}: the audio cache was damaged and this file has been made again{more}"] if damaged else []
-    size = Usage(len(cache.lengths), 4 * sum(cache.lengths.values()))
-    return [f"audio cache: {size.in_words} in {folder}", *repaired]
+    return [f"{damaged[0]}: the audio cache was damaged and this file has been made again{more}"] if damaged else []
 
 
 def _odd(decoded: list[tuple[str, Decoded]]) -> tuple[str, ...]:
-    """What is odd about the sound of each corpus, in one line a corpus and kind."""
+    """What is odd about the sound: one line for each corpus and kind."""
     odd: dict[tuple[str, bool], list[str]] = {}
     for corpus, one in decoded:
         for channels, text in one.remarks:
@@ -142,12 +160,12 @@ def _odd(decoded: list[tuple[str, Decoded]]) -> tuple[str, ...]:
     return tuple(_odd_line(*kind, texts) for kind, texts in odd.items())
 
 
-def _odd_line(corpus: str, channels: bool, said: list[str]) -> str:
+def _odd_line(corpus: str, channels: bool, remarks: list[str]) -> str:
     """What is odd about the sound of a corpus, in one line."""
     if channels:
-        which = "1 recording has" if len(said) == 1 else f"{len(said)} recordings have"
+        which = "1 recording has" if len(remarks) == 1 else f"{len(remarks)} recordings have"
         return f"{corpus}: {which} more than one channel; only the first is used"
-    return said[0] + (f" ({len(said) - 1} more like it)" if len(said) > 1 else "")
+    return remarks[0] + (f" ({len(remarks) - 1} more like it)" if len(remarks) > 1 else "")
 
 
 def open_corpora(
@@ -168,14 +186,14 @@ def open_corpora(
 def with_audio(
     corpus: Corpus, folder: Path, *, lenient: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Corpus, AudioCache]:
-    """The corpus and its cache; with `lenient`, what cannot be decoded and cycles without sound are left out and noted.
+    """The corpus and its cache. With `lenient`, bad recordings and cycles without sound are left out, with a note.
 
-    CorpusError names the recording and the cycle that is muted (constant samples, which no window can be made of).
+    CorpusError names the recording and the cycle without sound: no window can be made of constant samples.
     """
     cache = open_cache(corpus.recordings, folder, lenient=lenient, progress=progress)
-    heard = tuple(recording for recording in corpus.recordings if recording.name in cache.lengths)
+    decoded = tuple(recording for recording in corpus.recordings if recording.name in cache.lengths)
     notes = [f"left out ({n} of {len(cache.problems)}): {text}" for n, text in enumerate(cache.problems, 1)]
-    muted = [(one, cycle) for one in heard for cycle in one.cycles if _muted(cache, cycle)]
+    muted = [(one, cycle) for one in decoded for cycle in one.cycles if _muted(cache, cycle)]
     if muted:
         recording, cycle = muted[0]
         where = f"{recording.audio}: {cycle.label} event {cycle.start_seconds:.2f}-{cycle.end_seconds:.2f} s"
@@ -184,16 +202,16 @@ def with_audio(
             raise CorpusError(f"{where} has no sound; remove it, or give --lenient to leave it out{more}")
         notes.append(f"{len(muted)} events without sound are left out, the first {where}")
         silent = {cycle for _, cycle in muted}
-        heard = tuple(_without(recording, silent) for recording in heard)
-    return dataclasses.replace(corpus, recordings=heard, notes=(*corpus.notes, *cache.notes, *notes)), cache
+        decoded = tuple(_without(recording, silent) for recording in decoded)
+    return dataclasses.replace(corpus, recordings=decoded, notes=(*corpus.notes, *cache.notes, *notes)), cache
 
 
 def _muted(cache: AudioCache, cycle: Cycle) -> bool:
-    """Whether all samples of a cycle are the same but for its edges; almost every cycle is known without them."""
+    """Whether all samples of a cycle but its edges are the same; for almost every cycle no sample is needed."""
     span = cache.span(cycle.recording, cycle.start_seconds, cycle.end_seconds)
     if cycle.recording not in cache.partly_constant and span.stop - span.start > 4 * RINGING:
         return False
-    samples = cache[cycle.recording][span]
+    samples = cache.cut(cycle.recording, cycle.start_seconds, cycle.end_seconds)
     inner = samples[RINGING:-RINGING] if samples.size > 4 * RINGING else samples
     return not inner.size or bool(np.ptp(inner) < CONSTANT)
 

@@ -1,30 +1,31 @@
-"""The same recording twice: counted once where it is annotated alike, a contradiction where it is not."""
+"""Recordings that are there twice: counted once if their annotations agree, else a contradiction."""
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from trainer.corpora.cycle import Problem, Recording
 from trainer.corpora.folder import same_sound
 
-PIECE = 1 << 16  # bytes from the middle of a file that tell most recordings of one length apart
+PIECE: Final = 1 << 16  # bytes from the middle of a file that tell most recordings of one length apart
 
 Unique = tuple[list[Recording], list[Problem], tuple[str, ...]]
 """Recordings without copies, contradictions, and a note on what was a copy."""
 
 
 def without_copies(recordings: Sequence[Recording]) -> Unique:
-    """One of every group of recordings whose files hold the same bytes; all of a group that contradicts itself go.
+    """One recording of each group with identical files; of a group that contradicts itself, none.
 
-    But where parts contradict each other all are kept and noted: SPRSound was published so, and has a pair of them.
+    If the contradiction is between two parts, all are kept, with a note: SPRSound was published with such a pair.
     """
     dropped: set[str] = set()
     problems: list[Problem] = []
     copies: list[str] = []
     notes: list[str] = []
-    for twins in _same_bytes(recordings):
-        first, *others = twins
+    for copies_of_one in _same_bytes(recordings):
+        first, *others = copies_of_one
         differing = [one for one in others if _annotation(one) != _annotation(first)]
         if not differing:
             dropped.update(one.name for one in others)
@@ -34,7 +35,7 @@ def without_copies(recordings: Sequence[Recording]) -> Unique:
         if all(one.part != first.part for one in differing):
             notes.append(f"{contradiction}, in another part: both are kept")
         else:
-            dropped.update(one.name for one in twins)
+            dropped.update(one.name for one in copies_of_one)
             problems.append(Problem(f"{contradiction}; correct one"))
     kept = [one for one in recordings if one.name not in dropped]
     return kept, problems, (*_note(copies), *notes)
@@ -43,7 +44,7 @@ def without_copies(recordings: Sequence[Recording]) -> Unique:
 def joined(recordings: Sequence[Recording], folders: Sequence[Path]) -> Unique:
     """Recordings (n,) of several folders (n,) as one corpus: of one name or the same bytes, each once.
 
-    Where only one of a name has audio, that one is taken: annotations without sound are of no use beside it.
+    If only one recording of a name has audio, it is taken.
     """
     named: dict[str, list[tuple[Recording, Path]]] = defaultdict(list)
     for one, folder in zip(recordings, folders, strict=True):

@@ -1,4 +1,4 @@
-"""What every corpus is read into: cycles with one of four labels, in recordings of patients."""
+"""The form of every corpus: patients, their recordings, and cycles with one of four labels."""
 
 import math
 import unicodedata
@@ -7,17 +7,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from device.labels import Label
 from firmware_config.errors import RespSAMError
 
-POOR_QUALITY = "poor quality"
-TEST_PARTS = ("test", "intra", "inter")
-PARTS = ("train", *TEST_PARTS)
+POOR_QUALITY: Final = "poor quality"
+TEST_PARTS: Final = ("test", "intra", "inter")
+PARTS: Final = ("train", *TEST_PARTS)
 Grain = Literal["event", "cycle", "recording"]
 """What carries a label: an event inside a breath cycle, a whole breath cycle, or the whole recording."""
-AGES = {
+AGES: Final = {
     "0-1 years": 0.0,
     "2-5 years": 2.0,
     "6-11 years": 6.0,
@@ -26,6 +26,14 @@ AGES = {
     "65+ years": 65.0,
 }
 """Stages of life (NICHD 2012, Pediatric Terminology; the adults in two), and the age at which each begins."""
+
+
+WHOLE_RECORDING_SECONDS: Final = 4.0  # at least so much of a recording that has one label for all of it is a crop
+WEAK: Final = (
+    "one label for a whole recording need not hold at every moment of it. Training gives it to crops of "
+    f"{WHOLE_RECORDING_SECONDS:g} to 8 s from anywhere in the recording; accuracy is read on whole recordings"
+)
+"""What labels of recordings are worth, and how training treats them."""
 
 
 class CorpusError(RespSAMError):
@@ -42,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Cycle:
-    """One labelled stretch of the recording named `recording`: an event, a breath cycle, or all of it (see `Grain`)."""
+    """One labelled stretch of the recording named `recording`: an event, a breath cycle, or all of it (`Grain`)."""
 
     recording: str
     start_seconds: float
@@ -81,7 +89,7 @@ class Recording:
 
     @property
     def anonymous(self) -> bool:
-        """Whether nobody knows whose it is; then it is the only recording of its patient."""
+        """Whether the patient is unknown; then this is the only recording of its patient."""
         return self.patient == self.name
 
 
@@ -115,10 +123,10 @@ class Corpus:
 
 
 def abnormal_shares(training: Sequence[Recording], patients: Sequence[str]) -> list[float]:
-    """How often each of these patients (n,) was abnormal in `training`: what a model may know without listening.
+    """How often each of these patients (n,) was abnormal in `training`: what a model may know without the sound.
 
-    One cycle of everybody's mean is added to the patient's own, so that a share of many cycles outweighs that of one;
-    NaN for a patient who is not there.
+    One cycle with the mean of all patients is added to each, so that many cycles weigh more than one. NaN for an
+    unknown patient.
     """
     own: dict[str, list[bool]] = defaultdict(list)
     for recording in training:
@@ -151,7 +159,7 @@ class Annotations:
 
 
 def nfc(text: str) -> str:
-    """Text as it is compared: composed, because a Mac writes an accent apart from its letter."""
+    """Text in composed form (NFC), for comparison: macOS writes an accent apart from its letter."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -161,17 +169,23 @@ def joined_names(sources: Sequence[Source]) -> str:
 
 
 def stage_of_life(age_years: float | None) -> str:
-    """The key of AGES that holds this age; "" when it is unknown."""
+    """The key of AGES for this age; "" if it is unknown."""
     if age_years is None or math.isnan(age_years):
         return ""
     return ["", *AGES][bisect_right(list(AGES.values()), age_years)]
 
 
 def union(labels: Sequence[Label]) -> Label:
-    """What a stretch is that holds cycles of these labels; 'normal' when there are none."""
+    """The label of a stretch with cycles of these labels; 'normal' without any."""
     crackle = any(label in ("crackle", "both") for label in labels)
     wheeze = any(label in ("wheeze", "both") for label in labels)
     return "both" if crackle and wheeze else "crackle" if crackle else "wheeze" if wheeze else "normal"
+
+
+def number_of_grain(recordings: Sequence[Recording]) -> dict[Grain, int]:
+    """How many annotated recordings have their labels by event, by breath cycle and for all of it; none without any."""
+    grains = [recording.grain for recording in recordings if recording.cycles]
+    return {grain: grains.count(grain) for grain in get_args(Grain) if grain in grains}
 
 
 def check_span(start_seconds: float, end_seconds: float, where: str) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -16,16 +17,18 @@ from trainer.corpora.cycle import (
     AGES,
     POOR_QUALITY,
     TEST_PARTS,
+    WEAK,
     Corpus,
     Recording,
     Source,
     abnormal_shares,
+    number_of_grain,
     stage_of_life,
 )
 from trainer.metrics import auroc
 
-PERCENTILES = (5, 50, 95)
-NAMED_PATIENTS = 6  # a line names at most so many
+PERCENTILES: Final = (5, 50, 95)
+NAMED_PATIENTS: Final = 6  # a line names at most so many
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class Description:
     poor_quality: int
     """Recordings that nobody could annotate."""
     anonymous: int
-    """Recordings of patients who are not told apart."""
+    """Recordings of unnamed patients."""
+    weak: int
+    """Recordings with one label for all of it."""
     corpora: tuple[Group, ...]
     parts: tuple[Group, ...]
     devices: tuple[Group, ...]
@@ -107,6 +112,7 @@ def describe(corpus: Corpus) -> Description:
         classes=tuple(_count(corpus, label) for label in LABELS),
         poor_quality=sum(recording.label == POOR_QUALITY for recording in corpus.recordings),
         anonymous=sum(recording.anonymous for recording in corpus.recordings),
+        weak=number_of_grain(corpus.recordings).get("recording", 0),
         corpora=_groups(corpus.recordings, lambda recording: recording.corpus),
         parts=_groups(corpus.recordings, lambda recording: recording.part),
         devices=_groups(corpus.recordings, lambda recording: recording.device),
@@ -163,7 +169,7 @@ def _count(corpus: Corpus, label: str) -> ClassCount:
 
 
 def _groups(recordings: Iterable[Recording], key: Callable[[Recording], str]) -> tuple[Group, ...]:
-    """Counts by `key`; nothing when the corpus does not tell."""
+    """Counts by `key`; nothing when the corpus does not say."""
     members: dict[str, list[Recording]] = {}
     for recording in recordings:
         members.setdefault(key(recording), []).append(recording)
@@ -175,7 +181,7 @@ def _groups(recordings: Iterable[Recording], key: Callable[[Recording], str]) ->
 def _group(name: str, recordings: list[Recording]) -> Group:
     labels = [cycle.label for recording in recordings for cycle in recording.cycles]
     return Group(
-        name=name or "not told",
+        name=name or "unknown",
         patients=len({recording.patient for recording in recordings}),
         recordings=len(recordings),
         cycles=len(labels),
@@ -197,6 +203,8 @@ def render(description: Description, console: Console) -> None:
         say(f"{_number(description.anonymous, 'recording')} of anonymous patients, each counted as a patient")
     if description.without_audio:
         say(f"{_number(description.without_audio, 'recording')} without audio here: counted, no use to fit or evaluate")
+    if description.weak:
+        say(f"weak labels of {_number(description.weak, 'recording')}: {WEAK}")
     console.print(_class_table(description))
     console.print(_group_table(description))
     say(_duration_line(description), "bold")

@@ -5,6 +5,7 @@ import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from device.capture.recording import AudioError, scan
 from firmware_config.files import is_clutter
 from trainer.corpora.cycle import CorpusError, nfc
 
-COPY = re.compile(r" ?\(\d+\)$")  # "name (1)": what a browser or a file manager adds to a second copy
+COPY: Final = re.compile(r" ?\(\d+\)$")  # "name (1)": what a browser or a file manager adds to a second copy
 
 
 def check_folder(root: Path) -> None:
@@ -25,7 +26,7 @@ def check_folder(root: Path) -> None:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Every file below `root` but clutter, in order of path; a linked folder is entered once, whatever links to it."""
+    """Every file below `root` except clutter, in order of path; a linked folder is entered once."""
     entered = set()
 
     def refuse(error: OSError) -> None:
@@ -70,7 +71,7 @@ def audio_by_name(root: Path) -> dict[str, list[Path]]:
 
 
 def the_one(paths: Sequence[Path]) -> Path:
-    """The first of files that are one and the same; CorpusError when they differ."""
+    """The first of some identical files; CorpusError when they differ."""
     first = paths[0]
     for other in paths[1:]:
         if not same_sound(first, other):

@@ -7,18 +7,23 @@ with l left or r right.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from device.labels import Label
 from trainer.corpora.cycle import Annotations, CorpusError, Cycle, Problem, Recording, check_span, parse_seconds, union
 from trainer.corpora.folder import audio_by_name, check_folder, copies_note, files_by_name, read_text, the_one, walk
 
-SPLIT_FILE = "ICBHI_challenge_train_test.txt"
-DEMOGRAPHICS_FILE = "demographic_info.txt"
-NAME = re.compile(r"(\d{3})_([^_]+)_(Tc|Al|Ar|Pl|Pr|Ll|Lr)_(sc|mc)_([^_]+)")
-ANNOTATION = re.compile(r"\d{3}_")  # the published folder also holds filename_format.txt and the like
+SPLIT_FILE: Final = "ICBHI_challenge_train_test.txt"
+DEMOGRAPHICS_FILE: Final = "demographic_info.txt"
+TREE: Final = (
+    f"expected DIR/ICBHI_final_database/NAME.txt beside NAME.wav, and DIR/{SPLIT_FILE}; NAME is "
+    "patient_recording_site_mode_equipment, as in 101_1b1_Al_sc_Meditron"
+)
+NAME: Final = re.compile(r"(\d{3})_([^_]+)_(Tc|Al|Ar|Pl|Pr|Ll|Lr)_(sc|mc)_([^_]+)")
+ANNOTATION: Final = re.compile(r"\d{3}_")  # the published folder also holds filename_format.txt and the like
 # the split file and the database as published disagree on this recording's equipment
-MISNAMED = {"226_1b1_Pl_sc_Meditron": "226_1b1_Pl_sc_LittC2SE"}
-LABELS: dict[tuple[str, str], Label] = {
+MISNAMED: Final = {"226_1b1_Pl_sc_Meditron": "226_1b1_Pl_sc_LittC2SE"}
+LABELS: Final[dict[tuple[str, str], Label]] = {
     ("0", "0"): "normal",
     ("1", "0"): "crackle",
     ("0", "1"): "wheeze",
@@ -36,7 +41,7 @@ def read_icbhi(root: Path, drop_leaking: bool = True) -> Annotations:
     annotations = {name: paths for name, paths in files_by_name(root, (".txt",)).items() if ANNOTATION.match(name)}
     audio = audio_by_name(root)
     if not annotations:
-        raise CorpusError(f"{root}: no ICBHI annotation (NAME.txt) below it; --data takes the unpacked database")
+        raise CorpusError(f"{root}: no ICBHI annotation (NAME.txt) below it; {TREE}")
     split_file, ages = _find(root, SPLIT_FILE), _read_ages(_find(root, DEMOGRAPHICS_FILE))
     notes, problems = [*copies_note(audio)], []
     split = _read_split(split_file) if split_file else {}

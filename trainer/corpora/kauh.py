@@ -1,8 +1,8 @@
 """KAUH (Fraiwan et al., Data in Brief 2021): lung sounds of adults, one label for each whole recording.
 
-NAME is filter and number, then diagnosis, sound, place, age and sex: `BP1_Asthma,I E W,P L L,70,M`. Each subject was
-recorded once and is there through three filters of a Littmann 3200: BPn bell, DPn diaphragm, EPn extended. The same
-corpus is read, too, from short names and a manifest.csv of one row a recording.
+NAME is filter and number, then diagnosis, sound, place, age and sex: `BP1_Asthma,I E W,P L L,70,M`. Each subject has
+one recording through each of three filters of a Littmann 3200: BPn bell, DPn diaphragm, EPn extended. Short names with
+a manifest.csv, one row for each recording, are read, too.
 """
 
 import re
@@ -10,24 +10,31 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from device.labels import Label
 from trainer.corpora.cycle import Annotations, CorpusError, Cycle, Problem, Recording
 from trainer.corpora.folder import audio_by_name, check_folder, copies_note, the_one
 from trainer.corpora.manifest import FILE, read_manifest, whole
 
-NAME = re.compile(r"(?P<filter>[BDE]P) ?(?P<number>\d+) ?_(?P<facts>.+)", re.IGNORECASE)
-FORM = "FILTERnumber_diagnosis,sound,place,age,sex"
-DEVICES = {"BP": "Littmann 3200 bell", "DP": "Littmann 3200 diaphragm", "EP": "Littmann 3200 extended"}
-WHEEZES, CRACKLES, NORMALS = ("W", "WHEEZE", "WHEEZES"), ("C", "CREP", "CREPS", "CRACKLE", "CRACKLES"), ("N", "NORMAL")
-BRONCHIAL = ("B", "BRONCHIAL")
-PHASES = ("I", "E")  # of breathing in and out
-PLACE = re.compile(r"[AP](?:\s*[LRMU]){1,3}", re.IGNORECASE)  # as published, in any order: P L L, A U R, P L L R
+NAME: Final = re.compile(r"(?P<filter>[BDE]P) ?(?P<number>\d+) ?_(?P<facts>.+)", re.IGNORECASE)
+FORM: Final = "FILTERnumber_diagnosis,sound,place,age,sex"
+TREE: Final = (
+    "expected the published names, DIR/BP1_Asthma,I E W,P L L,70,M.wav (BP, DP or EP), or short names, DIR/BP1.wav, "
+    f"and DIR/{FILE}"
+)
+DEVICES: Final = {"BP": "Littmann 3200 bell", "DP": "Littmann 3200 diaphragm", "EP": "Littmann 3200 extended"}
+WHEEZES: Final = ("W", "WHEEZE", "WHEEZES")
+CRACKLES: Final = ("C", "CREP", "CREPS", "CRACKLE", "CRACKLES")
+NORMALS: Final = ("N", "NORMAL")
+BRONCHIAL: Final = ("B", "BRONCHIAL")
+PHASES: Final = ("I", "E")  # of breathing in and out
+PLACE: Final = re.compile(r"[AP](?:\s*[LRMU]){1,3}", re.IGNORECASE)  # as published, in any order: P L L, A U R, P L L R
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A recording and the facts of its name that the corpus keeps nowhere else."""
+    """A recording, and facts that only its name has."""
 
     recording: Recording
     diagnosis: str = ""
@@ -69,7 +76,7 @@ def _read_table(root: Path) -> tuple[Annotations, list[_Named]]:
 def _read_names(root: Path) -> tuple[Annotations, list[_Named]]:
     audio = audio_by_name(root)
     if not audio:
-        raise CorpusError(f"{root}: no wav or flac below it; --data takes the folder of KAUH's recordings")
+        raise CorpusError(f"{root}: no wav or flac below it; {TREE}")
     named, problems = [], []
     for name, paths in audio.items():
         try:
@@ -102,7 +109,7 @@ def _read_name(name: str, path: Path) -> _Named:
 
 
 def _label(sound: str, path: Path) -> tuple[Label, str]:
-    """Class and the sound's code as it is compared; CorpusError where it names no sound that is known here."""
+    """Class, and the code of the sound in a comparable form; CorpusError for an unknown sound."""
     words = re.findall(r"[A-Z]+", sound.upper())
     wheeze, crackle, normal = (any(word in of for word in words) for of in (WHEEZES, CRACKLES, NORMALS))
     unknown = [word for word in words if word not in (*WHEEZES, *CRACKLES, *NORMALS, *BRONCHIAL, *PHASES)]
@@ -114,7 +121,7 @@ def _label(sound: str, path: Path) -> tuple[Label, str]:
 
 
 def _consistent(named: Sequence[_Named]) -> tuple[tuple[Recording, ...], list[str]]:
-    """Recordings of subjects that agree with themselves, and a note on every other subject."""
+    """Recordings of subjects without contradictions, and a note on every other subject."""
     subjects: dict[str, list[_Named]] = defaultdict(list)
     for one in named:
         subjects[one.recording.patient].append(one)
@@ -124,7 +131,7 @@ def _consistent(named: Sequence[_Named]) -> tuple[tuple[Recording, ...], list[st
 
 
 def _contradiction(its: Sequence[_Named]) -> str:
-    """What a subject's recordings say differently, "" when nothing."""
+    """In what the recordings of a subject differ, "" if in nothing."""
     differing = [name for name in its[0].facts if len({one.facts[name] for one in its}) > 1]
     if len({one.recording.name for one in its}) < len(its):
         differing.append("the recording of one filter")

@@ -1,23 +1,26 @@
-"""A plain table of cycles: CSV with path, start, end, label, patient and, if known device, site, age, part.
+"""A plain table of cycles: CSV with path, label, patient and, if known start, end, device, site, age, part.
 
 A row without start and end labels its whole recording. Read, too, as German Excel or pandas write it: `;` or tabs,
-decimal commas, a `sep=` line, an upper-case header, a nameless index column.
+decimal commas, a `sep=` line, an upper-case header, a nameless index column; labels in the words that annotators use.
 """
 
 import csv
 import difflib
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final, Literal
 
 from device.capture.recording import SUFFIXES as AUDIO_SUFFIXES
 from device.capture.recording import AudioError, read_header
-from device.labels import LABELS
+from device.labels import LABELS, Label
 from trainer.corpora.cycle import (
     PARTS,
+    POOR_QUALITY,
     Annotations,
     CorpusError,
     Cycle,
@@ -30,11 +33,12 @@ from trainer.corpora.cycle import (
 )
 from trainer.corpora.folder import read_text
 
-FILE = "manifest.csv"
-REQUIRED = ("path", "label", "patient")
-COLUMNS = ("path", "start", "end", "label", "patient", "device", "site", "age", "part")
-NUMBERS = ("start", "end", "age")
-OTHER_WORDS = {
+FILE: Final = "manifest.csv"
+TREE: Final = f"expected DIR/{FILE} with the columns path,label,patient (and start,end,device,site,age,part if known)"
+REQUIRED: Final = ("path", "label", "patient")
+COLUMNS: Final = ("path", "start", "end", "label", "patient", "device", "site", "age", "part")
+NUMBERS: Final = ("start", "end", "age")
+OTHER_WORDS: Final = {
     "path": ("file", "filename", "filepath", "file_name", "wav", "audio", "recording", "name"),
     "start": ("begin", "onset", "from"),
     "end": ("stop", "offset", "to"),
@@ -45,6 +49,19 @@ OTHER_WORDS = {
     "part": ("split", "set", "subset"),
 }
 """What people call a column."""
+LABEL_WORDS: Final[dict[Label, tuple[str, ...]]] = {
+    "normal": ("n", "normal breathing", "normal breath", "vesicular"),
+    "crackle": (
+        *("c", "crackles", "fine crackle", "fine crackles", "coarse crackle", "coarse crackles"),
+        *("crep", "creps", "crepitation", "crepitations", "rale", "rales", "das"),
+    ),
+    "wheeze": ("w", "wheezes", "wheezing", "rhonchus", "rhonchi", "stridor", "cas"),
+    "both": (),
+}
+"""What people call a class."""
+POOR_WORDS: Final = (POOR_QUALITY, "poor", "bad quality", "bad", "noise", "noisy", "unreadable")
+JOINT: Final = re.compile(r"\s*(?:[+&/,;]|\band\b)\s*")
+KNOWN_LABELS: Final = f"known are {', '.join((*LABELS, POOR_QUALITY))} and their usual names"
 
 
 def read_manifest(data: Path, corpus: str = "manifest") -> Annotations:
@@ -54,7 +71,7 @@ def read_manifest(data: Path, corpus: str = "manifest") -> Annotations:
     """
     file = data / FILE if data.is_dir() else data
     if not file.is_file():
-        raise CorpusError(f"{file}: no such manifest; --data takes a CSV file or a folder that holds {FILE}")
+        raise CorpusError(f"{file}: no such manifest; --data takes a CSV file, or a folder with {FILE}: {TREE}")
     recordings: dict[str, Recording] = {}
     problems: dict[str, Problem] = {}
     repeated: list[str] = []
@@ -67,14 +84,36 @@ def read_manifest(data: Path, corpus: str = "manifest") -> Annotations:
                 repeated.append(where)
             recordings[name] = _joined(recordings[name], recording, where) if name in recordings else recording
         except CorpusError as error:
-            # the row's path may be what is wrong, then it stands for a recording of its own
+            # if the path itself is wrong, the row counts as a recording of its own
             name = _without_suffix(name)
             problems.setdefault(name, Problem(str(error), row["part"].strip()))
-    good = tuple(recording for name, recording in recordings.items() if name not in problems)
+    good = _poor_as_others([recording for name, recording in recordings.items() if name not in problems])
     if not good and not problems:
         raise CorpusError(f"{file}: has no rows below its header; add the cycles")
     notes = [f"{len(repeated)} rows repeat another and are not counted again, the first {one}" for one in repeated[:1]]
     return Annotations(good, tuple(problems.values()), tuple(notes))
+
+
+def _poor_as_others(recordings: Sequence[Recording]) -> tuple[Recording, ...]:
+    """Recordings of poor quality have no label that could be weak: they are of the grain of the others."""
+    by_cycle = any(one.grain == "cycle" for one in recordings)
+    return tuple(replace(one, grain="cycle") if by_cycle and one.label == POOR_QUALITY else one for one in recordings)
+
+
+def label_of(text: str) -> Label | Literal["poor quality"] | None:
+    """The class that an annotator's words name, alone or joint ("crackles + wheeze"); None where they name none."""
+    words = re.sub(r"[\s_-]+", " ", text).strip().casefold()
+    if words in POOR_WORDS:
+        return POOR_QUALITY
+    found = [_class(part) for part in JOINT.split(words)]
+    abnormal = [label for label in found if label not in (None, "normal")]
+    if None in found or len(abnormal) not in (0, len(found)):  # normal and a finding contradict each other
+        return None
+    return union([label for label in found if label is not None])
+
+
+def _class(words: str) -> Label | None:
+    return next((label for label in LABELS if words == label or words in LABEL_WORDS[label]), None)
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -100,7 +139,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _header(cells: Sequence[str], where: str) -> list[str]:
-    """The columns' names; "" for one that is skipped: an index before the others, or nothing behind them."""
+    """The names of the columns; "" for one that is skipped: an index before the others, or an empty one behind them."""
     header = [cell.strip().casefold() for cell in cells]
     known = [number for number, column in enumerate(header) if column in COLUMNS]
     if not known:
@@ -123,7 +162,7 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
 
 
 def _meant(column: str, header: Sequence[str]) -> str:
-    """`did you mean 'path'?`, of the columns that are not there, or what columns there are."""
+    """`did you mean 'path'?`, of the missing columns, or the list of all columns."""
     absent = [known for known in COLUMNS if known not in header]
     near = [known for known in absent if column in OTHER_WORDS.get(known, ())]
     near = near or difflib.get_close_matches(column, absent, 1)
@@ -144,16 +183,20 @@ def _read_row(row: Mapping[str, str], where: str, folder: Path) -> Recording:
         raise CorpusError(f"{where}: path {cell['path']!r} is no wav or flac; convert the recording")
     if not cell["patient"]:
         raise CorpusError(f"{where}: no patient; without one the split could not keep patients apart")
-    label = next((known for known in LABELS if known == cell["label"].casefold()), None)
+    label = label_of(cell["label"])
     if label is None:
-        raise CorpusError(f"{where}: unknown label {cell['label']!r}; known are {', '.join(LABELS)}")
+        raise CorpusError(f"{where}: unknown label {cell['label']!r}; {KNOWN_LABELS}")
     if cell["part"] not in ("", *PARTS):
         raise CorpusError(f"{where}: unknown part {cell['part']!r}; known are {', '.join(PARTS)} or nothing")
     age = _years(cell["age"], where) if cell["age"] else None
     name, audio = _without_suffix(cell["path"]), _find(folder, cell["path"])
     unspanned = not cell["start"] and not cell["end"]
+    if label == POOR_QUALITY and not unspanned:
+        raise CorpusError(f"{where}: {POOR_QUALITY} is of a whole recording; leave start and end empty or the row out")
     span = whole(audio) if unspanned else _span(cell, where)
-    cycles = (Cycle(name, *span, label, cell["patient"], cell["device"], cell["site"]),) if span else ()
+    cycles: tuple[Cycle, ...] = ()
+    if span is not None and label != POOR_QUALITY:
+        cycles = (Cycle(name, *span, label, cell["patient"], cell["device"], cell["site"]),)
     return Recording(
         name=name,
         audio=audio,
@@ -175,7 +218,7 @@ def _span(cell: Mapping[str, str], where: str) -> tuple[float, float]:
 
 
 def whole(audio: Path | None) -> tuple[float, float] | None:
-    """All of a recording; None where there is none that can be read, which is said when its audio is checked."""
+    """The span of a whole recording; None if it cannot be read, which the check of the audio reports."""
     try:
         return (0.0, read_header(audio).seconds) if audio else None
     except AudioError:
@@ -183,7 +226,7 @@ def whole(audio: Path | None) -> tuple[float, float] | None:
 
 
 def _find(folder: Path, path: str) -> Path | None:
-    """The file of this path; its name on disk may be written with accents apart, its row by Windows."""
+    """The file of this path, whose name on disk may have its accents apart; the row may have backslashes."""
     for written in (path, path.replace("\\", "/")):
         for form in ("NFC", "NFD"):
             if (found := folder / unicodedata.normalize(form, written)).is_file():
@@ -202,11 +245,11 @@ def _years(text: str, where: str) -> float:
 
 
 def _joined(known: Recording, row: Recording, where: str) -> Recording:
-    """The recording with the row's cycle added; CorpusError when the row says something else of the recording."""
+    """The recording with the row's cycle added; CorpusError when the row contradicts it."""
     for field in ("audio", "patient", "device", "site", "age_years", "part"):
         if getattr(known, field) != getattr(row, field):
-            said, before = getattr(row, field), getattr(known, field)
-            raise CorpusError(f"{where}: {field} {said!s} of {row.name}, but {before!s} in a row before; correct one")
+            value, before = getattr(row, field), getattr(known, field)
+            raise CorpusError(f"{where}: {field} {value!s} of {row.name}, but {before!s} in a row before; correct one")
     if row.cycles and row.cycles[0] in known.cycles:
         return known
     if "recording" in (known.grain, row.grain):

@@ -1,27 +1,26 @@
-"""Which stretches of audio accuracy is read on, and what is true of each: `events`, `windows` and `stretches`.
+"""The stretches of audio on which accuracy is read: `events`, `windows` and `stretches`.
 
 `live` and `recordings` run the device's own live path and live in `trainer/evaluation/recordings.py`.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final
 
 import numpy as np
 
 from device.labels import LABELS, Label
 from device.signal import FloatArray, FrontEnd, windows
+from trainer.choices import Protocol
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus, CorpusError, Grain, Recording
 from trainer.corpora.stretches import located, overlapping, place
 from trainer.metrics import Float64Array, IntArray
 
-Protocol = Literal["events", "windows", "stretches", "live", "recordings"]
-PROTOCOLS: tuple[Protocol, ...] = ("events", "windows", "stretches", "live", "recordings")
-GRAIN_PROTOCOLS: dict[Grain, Protocol] = {"event": "windows", "cycle": "events", "recording": "recordings"}
-"""What a corpus of one grain is read on by itself: the stretch whose length says nothing of its label."""
-WINDOW_SECONDS = 2.5
-LIES = {
+GRAIN_PROTOCOLS: Final[dict[Grain, Protocol]] = {"event": "windows", "cycle": "events", "recording": "recordings"}
+"""The default protocol of each grain: stretches whose length does not tell their label."""
+WINDOW_SECONDS: Final = 2.5
+LIES: Final = {
     "events": "annotated events as they are: their length alone tells much, see 'duration'",
     "windows": f"{WINDOW_SECONDS} s around each event: length tells nothing",
     "stretches": f"{WINDOW_SECONDS} s around each event, each annotated breath cycle, each recording with one label",
@@ -29,7 +28,7 @@ LIES = {
     "recordings": "whole recordings through the device's own segmenter: the product",
 }
 
-FLATTERED = (
+FLATTERED: Final = (
     "the test part chooses epoch, temperature and thresholds (choose_on = 'test', as published): every reading of it "
     "flatters; elsewhere this made a Score of 59.6 into 61.5"
 )
@@ -45,7 +44,7 @@ class Example:
     label: Label
     patient: str
     event_seconds: float
-    """Length of the annotated event, for the AUROC that duration alone reaches."""
+    """Length of the annotated event, for the AUROC of duration alone."""
     age_years: float | None
     device: str = ""
     site: str = ""
@@ -80,7 +79,7 @@ def stretch_protocol(corpus: Corpus) -> Protocol:
 
 
 def check_protocol(corpus: Corpus, protocol: str) -> None:
-    """CorpusError where a corpus's labels are of another grain than the protocol reads."""
+    """CorpusError if the labels of the corpus have another grain than the protocol needs."""
     for recording in corpus.recordings:
         if recording.grain == "recording" and protocol not in ("stretches", "recordings"):
             raise CorpusError(

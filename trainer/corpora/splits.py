@@ -1,16 +1,16 @@
-"""Who trains and who is held out; no patient is on both sides."""
+"""Patients for training and held-out patients; no patient is on both sides."""
 
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Final
 
 import numpy as np
 
 from firmware_config.errors import RespSAMError
+from trainer.choices import HoldOut
 from trainer.corpora.cycle import Corpus, Recording
 
-HoldOut = Literal["patients", "device", "maker"]
 Fold = tuple[Corpus, Corpus]
 """(training, held out)."""
 
@@ -19,7 +19,7 @@ class SplitError(RespSAMError):
     """A corpus that cannot be divided as asked, or a patient on both sides."""
 
 
-FAMILIES = {
+FAMILIES: Final = {
     "littmann 3200": "Littmann 3200",
     "litt3200": "Littmann 3200",
     "littc2se": "Littmann Classic II SE",
@@ -29,11 +29,11 @@ FAMILIES = {
     "akg c417l": "AKG C417L",
     "yunting": "Yunting II",
 }
-"""What the name of a stethoscope holds, and the family it is of; corpora name one stethoscope in several ways."""
+"""A part of a stethoscope's name, and its family; corpora have several names for one stethoscope."""
 
 
 def family(device: str) -> str:
-    """The stethoscope behind a corpus's name for it, whatever its filter; the name itself where it is not known."""
+    """The stethoscope behind a corpus's name for it, without its filter; an unknown name as it is."""
     return next((known for part, known in FAMILIES.items() if part in device.casefold()), device)
 
 
@@ -60,8 +60,8 @@ def folds_of(corpus: Corpus, hold_out: HoldOut, count: int, seed: int) -> list[F
 def patient_folds(corpus: Corpus, count: int, seed: int) -> list[Fold]:
     """`count` ways of holding patients out: (training, held out), no patient in both, each held out once.
 
-    Stratified by corpus, class and device, because a fold with eighteen wheezes in it chose a threshold that wheezes
-    did not like. Raises SplitError when a side would lack normal or abnormal cycles.
+    Stratified by corpus, class and device: a fold with only eighteen wheezes chose a threshold that missed wheezes.
+    Raises SplitError when a side would lack normal or abnormal cycles.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 

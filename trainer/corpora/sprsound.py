@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 from device.labels import Label
 from trainer.corpora.cycle import (
@@ -24,12 +25,18 @@ from trainer.corpora.cycle import (
 )
 from trainer.corpora.folder import audio_by_name, check_folder, copies_note, files_by_name, read_text, the_one
 
-DEVICE = "Yunting II"
-NAME = re.compile(r"(?P<patient>[^_]*)_(?P<age>\d+(?:\.\d+)?)_(?P<gender>[01])_(?P<site>p[1-8])_(?P<number>[^_]+)")
+DEVICE: Final = "Yunting II"
+TREE: Final = (
+    "expected DIR/train_json/NAME.json, DIR/train_wav/NAME.wav, DIR/test_json/intra_test_json/NAME.json and "
+    "DIR/test_wav/NAME.wav, or NAME.json beside NAME.wav; NAME is patient_age_gender_site_number"
+)
+NAME: Final = re.compile(
+    r"(?P<patient>[^_]*)_(?P<age>\d+(?:\.\d+)?)_(?P<gender>[01])_(?P<site>p[1-8])_(?P<number>[^_]+)"
+)
 # a word of a folder's name ("train_json", "intra_test", "train2022_wav"), so that "latest" is no test
-PART = re.compile(r"(?<![a-z])(intra|inter|train|test)(?![a-z])")
-PART_ORDER = ("intra", "inter", "train", "test")
-EVENT_LABELS: dict[str, Label] = {
+PART: Final = re.compile(r"(?<![a-z])(intra|inter|train|test)(?![a-z])")
+PART_ORDER: Final = ("intra", "inter", "train", "test")
+EVENT_LABELS: Final[dict[str, Label]] = {
     "Normal": "normal",
     "Fine Crackle": "crackle",
     "Coarse Crackle": "crackle",
@@ -38,8 +45,8 @@ EVENT_LABELS: dict[str, Label] = {
     "Stridor": "wheeze",
     "Wheeze+Crackle": "both",
 }
-RECORD_KEYS = ("record_annotation", "recording_annotation")
-RECORD_LABELS = {
+RECORD_KEYS: Final = ("record_annotation", "recording_annotation")
+RECORD_LABELS: Final = {
     "Normal": "normal",
     "CAS": "wheeze",
     "DAS": "crackle",
@@ -53,7 +60,7 @@ def read_sprsound(root: Path) -> Annotations:
     check_folder(root)
     annotations, audio = files_by_name(root, (".json",)), audio_by_name(root)
     if not annotations:
-        raise CorpusError(f"{root}: no NAME.json below it; --data takes a folder with SPRSound annotations")
+        raise CorpusError(f"{root}: no NAME.json below it; {TREE}")
     recordings: list[Recording] = []
     problems, unlabelled = [], []
     for name, paths in annotations.items():
@@ -79,7 +86,7 @@ def read_sprsound(root: Path) -> Annotations:
 
 
 def _notes(recordings: list[Recording], unlabelled: list[Path]) -> Iterator[str]:
-    """What a reader of the corpus must know of it."""
+    """What a reader of the corpus should know."""
     if unlabelled:
         yield f"{len(unlabelled)} recordings have no event and no label: left out, the first {unlabelled[0]}"
     nameless = [recording.name for recording in recordings if recording.anonymous]
@@ -111,7 +118,7 @@ def part_of(path: Path, root: Path) -> str:
 
 
 def _read_recording(name: str, path: Path, audio: list[Path], part: str) -> Recording | None:
-    """None where nothing says what is in it."""
+    """None if it has neither an event nor a label."""
     fields = NAME.fullmatch(name)
     if fields is None:
         raise CorpusError(f"{path}: not an SPRSound name (patient_age_gender_site_number); rename or remove it")
@@ -168,11 +175,11 @@ def _read_event(event: object, where: str, name: str, patient: str, site: str) -
 
 
 def _check_record(record: str, cycles: tuple[Cycle, ...], path: Path) -> None:
-    """The record's verdict must follow from its events, as it does throughout the published train and intra parts."""
+    """The record's label must follow from its events, as in all of the published train and intra parts."""
     if not cycles and record != "Poor Quality":
         raise CorpusError(f"{path}: {record} without any event; annotate its events or remove the recording")
     if cycles and record == "Poor Quality":
         raise CorpusError(f"{path}: Poor Quality with {len(cycles)} events contradicts itself; correct one of them")
-    heard = union([cycle.label for cycle in cycles])
-    if cycles and heard != RECORD_LABELS[record]:
-        raise CorpusError(f"{path}: record is {record} but its events are {heard}; correct one of them")
+    joint = union([cycle.label for cycle in cycles])
+    if cycles and joint != RECORD_LABELS[record]:
+        raise CorpusError(f"{path}: record is {record} but its events are {joint}; correct one of them")

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from device.signal import SignalError
 from trainer.corpora.cycle import Cycle
 
-OVERLAP_SECONDS = 0.05  # an event that reaches less far into a stretch is not heard in it
+OVERLAP_SECONDS: Final = 0.05  # an event that reaches less far into a stretch cannot be heard there
 
 
 def overlapping(cycles: Sequence[Cycle], start_seconds: float, end_seconds: float) -> list[Cycle]:

@@ -1,30 +1,39 @@
-"""`trainer compare`: does one model read better than another on the same sound of the same patients?
+"""`trainer compare`: is one model better than another on the same sound of the same patients?
 
-Both readings are resampled together, so that a hard patient is hard for both: the interval of the difference is much
-narrower than two intervals side by side suggest.
+Both are resampled together, so that a hard patient is hard for both: the interval of the difference is much narrower
+than two intervals side by side suggest.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus
 from trainer.corpora.audio_cache import AudioCache
-from trainer.corpora.protocols import Protocol
 from trainer.evaluation.evaluate import outcome_on, reading
 from trainer.evaluation.outcome import Outcome, load_outcome
 from trainer.evaluation.score import headline
 from trainer.evaluation.served import ServedModel
-from trainer.metrics import Float64Array, IntArray, Interval, binary_rates, confusion, patient_bootstrap
+from trainer.metrics import (
+    LEAST_PATIENTS,
+    Float64Array,
+    IntArray,
+    Interval,
+    binary_rates,
+    confusion,
+    patient_bootstrap,
+    too_few,
+)
 from trainer.reading import RateIntervals, Reading
 from trainer.run.folder import RUN_FILE, outcome_file, read_facts
 
-NAMES = {
+NAMES: Final[dict[tuple[str, ...], str]] = {
     ("binary", "sensitivity"): "sensitivity",
     ("binary", "specificity"): "specificity",
     ("binary", "score"): "Score, binary",
@@ -32,7 +41,15 @@ NAMES = {
     ("auroc",): "AUROC",
 }
 """What is compared, and its name."""
-HELD_OUT, CHOSEN_ON = "held-out patients", "THE TEST PART, which chose epochs and thresholds: every reading flatters"
+HELD_OUT: Final = "held-out patients"
+CHOSEN_ON: Final = "THE TEST PART, which chose epochs and thresholds: every figure is too good"
+SAYS: Final = {
+    "few": "too few patients",
+    "unknown": "unknown: one class only, or patients who do not differ",
+    "higher": "B is better: the interval is above 0",
+    "lower": "A is better: the interval is below 0",
+    "neither": "no difference seen: the interval holds 0",
+}
 Statistic = Callable[[IntArray], Float64Array]
 
 
@@ -47,16 +64,22 @@ class Difference:
     a: float
     b: float
     difference: Interval
+    patients: int
+
+    @property
+    def says(self) -> str:
+        """What the difference shows, in words."""
+        return SAYS[direction(self.difference, self.patients)]
 
     def as_json(self) -> dict[str, Any]:
         """`{a, b, difference, says}`; null for what cannot be computed."""
         both = {name: None if np.isnan(value) else round(value, 4) for name, value in (("a", self.a), ("b", self.b))}
-        return {**both, "difference": self.difference.as_json(), "says": in_words(self.difference)}
+        return {**both, "difference": self.difference.as_json(), "says": self.says}
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What two models read of the examples that both judged."""
+    """The figures of two models on the examples that both judged."""
 
     n: int
     patients: int
@@ -76,18 +99,20 @@ class Compared:
         return {**{name: getattr(self, name) for name in about}, "readings": readings}
 
 
-def paired(patients: list[str], first: Statistic, second: Statistic) -> list[Interval]:
+def paired(patients: list[str], first: Statistic, second: Statistic, least: int = LEAST_PATIENTS) -> list[Interval]:
     """95 % intervals of every entry of `second(rows)` minus `first(rows)`, both on the same resampled patients."""
-    return patient_bootstrap(patients, lambda rows: second(rows) - first(rows))
+    return patient_bootstrap(patients, lambda rows: second(rows) - first(rows), least=least)
 
 
-def rates_shift(patients: list[str], true: IntArray, first: IntArray, second: IntArray) -> RateIntervals:
+def rates_shift(
+    patients: list[str], true: IntArray, first: IntArray, second: IntArray, least: int = LEAST_PATIENTS
+) -> RateIntervals:
     """Binary rates of the predicted classes (n,) of `second` minus those of `first`."""
 
     def rates(predicted: IntArray) -> Statistic:
         return lambda rows: np.array([*binary_rates(confusion(true[rows], predicted[rows])).by_name().values()])
 
-    return RateIntervals(*paired(patients, rates(first), rates(second)))
+    return RateIntervals(*paired(patients, rates(first), rates(second), least))
 
 
 def compare(first: Outcome, second: Outcome) -> Compared:
@@ -101,9 +126,9 @@ def compare(first: Outcome, second: Outcome) -> Compared:
     values = [_values(outcome.at(rows)) for outcome, rows in ((first, both[:, 0]), (second, both[:, 1]))]
     patients = [first.patients[row] for row in both[:, 0]]
     read = [value(np.arange(len(both))) for value in values]
-    rows = zip(NAMES.values(), *read, paired(patients, *values), strict=True)
-    readings = {name: Difference(float(a), float(b), shift) for name, a, b, shift in rows}
-    return Compared(len(both), len(set(patients)), alone, readings)
+    rows, people = zip(NAMES.values(), *read, paired(patients, values[0], values[1]), strict=True), len(set(patients))
+    readings = {name: Difference(float(a), float(b), shift, people) for name, a, b, shift in rows}
+    return Compared(len(both), people, alone, readings)
 
 
 def _values(outcome: Outcome) -> Statistic:
@@ -130,30 +155,19 @@ def _keys(outcome: Outcome) -> list[tuple[str, float, float, int]]:
     return [(name, round(float(start), 3), round(float(end), 3), int(true)) for name, start, end, true in spans]
 
 
-SAYS = {
-    "unknown": "cannot be told: one class only, or too few patients",
-    "higher": "B is better: the interval is above 0",
-    "lower": "A is better: the interval is below 0",
-    "neither": "not told apart: the interval holds 0",
-}
-
-
-def direction(shift: Interval) -> str:
-    """What the interval of a difference shows, a key of SAYS."""
-    if np.isnan(shift.low) or np.isnan(shift.high):
+def direction(shift: Interval, patients: int) -> str:
+    """What the difference of two models on so many patients shows, a key of SAYS."""
+    if too_few(patients):
+        return "few"
+    if shift.value == 0 or shift.low <= 0 <= shift.high:
+        return "neither"
+    if not shift.varies:
         return "unknown"
-    if shift.low > 0:
-        return "higher"
-    return "lower" if shift.high < 0 else "neither"
-
-
-def in_words(shift: Interval) -> str:
-    """What a difference and its interval say."""
-    return SAYS[direction(shift)]
+    return "higher" if shift.low > 0 else "lower"
 
 
 def protocol_of_runs(first: Path, second: Path) -> Protocol | None:
-    """What two runs read of held-out stretches; None when one is no run, CompareError on other corpora each."""
+    """How two runs read their held-out patients; None when one is no run, CompareError when their corpora differ."""
     if not all((path / RUN_FILE).is_file() for path in (first, second)):
         return None
     facts, others = read_facts(first), read_facts(second)
@@ -166,9 +180,9 @@ def protocol_of_runs(first: Path, second: Path) -> Protocol | None:
 
 
 def on_held_out(first: Path, second: Path, protocol: Protocol) -> Compared:
-    """Two runs by what their members said of patients that they never met; needs neither corpus nor audio.
+    """Compare two runs by their members' predictions for held-out patients; needs neither corpus nor audio.
 
-    RunError names a run that kept nothing or damaged things.
+    RunError names a run whose predictions are missing or damaged.
     """
     outcomes = [load_outcome(outcome_file(path, protocol)) for path in (first, second)]
     facts = [read_facts(path) for path in (first, second)]

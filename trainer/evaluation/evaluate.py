@@ -1,4 +1,4 @@
-"""`trainer evaluate`: one reading of accuracy in both conventions, with intervals and what its confounders reach."""
+"""`trainer evaluate`: one reading of accuracy in both conventions, with intervals, beside its confounders."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, CorpusError, load_corpora
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Recording, Source, abnormal_shares
-from trainer.corpora.protocols import Protocol, check_protocol
+from trainer.corpora.protocols import check_protocol
 from trainer.corpora.splits import SplitError, refuse_shared_patients
 from trainer.evaluation import healthy
 from trainer.evaluation.outcome import Outcome, of_heard, of_shown, read_stretches, share_not_met
 from trainer.evaluation.recordings import gradable, hear, listen_longer
 from trainer.evaluation.score import score
 from trainer.evaluation.served import ServedModel
+from trainer.metrics import too_few
 from trainer.reading import Reading
 
 
@@ -29,10 +31,10 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     calibrate_on: int | None = None,
 ) -> Reading:
-    """One reading.
+    """One reading; of `recordings`, also who is flagged by listening time.
 
-    Of whole recordings, with who is flagged by listening time, and with what a calibration on so many healthy people is
-    worth. CalibrationError when there are too few.
+    With `calibrate_on`, also Se and Sp after a calibration on so many healthy people; CalibrationError when there are
+    too few.
     """
     outcome = outcome_on(served, corpus, cache, protocol, quality, progress)
     read = reading(outcome, protocol, served, corpus)
@@ -52,7 +54,7 @@ def outcome_on(
     quality: QualitySettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
-    """Outcome of a model on a corpus; where it met these patients in training, with what they alone would tell."""
+    """Outcome of a model on a corpus; where training had these patients, the patient alone is a confounder, too."""
     check_protocol(corpus, protocol)
     if protocol in ("live", "recordings"):
         heard = hear(gradable(corpus), cache, served, quality, progress)
@@ -70,19 +72,20 @@ def reading(outcome: Outcome, protocol: Protocol, served: ServedModel, corpus: C
     """The scores of an outcome, and what was read."""
     parts = sorted({recording.part for recording in corpus.recordings})
     met = {"not_met": round(share_not_met(outcome, corpus), 4)} if protocol == "live" else {}
+    people = len(set(outcome.patients))
     return Reading(
         protocol=protocol,
         **score(outcome),
         **met,
         corpus=corpus.name,
         part="+".join(parts) or "all",
-        patients=len(set(outcome.patients)),
+        patients=people,
         patients_seen_in_training=seen_in_training(served, corpus),
         recordings=len(corpus.recordings),
         model=served.name,
         bundle=served.fingerprint,
         threshold=served.threshold,
-        notes=list(corpus.notes),
+        notes=[*corpus.notes, *filter(None, [too_few(people)])],
     )
 
 
@@ -110,7 +113,7 @@ def seen_in_training(served: ServedModel, corpus: Corpus) -> bool | None:
     if not known:
         return False
     parts, seen = {recording.part for recording in known}, set(served.seen_parts)
-    # a corpus without parts says nothing of who is in it
+    # in a corpus without parts nobody knows who is in training
     return True if parts & seen - {""} else None if "" in parts | seen else False
 
 

@@ -1,4 +1,4 @@
-"""What a threshold is worth through a stethoscope that did not choose it, before and after healthy people shift it."""
+"""Accuracy through a stethoscope that did not choose the threshold, before and after healthy people shift it."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -22,15 +22,13 @@ def log_reading(path: Path, reading: Reading) -> tuple[str, ...]:
         return ()
     earlier = [one for one in read_readings(path) if one.what == reading.what]
     now, times = datetime.now(timezone.utc).isoformat(timespec="seconds"), len(earlier) + 1
-    held = (path / READINGS_FILE).read_text() if (path / READINGS_FILE).exists() else ""
+    before = (path / READINGS_FILE).read_text() if (path / READINGS_FILE).exists() else ""
     line = json.dumps({"time": now, "times_read": times, **reading.as_json()})
-    write_atomically(path / READINGS_FILE, f"{held}{line}\n")
+    write_atomically(path / READINGS_FILE, f"{before}{line}\n")
     if not earlier:
         return ()
-    what, before = " ".join(reading.what), (earlier[-1].time or "a day unknown")[:10]
-    return (
-        f"{what} of {path}: read for the {_ordinal(times)} time on {now[:10]}, before on {before}: no longer a test",
-    )
+    what, last = " ".join(reading.what), (earlier[-1].time or "a day unknown")[:10]
+    return (f"{what} of {path}: read for the {_ordinal(times)} time on {now[:10]}, before on {last}: no longer a test",)
 
 
 def read_readings(run: Path) -> list[Reading]:
@@ -46,7 +44,7 @@ def read_readings(run: Path) -> list[Reading]:
 def readings_of(run: Path, facts: RunFacts) -> tuple[list[Reading], int]:
     """Of the readings in a run's folder, those of the model that it holds now, and how many are of earlier ones.
 
-    An earlier model's say nothing of this one, only that the corpus has been looked at.
+    Readings of an earlier model are no accuracy of this one, but they show that the corpus has been looked at.
     """
     read = read_readings(run)
     own = [reading for reading in read if reading.bundle == facts.fingerprint]

@@ -1,11 +1,11 @@
-"""What a model said of examples, beside what is true of them: the rows that every reading is counted from."""
+"""What a model predicted of examples, beside the truth: the rows that every reading is counted from."""
 
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -15,22 +15,23 @@ from device.labels import LABELS, NORMAL, Label
 from device.model.judgement import abnormal_probability, leading_class, softmax
 from firmware_config.command_line import one_line
 from firmware_config.files import replacing
+from trainer.choices import Protocol
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import Corpus
-from trainer.corpora.protocols import Example, Protocol, example_of, examples, inputs_of, labels_of, worst_window
+from trainer.corpora.protocols import Example, example_of, examples, inputs_of, labels_of, worst_window
 from trainer.evaluation.recordings import Heard, gradable, predicted_class
 from trainer.evaluation.served import ServedModel
 from trainer.metrics import NO_VERDICT, Float64Array, IntArray
 from trainer.run.folder import RunError
 
-BATCH = 64
-ALONE = "alone."
-TEXTS = ("patients", "recordings", "devices", "sites", "corpora")
+BATCH: Final = 64
+ALONE: Final = "alone."
+TEXTS: Final = ("patients", "recordings", "devices", "sites", "corpora")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Per example: what is true, what was predicted, what else could have told, and where it was heard; all (n,)."""
+    """Per example: the truth, the prediction, its confounders, and where it was recorded; all (n,)."""
 
     true: IntArray
     predicted: IntArray
@@ -101,7 +102,7 @@ def read_stretches(corpus: Corpus, cache: AudioCache, served: ServedModel, proto
 def of_shown(heard: Sequence[Heard], cache: AudioCache) -> Outcome:
     """Outcome of `live`: every annotated event or cycle against the cycle on the screen that overlaps it most.
 
-    An abnormal one that no gradable cycle meets is missed; a normal one says nothing then, and is left out.
+    An abnormal one that no gradable cycle meets is missed; a normal one is then left out.
     """
     pairs = [(one.recording, cycle, one.shown_for(cycle)) for one in heard for cycle in one.recording.cycles]
     met = [pair for pair in pairs if pair[2] is not None or pair[1].label != "normal"]
@@ -123,7 +124,7 @@ def of_heard(heard: Sequence[Heard], cache: AudioCache, rule: SiteRule) -> Outco
     for one in heard:
         decided, seconds = one.decision(rule), cache.seconds(one.recording.name)
         given = decided.verdict in ("flagged", "nothing flagged")
-        label = cast(Label, one.recording.label)  # one of poor quality is not heard
+        label = cast(Label, one.recording.label)  # one of poor quality is left out
         chosen.append(example_of(one.recording, (0.0, seconds), label, seconds))
         predicted.append(LABELS.index(predicted_class(decided)) if given else NO_VERDICT)
         probability.append(decided.probability or 0.0)

@@ -19,11 +19,10 @@ from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, Recording, union
 from trainer.corpora.splits import maker
 from trainer.evaluation.served import LEAST_CYCLES, UNFITTED
-from trainer.metrics import BoolArray, Float64Array, balanced_curve, best_row
+from trainer.metrics import LEAST_PATIENTS, BoolArray, Float64Array, balanced_curve, best_row
 from trainer.reading import Joined
 
-LEAST_PATIENTS: Final = 10
-UNHEARD = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
+NO_SAMPLES: Final = np.empty(0, np.float32)  # a corpus of judged samples would not fit into memory
 MOST_PEOPLE: Final = 30  # of each kind: who listens four times to everybody waits long
 JOINED_SECONDS: Final = (12.0, 24.0, 48.0, 96.0)
 SENSITIVITY_FLOOR: Final = 0.75  # that a calibration on healthy people may not go below
@@ -87,11 +86,11 @@ def hear(
     quality: QualitySettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Heard]:
-    """Every recording through segmenter, quality and model, as the device would hear it."""
+    """Every recording through segmenter, quality and model, as on the device."""
     heard = []
     for done, recording in enumerate(recordings, 1):
         session = Session(CachedSource(recording.name, cache[recording.name]), model, quality)
-        results = [replace(one, samples=UNHEARD) for one in session.run() if isinstance(one, CycleResult)]
+        results = [replace(one, samples=NO_SAMPLES) for one in session.run() if isinstance(one, CycleResult)]
         heard.append(Heard(recording, tuple(results)))
         if progress is not None:
             progress(done, len(recordings))
@@ -124,7 +123,8 @@ def site_statistics(heard: Sequence[Heard], rule: SiteRule) -> tuple[BoolArray, 
 def voices(devices: Sequence[str], patients: Sequence[str]) -> list[str]:
     """Which stethoscope each row counts with when a threshold is chosen: its maker's.
 
-    One with fewer than LEAST_PATIENTS patients would be noise with a full vote; it counts with the most frequent maker.
+    One with fewer than LEAST_PATIENTS patients is noise and must not have a full vote: it counts with the most frequent
+    maker.
     """
     makers = [maker(device) for device in devices]
     people = Counter(name for name, _ in set(zip(makers, patients, strict=True)))

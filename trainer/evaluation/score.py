@@ -1,7 +1,7 @@
 """What is counted from an outcome: rates in both conventions, areas, and both by class, device, site and age."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from device.labels import LABELS, NORMAL
 from trainer.corpora.cycle import AGES, stage_of_life
 from trainer.evaluation.outcome import Outcome
 from trainer.metrics import (
+    LEAST_PATIENTS,
     BoolArray,
     Float64Array,
     IntArray,
@@ -26,11 +27,14 @@ from trainer.metrics import (
     tally,
 )
 
-SPECIFICITIES = (0.80, 0.90, 0.95)
-LEAST_PATIENTS = 10
+SPECIFICITIES: Final = (0.80, 0.90, 0.95)
 # what is taken of a class and of a device, site or age, and where `headline` has it
-OF_A_CLASS = {"any_abnormal": ("binary", "sensitivity"), "exact": ("exact", "sensitivity"), "auroc": ("auroc",)}
-OF_A_PLACE = {name: ("binary", name) for name in ("sensitivity", "specificity", "score")}
+OF_A_CLASS: Final[dict[str, tuple[str, ...]]] = {
+    "any_abnormal": ("binary", "sensitivity"),
+    "exact": ("exact", "sensitivity"),
+    "auroc": ("auroc",),
+}
+OF_A_PLACE: Final = {name: ("binary", name) for name in ("sensitivity", "specificity", "score")}
 Figures = dict[tuple[str, ...], float]
 """Readings by their place in `trainer evaluate --json`."""
 

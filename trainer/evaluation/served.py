@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from trainer.model.network import Ensemble, Network, predict
 from trainer.run.folder import RUN_FILE, RunError, RunFacts, load_model, read_facts
 from trainer.run.recipe import Recipe
 
-STRETCH_CYCLES = 6  # twelve seconds of a child, twenty of an adult
-LEAST_CYCLES = 2  # one breath is not an examination
-UNFITTED = SiteRule(threshold=0.0, stretch_cycles=STRETCH_CYCLES, least_cycles=LEAST_CYCLES)
+STRETCH_CYCLES: Final = 6  # twelve seconds of a child, twenty of an adult
+LEAST_CYCLES: Final = 2  # one breath is not an examination
+UNFITTED: Final = SiteRule(threshold=0.0, stretch_cycles=STRETCH_CYCLES, least_cycles=LEAST_CYCLES)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ServedModel:
 
 
 def segmentation_for(recipe: Recipe) -> Segmentation:
-    """Breath cycles, in the sound around them where a model says which breath it was."""
+    """Breath cycles, in the sound around them where the model has an answer for every moment."""
     return Segmentation(context_seconds=float(WINDOW_SECONDS) if recipe.model.moments > 1 else 0.0)
 
 

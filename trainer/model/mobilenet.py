@@ -5,20 +5,16 @@ knowledge distillation", ICASSP 2023. Parameters are named as in that project's 
 are; `tests/trainer/model/test_mobilenet.py` holds both to the same numbers.
 """
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from device.labels import LABELS
-from device.signal import FRAMES
+from trainer.model.config import MobileNetConfig
 
-STRIDE: Final = 32  # of the network, in frames and in bands
 EMBEDDING: Final = 384
 AUDIOSET_CLASSES: Final = 527
 AUDIOSET_HIDDEN: Final = 512
-SECONDS_AT_ONCE: Final = 512
 
 
 class Layer(NamedTuple):
@@ -51,33 +47,6 @@ LAYERS: Final = (
     Layer(5, 384, 64, 96, True, 1),
     Layer(5, 384, 64, 96, True, 1),
 )
-
-
-class MobileNetConfig(BaseModel):
-    """Sizes of one MobileNet; travels with the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    architecture: Literal["mobilenet"] = "mobilenet"
-    """MobileNetV3-Large at width 0.4."""
-    frames: int = Field(default=FRAMES, ge=STRIDE)
-    """Time frames of the input."""
-    mels: int = Field(default=128, ge=STRIDE)
-    """Mel bands of the input."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Before the head."""
-    classes: Literal[4] = len(LABELS)  # type: ignore[assignment]  # derived: mypy sees an int
-    """Logits of a moment."""
-
-    @property
-    def moments(self) -> int:
-        """Time columns with logits of their own."""
-        return -(-self.frames // STRIDE)
-
-    @property
-    def windows_at_once(self) -> int:
-        """How many windows are read in one pass."""
-        return max(1, SECONDS_AT_ONCE * 100 // self.frames)
 
 
 def normed(convolution: nn.Conv2d, activation: type[nn.Module] | None) -> nn.Sequential:

@@ -6,75 +6,16 @@ transformers' ASTModel and holds both to the same numbers.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from device.labels import LABELS
-from device.signal import FRAMES, FloatArray
-from trainer.model.mobilenet import MobileNet, MobileNetConfig
-
-TOKENS_AT_ONCE = 6400  # six windows of AST base: with gradients 8 GiB, less than a training step of eight
-
-
-class ModelConfig(BaseModel):
-    """Sizes of one AST; travels with the weights. Defaults are AST base at this project's window."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    architecture: Literal["ast"] = "ast"
-    """Beside it there is `mobilenet`, trainer/model/mobilenet.py."""
-    frames: int = Field(default=FRAMES, ge=32)
-    """Time frames of the input."""
-    mels: int = Field(default=128, ge=8)
-    """Mel bands of the input."""
-    patch: int = Field(default=16, ge=1)
-    """Side of a square patch."""
-    stride: int = Field(default=10, ge=1)
-    """Step between patches in both directions."""
-    dim: int = Field(default=768, ge=8)
-    """Width of a token."""
-    depth: int = Field(default=12, ge=1)
-    """Transformer blocks."""
-    heads: int = Field(default=12, ge=1)
-    """Attention heads; divides `dim`."""
-    mlp_ratio: float = Field(default=4.0, gt=0.0)
-    """Hidden width of a block's MLP over `dim`."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout after the embedding, the attention and MLP outputs, and before the head."""
-    pooling: Literal["mean", "cls+dist"] = "mean"
-    """What the head reads: the mean of the spectrogram's tokens, or the mean of the two special tokens."""
-    classes: int = Field(default=len(LABELS), ge=2)
-    """Logits."""
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "ModelConfig":
-        if self.dim % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide dim {self.dim}")
-        if min(self.grid) < 1:
-            raise ValueError(f"a patch of {self.patch} does not fit into {self.mels} mels x {self.frames} frames")
-        return self
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Token grid (mel rows, time columns); floors, a patch that would run over the edge is dropped."""
-        return (self.mels - self.patch) // self.stride + 1, (self.frames - self.patch) // self.stride + 1
-
-    @property
-    def moments(self) -> int:
-        """The class logits are of the whole window."""
-        return 1
-
-    @property
-    def windows_at_once(self) -> int:
-        """How many windows are read in one pass: 6 of AST base's 948 tokens."""
-        rows, columns = self.grid
-        return max(1, TOKENS_AT_ONCE // (rows * columns))
+from device.signal import FloatArray
+from trainer.model.config import MobileNetConfig, ModelConfig
+from trainer.model.mobilenet import MobileNet
 
 
 class PatchStem(nn.Module):
@@ -112,13 +53,13 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv[0] * self.scale, qkv[1], qkv[2]
         if self.training and kept is None:
-            heard = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+            context = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         else:
             weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
             if kept is not None:
                 kept.append(weights)
-            heard = weights @ value
-        return self.out(heard.transpose(1, 2).reshape(batch, count, dim))  # type: ignore[no-any-return]
+            context = weights @ value
+        return self.out(context.transpose(1, 2).reshape(batch, count, dim))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -189,7 +130,7 @@ class AST(nn.Module):
         return self.classified(self.tokens(windows, kept)), kept
 
     def classified(self, states: Tensor) -> Tensor:
-        """Logits (batch, classes) of what `tokens` returns."""
+        """Logits (batch, classes) of the states that `tokens` returns."""
         pooled = states[:, 2:].mean(dim=1) if self.config.pooling == "mean" else states[:, :2].mean(dim=1)
         return self.head(self.dropout(pooled))  # type: ignore[no-any-return]
 

@@ -1,6 +1,6 @@
-"""`trainer explain`: where in a window a model looks, and how much of it on seams and on silence.
+"""`trainer explain`: where in a window a model looks, and how much of that on seams and on silence.
 
-It is read in two ways, because each misses something. An AST's rollout shows where its attention lies whatever it
+There are two readings, because each misses something. An AST's rollout shows where its attention lies whatever it
 decides, a MobileNet's moments what each adds to the pooled odds; the gradient-weighted forms show only what speaks for
 one class. Neither is the whole of a model: convolutions mix neighbours, and residual paths go round attention.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from device.labels import LABELS
 from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.model.judgement import Judgement, judge
+from device.runtime import own_font_list
 from device.signal import (
     FRAME_SAMPLES,
     FRAMES,
@@ -37,13 +38,22 @@ from firmware_config.settings import QualitySettings
 from trainer.evaluation.recordings import CachedSource
 from trainer.evaluation.served import of_run
 from trainer.metrics import BoolArray, Float64Array, IntArray
-from trainer.model.network import AST, Ensemble, ModelConfig, Network, pool_moments
+from trainer.model.config import ModelConfig
+from trainer.model.network import AST, Ensemble, Network, pool_moments
 from trainer.run.folder import load_model, read_facts
 from trainer.training.crops import repetition
 
-SILENCE_DB = -20.0  # below a window's mean power; on SPRSound one frame in twenty, a pause and not a quiet breath
-ATTENTION = 16  # attention weights are kept twice, with their gradients: so many times the memory of a plain pass
-TICKS_HZ = (100, 200, 500, 1000, 2000, 4000, 8000)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SILENCE_DB: Final = -20.0  # below a window's mean power; on SPRSound one frame in twenty, a pause, no quiet breath
+ATTENTION: Final = (
+    16  # attention weights are kept twice, with their gradients: so many times the memory of a plain pass
+)
+TICKS_HZ: Final = (200, 500, 1000, 2000, 4000, 8000)
+FLAT: Final = 0.1  # of even attention; random weights differ by as much
+SCALE: Final = 5.0  # times even attention, where the colours end: the same in every picture
 
 
 class ExplainError(RespSAMError):
@@ -156,9 +166,19 @@ class Shares:
     silence: Share
 
 
+def times_even(grid: Float64Array) -> Float64Array:
+    """A grid that sums to 1, as multiples of what even attention has in each place."""
+    return np.asarray(grid * grid.size)
+
+
+def is_flat(grid: Float64Array) -> bool:
+    """Whether a grid points at nothing: everywhere within FLAT of even attention."""
+    return bool(np.abs(times_even(grid) - 1.0).max() <= FLAT)
+
+
 @dataclass(frozen=True)
 class Attended:
-    """One window, what the model says of it, and where its attention lies."""
+    """One window, the model's logits, and where its attention lies."""
 
     window: FloatArray
     """(frames, mels), normalised."""
@@ -172,6 +192,11 @@ class Attended:
     """(frames,)."""
     silence: BoolArray
     """(frames,)."""
+
+    @property
+    def flat(self) -> dict[str, bool]:
+        """By the way of reading attention, whether it points at nothing."""
+        return {"rollout": is_flat(self.rollout), "gradient": is_flat(self.gradient)}
 
     @property
     def shares(self) -> Shares:
@@ -259,6 +284,11 @@ class Explanation:
             f"gradient-weighted; even attention would have {100 * share['even']:.1f} % there"
             for place, share in asdict(self.attended.shares).items()
         ]
+        lines += [
+            f"{name} is flat: nowhere more than {FLAT:.0%} from even attention; it points at nothing"
+            for name, flat in zip(("rollout", "gradient-weighted attention"), self.attended.flat.values(), strict=True)
+            if flat
+        ]
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -275,6 +305,7 @@ class Explanation:
                 place: {way: round(value, 4) for way, value in share.items()}
                 for place, share in asdict(self.attended.shares).items()
             },
+            "flat": self.attended.flat,
         }
 
 
@@ -329,57 +360,60 @@ def _chosen(results: Sequence[CycleResult], file: Path, seconds: float, at_secon
 
 
 def draw(explanation: Explanation, out: Path) -> None:
-    """The spectrogram, both attentions over it, seams and silence marked, as PNG or SVG by the name's ending."""
-    from matplotlib.figure import Figure
-
+    """Write `picture_of` as PNG or SVG by the name's ending; ExplainError when it cannot be written."""
     if out.suffix not in (".png", ".svg"):
         raise ExplainError(f"{out}: a picture is .png or .svg; name it so")
-    attended, verdict = explanation.attended, explanation.judgement
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    figure.suptitle(
-        f"{explanation.file}  {explanation.start_seconds:.2f}-{explanation.end_seconds:.2f} s: {verdict.label}, "
-        f"probability {verdict.probability:.3f} (threshold {explanation.threshold:.3f})"
-    )
-    axes = figure.subplots(3, 1, sharex=True)
-    frames, mels = attended.window.shape
-    extent = (0.0, frames * HOP_SAMPLES / SAMPLE_RATE, 0.0, float(mels))
-    titles = (
-        "log-mel window; dashed: seams of the repetition, grey bars: silence",
-        "where the model looks (an AST's attention rollout, a MobileNet's share of the odds by moment)",
-        f"what speaks for '{verdict.label}' (gradient-weighted)",
-    )
-    for axis, title, overlay in zip(axes, titles, (None, attended.rollout, attended.gradient), strict=True):
-        axis.imshow(
-            attended.window.T,
-            origin="lower",
-            aspect="auto",
-            extent=extent,
-            cmap="gray" if overlay is not None else "magma",
-        )
-        if overlay is not None:
-            times_even = overlay * overlay.size
-            share = times_even / times_even.max()
-            shown = axis.imshow(
-                times_even, origin="lower", aspect="auto", extent=extent, cmap="inferno", alpha=0.25 + 0.6 * share
-            )
-            figure.colorbar(shown, ax=axis, label="times even", pad=0.01)
-        for first, last in runs(attended.seams):
-            axis.axvline((first + last) / 2 * HOP_SAMPLES / SAMPLE_RATE, color="cyan", linestyle="--", linewidth=1)
-        for first, last in runs(attended.silence):
-            axis.axvspan(
-                first * HOP_SAMPLES / SAMPLE_RATE, last * HOP_SAMPLES / SAMPLE_RATE, 0.94, 1.0, color="lightgrey"
-            )
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.set_yticks(*hertz_ticks(explanation.front_end))
-        axis.set_ylabel("Hz")
-    axes[-1].set_xlabel("s of the window")
-    axes[-1].set_xlim(0, extent[1])
     picture = BytesIO()
-    figure.savefig(picture, format=out.suffix[1:], dpi=130)
+    picture_of(explanation).savefig(picture, format=out.suffix[1:], dpi=130)
     try:
         out.write_bytes(picture.getvalue())
     except OSError as error:
         raise ExplainError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def picture_of(explanation: Explanation) -> "Figure":
+    """The spectrogram, both attentions over it in colours of one scale for all pictures, seams and silence marked."""
+    own_font_list()
+    from matplotlib.figure import Figure
+
+    attended, verdict = explanation.attended, explanation.judgement
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure.suptitle(
+        f"{explanation.file}\n{explanation.start_seconds:.2f}-{explanation.end_seconds:.2f} s: {verdict.label}, "
+        f"probability {verdict.probability:.3f} (threshold {explanation.threshold:.3f})"
+    )
+    axes = figure.subplots(3, 1, sharex=True)
+    seconds = attended.window.shape[0] * HOP_SAMPLES / SAMPLE_RATE
+    titles = (
+        "log-mel window; dashed: seams of the repetition, grey bars: silence",
+        "where the model looks (AST: attention rollout; MobileNet: share of the odds by moment)",
+        f"what speaks for '{verdict.label}' (gradient-weighted)",
+    )
+    overlays = (None, attended.rollout, attended.gradient)
+    for axis, title, overlay in zip(axes, titles, overlays, strict=True):
+        _draw_window(axis, attended, seconds, overlay)
+        axis.set_title(title + ": flat" * (overlay is not None and is_flat(overlay)), loc="left", fontsize=10)
+        axis.set_yticks(*hertz_ticks(explanation.front_end))
+        axis.set_ylabel("Hz")
+    axes[-1].set_xlabel("s of the window")
+    axes[-1].set_xlim(0, seconds)
+    return figure
+
+
+def _draw_window(axis: "Axes", attended: Attended, seconds: float, overlay: Float64Array | None) -> None:
+    """The log-mel of a window, grey below an overlay, with its seams and its silence."""
+    place: Any = {"origin": "lower", "aspect": "auto", "extent": (0.0, seconds, 0.0, float(attended.window.shape[1]))}
+    axis.imshow(attended.window.T, cmap="magma" if overlay is None else "gray", **place)
+    if overlay is not None:
+        times = times_even(overlay)
+        share = np.clip(times / SCALE, 0.0, 1.0)
+        shown = axis.imshow(times, cmap="inferno", vmin=0.0, vmax=SCALE, alpha=0.25 + 0.6 * share, **place)
+        axis.figure.colorbar(shown, ax=axis, label="times even attention", pad=0.01, extend="max")
+    frame = HOP_SAMPLES / SAMPLE_RATE
+    for first, last in runs(attended.seams):
+        axis.axvline((first + last) / 2 * frame, color="cyan", linestyle="--", linewidth=1)
+    for first, last in runs(attended.silence):
+        axis.axvspan(first * frame, last * frame, 0.94, 1.0, color="lightgrey")
 
 
 def runs(frames: BoolArray) -> list[tuple[int, int]]:

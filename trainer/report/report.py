@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from device.runtime import own_font_list
 from device.signal import SAMPLE_RATE, WINDOW_SAMPLES, FloatArray, FrontEnd, level, log_mel, split, windows
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
+from trainer.choices import Protocol
 from trainer.corpora import Corpus
 from trainer.corpora.audio_cache import AudioCache
 from trainer.corpora.describe import describe
-from trainer.corpora.protocols import FLATTERED, LIES, Protocol
+from trainer.corpora.protocols import FLATTERED, LIES
 from trainer.evaluation.history import latest, readings_of
 from trainer.evaluation.outcome import Outcome, load_outcome
 from trainer.metrics import (
@@ -36,21 +37,31 @@ from trainer.model.network import Ensemble, Network
 from trainer.reading import Reading
 from trainer.report.explain import Shares, attention_shares, mean_shares
 from trainer.report.sharpness import Sharpness, sharpness
-from trainer.report.signatures import Signature, attention_on, deaf, oscillating, sharp_minimum
-from trainer.run.folder import load_model, outcome_file, read_facts, read_metrics
+from trainer.report.signatures import (
+    Signature,
+    attention_on,
+    clustered,
+    deaf,
+    few_patients,
+    never_named,
+    oscillating,
+    sharp_minimum,
+    stopped_early,
+    worse_than_confounder,
+)
+from trainer.run.folder import REPORT_FILE, RunFacts, load_model, outcome_file, read_facts, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-REPORT_FILE = "report.html"
-TEMPLATE = "report.html"
-MISTAKES = 6  # of each kind; a sound is some fifty kilobytes
-SUBSET = 32  # held-out windows a member, for sharpness and attention
-EVEN_ODDS = 0.5
-LOUDNESS = 0.1  # RMS of what is played: as recorded, hardly anything would be heard
-INK = "#010203"  # stands for the page's own text colour, which matplotlib cannot know
-COLOURS = ("#3f83c8", "#d9822b", "#3a9d5d", "#a765c4", "#c2504b", "#7f8894")
-STYLE: dict[Any, Any] = {
+TEMPLATE: Final = "report.html"
+MISTAKES: Final = 6  # of each kind; a sound is some fifty kilobytes
+SUBSET: Final = 32  # held-out windows a member, for sharpness and attention
+EVEN_ODDS: Final = 0.5
+LOUDNESS: Final = 0.1  # RMS of what is played: recordings are too quiet to be heard as they are
+INK: Final = "#010203"  # stands for the page's own text colour, which matplotlib cannot know
+COLOURS: Final = ("#3f83c8", "#d9822b", "#3a9d5d", "#a765c4", "#c2504b", "#7f8894")
+STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "respsam",
     "figure.facecolor": "none",
@@ -81,14 +92,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One stretch of a held-out patient that was judged wrongly, to look at and to hear."""
+    """One stretch of a held-out patient that was judged wrongly, with its picture and its sound."""
 
     recording: str
     patient: str
     start_seconds: float
     end_seconds: float
     true: str
-    heard: str
+    predicted: str
     probability: float
     about: str
     """Stethoscope, site, age."""
@@ -141,7 +152,7 @@ def write_report(folder: Path, corpus: Corpus, cache: AudioCache, device: torch.
         "readings": readings,
         "earlier": earlier,
         "times_read": max((one.times_read for one in latest(readings)), default=0),
-        "signatures": list(signatures(outcome, histories, readings, shares, facts.recipe.data.keep)),
+        "signatures": list(signatures(outcome, histories, readings, shares, facts)),
         "shares": asdict(shares),
         "subset": len(np.unique(np.concatenate(chosen))),
         "by_whom": "by the models of all patients, who have met them"
@@ -191,8 +202,8 @@ def _sharpness(
     member: Network, outcome: Outcome, rows: IntArray, cache: AudioCache, front_end: FrontEnd, device: torch.device
 ) -> Sharpness:
     inputs = np.stack([windows(samples, front_end)[0] for samples in _cuts(outcome, rows, cache)])
-    heard, labels = torch.from_numpy(inputs).to(device), torch.from_numpy(outcome.true[rows]).to(device)
-    return sharpness(member, heard, labels, member.config.windows_at_once)
+    inputs_there, labels = torch.from_numpy(inputs).to(device), torch.from_numpy(outcome.true[rows]).to(device)
+    return sharpness(member, inputs_there, labels, member.config.windows_at_once)
 
 
 def signatures(
@@ -200,21 +211,36 @@ def signatures(
     histories: Sequence[Sequence[dict[str, Any]]],
     readings: Sequence[Reading],
     shares: Shares,
-    keep: Literal["best", "last"] = "best",
+    facts: RunFacts,
 ) -> Iterator[Signature]:
-    """The failures that show in a run."""
+    """The failures that show in a run; `outcome` is of its held-out patients."""
     rates = binary_rates(confusion(outcome.true, (outcome.probability >= EVEN_ODDS).astype(np.int64)))
     found = [deaf(rates.sensitivity, rates.specificity, "on held-out patients at probability 0.5")]
     for reading in readings:
         read = reading.binary
         found.append(deaf(read.sensitivity.value, read.specificity.value, f"on {reading.part}, {reading.protocol}"))
+    held_out = facts.choice.readings.values()
+    for where, reading in (
+        *((f"{one.protocol} of held-out patients", one) for one in held_out),
+        *((f"{one.protocol} of {one.corpus} {one.part}", one) for one in latest(readings)),
+    ):
+        alone = {name: value.value for name, value in reading.confounders.items()}
+        found.append(worse_than_confounder(reading.auroc.value, alone, where))
+        found.append(few_patients(reading.patients, where))
+        found.append(never_named(np.array(reading.confusion.counts), where))
+    found.append(stopped_early([*facts.epochs_done, *facts.refit_epochs], facts.recipe.optimizer.epochs))
+    found.append(clustered(outcome.probability, facts.choice.cycle_threshold, "of held-out patients"))
     for number, history in enumerate(histories, 1):
         losses = [row["loss"] for row in history]
         found.append(oscillating(losses, f"member {number}"))
         unseen = [row.get("held_out_loss") for row in history]
-        found.append(sharp_minimum(losses, unseen, f"member {number}", keep))
+        found.append(sharp_minimum(losses, unseen, f"member {number}", facts.recipe.data.keep))
     found += [attention_on("seams", shares.seams), attention_on("silence", shares.silence)]
-    yield from (one for one in found if one is not None)
+    facts_of: dict[tuple[str, str], list[str]] = {}
+    for one in filter(None, found):
+        facts_of.setdefault((one.name, one.remedy), []).append(one.fact)
+    for (name, remedy), seen in facts_of.items():
+        yield Signature(name, "; ".join(seen), remedy)
 
 
 # --- pictures
@@ -260,11 +286,12 @@ def curves(histories: Sequence[Sequence[dict[str, Any]]], best: Sequence[int]) -
                 epochs, values = [row["epoch"] for row in rows], [row[key] for row in rows]
                 colour = COLOURS[number % len(COLOURS)]
                 label = f"member {number + 1}" if style == "-" else None
-                axis.plot(epochs, values, style, color=colour, label=label, linewidth=1.5)
+                axis.plot(epochs, values, f".{style}", color=colour, label=label, linewidth=1.5, markersize=4)
                 at = [(e, v) for e, v in zip(epochs, values, strict=True) if e == best[number]]
                 axis.plot(*zip(*at, strict=True), "o", color=colour, markersize=5) if at else None
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlim(0.5, max((row["epoch"] for history in histories for row in history), default=1) + 0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(histories) > 1:
             axis.legend(fontsize=8)
 
@@ -303,14 +330,14 @@ def reliability(outcomes: Mapping[Protocol, Outcome]) -> Picture:
             bins = np.minimum((one.probability * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
             counts = np.bincount(bins, minlength=CALIBRATION_BINS)
             there = counts > 0
-            said = np.bincount(bins, one.probability, CALIBRATION_BINS)[there] / counts[there]
-            held = np.bincount(bins, abnormal, CALIBRATION_BINS)[there] / counts[there]
+            given = np.bincount(bins, one.probability, CALIBRATION_BINS)[there] / counts[there]
+            share = np.bincount(bins, abnormal, CALIBRATION_BINS)[there] / counts[there]
             error = calibration_error(one.true > 0, one.probability)
-            axis.plot(said, held, color=colour, linewidth=1, alpha=0.6)
+            axis.plot(given, share, color=colour, linewidth=1, alpha=0.6)
             sizes = 6 + 90 * counts[there] / counts.max()
-            axis.scatter(said, held, sizes, color=colour, label=f"{protocol}, ECE {error:.3f}", alpha=0.85)
-        axis.set(xlabel="probability given", ylabel="share abnormal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axis.legend(fontsize=8, loc="upper left", markerscale=0.7)
+            axis.scatter(given, share, sizes, color=colour, label=f"{protocol}, ECE {error:.3f}", alpha=0.85)
+        axis.set(xlabel="probability given", ylabel="share abnormal", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+        axis.legend(fontsize=8, markerscale=0.7)
 
     return _chart(draw, f"reliability in {CALIBRATION_BINS} bins; a dot's size is the bin's share of all")
 
@@ -323,6 +350,7 @@ def sharpness_picture(read: Sequence[Sharpness]) -> Picture:
             losses: Float64Array = np.mean([getattr(one, way) for one in read], axis=0)
             axis.plot(read[0].radii, losses, "o-", color=colour, label=way, linewidth=1.5, markersize=4)
         axis.set(xlabel="radius, share of each filter's norm", ylabel="cross-entropy")
+        axis.ticklabel_format(useOffset=False)
         axis.legend(fontsize=8)
 
     return _chart(draw, "loss with the weights moved; the steeper, the sharper the minimum")
@@ -351,7 +379,7 @@ def _worst(outcome: Outcome, wrong: Any, sign: float) -> list[int]:
 
 def _mistake(outcome: Outcome, row: int, cache: AudioCache, front_end: FrontEnd) -> Mistake:
     samples = _cuts(outcome, np.array([row]), cache)[0][:WINDOW_SAMPLES]
-    heard = level(samples, front_end.level or LOUDNESS)
+    levelled = level(samples, front_end.level or LOUDNESS)
     age = float(outcome.confounders["age"][row])
     about = [outcome.devices[row], outcome.sites[row], "" if np.isnan(age) else f"{age:g} years"]
     return Mistake(
@@ -363,7 +391,7 @@ def _mistake(outcome: Outcome, row: int, cache: AudioCache, front_end: FrontEnd)
         LABELS[outcome.predicted[row]],
         float(outcome.probability[row]),
         ", ".join(filter(None, about)),
-        _data_uri("image/png", _spectrogram(heard, front_end)),
+        _data_uri("image/png", _spectrogram(levelled, front_end)),
         _data_uri("audio/flac", _flac(level(samples, LOUDNESS))),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from torch.nn import functional as F
 
 from trainer.model.network import pool_moments
 
-RADII = (0.005, 0.01, 0.02, 0.05, 0.1)
-DIRECTIONS = 2
-TINY = 1e-12
+RADII: Final = (0.005, 0.01, 0.02, 0.05, 0.1)
+DIRECTIONS: Final = 2
+TINY: Final = 1e-12
 
 Direction = Mapping[str, Tensor]
 

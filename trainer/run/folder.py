@@ -1,38 +1,46 @@
-"""The run folder that `trainer fit` writes, `evaluate` and `export` read: safetensors for weights, else JSON."""
+"""The run folder that `trainer fit` writes, `evaluate` and `export` read: safetensors for weights, else JSON.
+
+Torch is imported where tensors are read: what a folder holds is known without it.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
 from device.bundle import CalibrationBounds, Population, Segmentation, SiteRule, ThresholdChoice
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from firmware_config.files import replacing
-from trainer.corpora.cycle import Source, joined_names
-from trainer.corpora.protocols import Protocol
+from trainer.choices import Protocol
+from trainer.corpora.cycle import Grain, Source, joined_names
 from trainer.documents import first_problem
-from trainer.model.network import Ensemble, Network, network
 from trainer.reading import Reading
 from trainer.run.recipe import Recipe
 
-SCHEMA = 2
-RUN_FILE = "run.json"
-WEIGHTS_FILE = "model.safetensors"
-CHECKPOINT_FILE = "checkpoint.safetensors"
-METRICS_FILE = "metrics.jsonl"
-METRICS_KEYS = {"epoch", "loss", "seconds"}
-EVENTS_FOLDER = "tensorboard"
-LOG_FILE = "log.txt"
-READINGS_FILE = (
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.model.network import Ensemble, Network
+
+SCHEMA: Final = 2
+RUN_FILE: Final = "run.json"
+WEIGHTS_FILE: Final = "model.safetensors"
+CHECKPOINT_FILE: Final = "checkpoint.safetensors"
+METRICS_FILE: Final = "metrics.jsonl"
+METRICS_KEYS: Final = {"epoch", "loss", "seconds"}
+EVENTS_FOLDER: Final = "tensorboard"
+LOG_FILE: Final = "log.txt"
+REPORT_FILE: Final = "report.html"
+READINGS_FILE: Final = (
     "readings.jsonl"  # every reading of this run's accuracy, one a line, so that a test part read twice shows
 )
-DECIDING = {"temperature", "cycle_threshold", "site_rule", "segmentation"}
+LONGEST_VALUES: Final = 40  # characters of the two values of a key that are shown
+DECIDING: Final = {"temperature", "cycle_threshold", "site_rule", "segmentation"}
 
 
 class RunError(RespSAMError):
@@ -40,7 +48,7 @@ class RunError(RespSAMError):
 
 
 class Choice(BaseModel):
-    """What the validation patients decided."""
+    """The choices of the held-out patients."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,6 +89,8 @@ class RunFacts(BaseModel):
     held_out: list[list[str]]
     """By member, the patients that it never met and was validated on."""
     population: Population
+    label_grains: dict[Grain, int] = {}
+    """Recordings by what has a label in them; empty for a run that was made before this was kept."""
     choice: Choice
     epochs_done: list[int]
     """By member."""
@@ -123,7 +133,7 @@ def read_rows(path: Path, keys: set[str], what: str) -> list[dict[str, Any]]:
     return rows
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, Any]) -> None:
     """Safetensors with JSON metadata, replaced atomically; FileError when they cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -133,25 +143,38 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
         save_file(contiguous, partial, {"json": json.dumps(metadata)})
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Inverse of `save_tensors`; RunError names a file that is missing or damaged."""
+    with _opened(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """The metadata alone of what `save_tensors` wrote, without torch; RunError as `load_tensors`."""
+    with _opened(path, "np") as file:
+        metadata: dict[str, Any] = json.loads(file.metadata()["json"])
+    return metadata
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+        with safe_open(path, framework=framework) as file:
+            yield file
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{path}: not a readable checkpoint ({error}); train again or restore it from a backup"
         ) from error
 
 
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with `prefix.`, without it."""
+def under(tensors: "dict[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
+    """The tensors with a name that starts with `prefix.`, by the rest of it."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
 
 
-def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def prefixed(tensors: "dict[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
     """Inverse of `under`."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
@@ -172,7 +195,7 @@ def refit_folder(folder: Path, number: int) -> Path:
 
 
 def outcome_file(folder: Path, protocol: str) -> Path:
-    """Where a run keeps what its members said of the patients that they never met, as `evaluate.load_outcome` reads."""
+    """Where a run keeps its members' predictions for their held-out patients; `load_outcome` reads it."""
     return folder / f"held_out-{protocol}.npz"
 
 
@@ -181,13 +204,37 @@ def begun(folder: Path) -> bool:
     return any(folder.glob(f"member-*/{CHECKPOINT_FILE}"))
 
 
-def assemble(members: Sequence[Network]) -> Network | Ensemble:
+def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which two descriptions of a run differ, and both values where they are short."""
+    found = []
+    for key in dict.fromkeys((*now, *kept)):
+        old, new = kept.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            parent = "" if key == "recipe" else f"{key}."
+            found += [f"{parent}{one}" for one in differences(old, new)]
+        elif old != new:
+            values = f" ({old} there, {new} here)"
+            found.append(key + values * (len(values) <= LONGEST_VALUES))
+    return found
+
+
+def refuse_another(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """RunError where the run that `path` is of differs from the one that is to go on."""
+    if other := differences(kept, now):
+        raise RunError(
+            f"{path}: of a run that differs in {', '.join(other)}; go on with the same, or choose another --out"
+        )
+
+
+def assemble(members: "Sequence[Network]") -> "Network | Ensemble":
     """The model that a run serves: its only member, or the mean of several."""
+    from trainer.model.network import Ensemble
+
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """The facts of a finished run; RunError says what is missing or does not hold."""
+    """The facts of a finished run; RunError names the problem."""
     path = folder / RUN_FILE
     if not path.is_file():
         if begun(folder):
@@ -202,8 +249,12 @@ def read_facts(folder: Path) -> RunFacts:
         raise RunError(f"{path}: {said}; the run is of another version, train again") from error
 
 
-def load_model(folder: Path, facts: RunFacts) -> Network | Ensemble:
+def load_model(folder: Path, facts: RunFacts) -> "Network | Ensemble":
     """The finished model of a run in eval mode; keys and shapes are matched strictly."""
+    import torch
+
+    from trainer.model.network import network
+
     tensors, _ = load_tensors(folder / WEIGHTS_FILE)
     if file_digest(folder / WEIGHTS_FILE) != facts.weights:
         raise RunError(

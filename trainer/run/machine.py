@@ -1,4 +1,4 @@
-"""Where a run trains: one device or several processes, in which precision; Lightning Fabric does the work."""
+"""The machine that a run trains on: one device or several processes, and the precision; by Lightning Fabric."""
 
 import atexit
 import gc
@@ -9,7 +9,7 @@ import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,14 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from device.signal import FloatArray
 from firmware_config.errors import RespSAMError
+from trainer.choices import DeviceKind, Precision
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Precision = Literal["32", "bf16"]
-Told = TypeVar("Told")
+Value = TypeVar("Value")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-LONGEST_WAIT = timedelta(minutes=30)  # of one process for another: calibration on a slow disk, never a healthy step
+LONGEST_WAIT: Final = timedelta(
+    minutes=30
+)  # of one process for another: calibration on a slow disk, never a healthy step
 
 
 class MachineError(RespSAMError):
@@ -84,8 +86,8 @@ class Machine:
         assert isinstance(reduced, Tensor)
         return float(reduced)
 
-    def told(self, value: Told) -> Told:
-        """What process 0 decided."""
+    def broadcast(self, value: Value) -> Value:
+        """The value of process 0."""
         return self.fabric.broadcast(value) if self.processes > 1 else value
 
     def together(self, rows: FloatArray, count: int) -> FloatArray:
@@ -144,7 +146,7 @@ def start(
             f"--processes {processes}: torch sees {torch.cuda.device_count()} GPUs here; ask for as many"
         )
     several = processes * nodes > 1
-    # Fabric calls a name that torch has renamed; nobody who trains can do anything about it
+    # Fabric calls a name that torch has renamed; the user cannot change that
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
     # torch has renamed it; Fabric hands it on
     known = inspect.signature(DistributedDataParallel).parameters
@@ -184,7 +186,7 @@ def keep_freed_memory() -> None:
 
 
 def _part() -> None:
-    """Close the connections, where they are still open; a wrapped module that nobody needs any more holds them too."""
+    """Close the connections, where they are still open; an unused wrapped module keeps them open, too."""
     gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -211,7 +213,7 @@ def follows() -> bool:
 
 def resolved(device: str) -> Literal["cpu", "cuda"]:
     """'cpu' or 'cuda' for auto, cpu or cuda; MachineError for another word or a GPU that is not there."""
-    if device not in ("auto", "cpu", "cuda"):
+    if device not in get_args(DeviceKind):
         raise MachineError(f"--device {device}: not auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise MachineError(

@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what `trainer fit` learns, as a TOML file."""
+"""A recipe: all choices of a training, as a TOML file."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -8,11 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from device.labels import LABELS
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
-from trainer.corpora.splits import HoldOut
+from trainer.choices import CropKind, HoldOut, Precision, Sharpness
 from trainer.documents import first_problem, load
-from trainer.model.mobilenet import MobileNetConfig
-from trainer.model.network import ModelConfig
-from trainer.run.machine import Precision
+from trainer.model.config import MobileNetConfig, ModelConfig
 
 Balance = Literal["none", "class", "binary"]
 
@@ -30,7 +28,7 @@ class OptimizerRecipe(_Section):
 
     rho: float = Field(ge=0.0)
     """Radius of SAM's climb; 0 is plain AdamW."""
-    sharpness: Literal["sam", "asam"] = "sam"
+    sharpness: Sharpness = "sam"
     """'asam' measures the climb relative to each weight (arXiv 2102.11600); its rho is about ten times SAM's."""
     precision: Precision = "32"
     """'bf16' runs forward and backward in bfloat16 autocast; weights and their optimizer stay in float32."""
@@ -57,9 +55,9 @@ class OptimizerRecipe(_Section):
 
 
 class DataRecipe(_Section):
-    """What an epoch draws."""
+    """The draws of an epoch."""
 
-    crops: Literal["random", "events"]
+    crops: CropKind
     """'random': a crop of random length around the event; 'events': the annotated span."""
     crop_seconds: tuple[float, float] = (1.5, 4.0)
     """Shortest and longest random crop; as many from 0.5 to 1 s as from 2 to 4 s."""
@@ -84,13 +82,13 @@ class DataRecipe(_Section):
     refit: int = Field(default=0, ge=0)
     """Models trained on all patients to the end of the schedule, which the run then serves in the members' place.
 
-    The members are then kept at that end, too, so that what their held-out patients choose fits such a model."""
+    The members are then kept at that end, too, so that their held-out patients' thresholds fit such a model."""
     hold_out: HoldOut = "patients"
-    """'patients': stratified folds of them; 'device': one stethoscope a fold, whose patients train none of that
-    fold's model; `refit` models train on every stethoscope."""
+    """'patients': stratified folds of them; 'device': one stethoscope a fold, 'maker': one maker; that fold's model
+    does not train on its patients. `refit` models train on every stethoscope."""
     choose_on: Literal["held-out", "test"] = "held-out"
-    """Who chooses epoch, temperature and thresholds. 'test' is what the literature does and what nobody should: all
-    training patients train, the test part chooses, and every reading of it is flattered."""
+    """The patients that choose epoch, temperature and thresholds. 'test' is common in the literature and wrong: all
+    training patients train, the test part chooses, and every reading of it is too good."""
 
     @property
     def keep(self) -> Literal["best", "last"]:

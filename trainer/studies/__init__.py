@@ -1,1 +1,1 @@
-"""A question, the settings whose comparison answers it, and what they say; the TOML files are the shipped ones."""
+"""A question, the settings that answer it by comparison, and the result; the TOML files are the shipped studies."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -28,10 +28,11 @@ from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, Source
 from trainer.corpora.audio_cache import AudioCache, open_corpora
 from trainer.corpora.decoded import trim
-from trainer.corpora.protocols import Protocol, default_protocol
+from trainer.corpora.protocols import default_protocol
 from trainer.evaluation.evaluate import outcome_on
 from trainer.evaluation.outcome import save_outcome
 from trainer.evaluation.served import of_network
@@ -39,16 +40,17 @@ from trainer.model.network import network
 from trainer.run.folder import WEIGHTS_FILE, load_tensors, read_metrics, save_tensors
 from trainer.run.machine import Machine, start
 from trainer.run.recipe import Recipe
+from trainer.run.request import Request
 from trainer.studies.study import Study, StudyError
-from trainer.training.experiment import Prepared, Request, prepare
+from trainer.training.experiment import Prepared, prepare
 from trainer.training.members import Call, train_members
 from trainer.training.progress import FitView
 from trainer.training.train import identity
 
-CELL_FILE = "cell.json"
-ERROR_FILE = "error.txt"
-START_RAY = "start one with 'ray start --head', or leave --ray out"
-LAYOUT = 3  # raise when the same recipe, seed and corpus would give another result
+CELL_FILE: Final = "cell.json"
+ERROR_FILE: Final = "error.txt"
+START_RAY: Final = "start one with 'ray start --head', or leave --ray out"
+LAYOUT: Final = 3  # raise when the same recipe, seed and corpus would give another result
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _prepared(request: Request, audio_cache: Path) -> Prepared:
 
 
 class CellFacts(BaseModel):
-    """What is known of a trained cell beside its weights and readings."""
+    """Facts of a trained cell beside its weights and readings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -233,7 +235,8 @@ def train_cell(cell: Cell, plan: Plan, prepared: Prepared, fold: tuple[Corpus, C
     for stale in cell.folder.glob("*.npz"):  # of fewer epochs
         stale.unlink()
     request = replace(plan.request, recipe=cell.recipe, seed=cell.seed)
-    call = Call(machine, FitView(Console(quiet=True)), resume=True, minutes=minutes_left(cell, plan.minutes))
+    minutes = minutes_left(cell, plan.minutes)
+    call = Call(machine, FitView(Console(quiet=True)), resume=True, minutes=minutes, whole_epochs=True)
     (member,) = train_members(request, prepared, cell.folder, call, [fold], keep="last").members
     rows = read_metrics(cell.folder, 0)
     facts = CellFacts(
@@ -259,7 +262,7 @@ def minutes_left(cell: Cell, minutes: float | None) -> float | None:
 
 
 def attempt(cell: Cell, plan: Plan) -> str | None:
-    """`finish_cell`; one line of what went wrong, for the other cells go on whatever it was."""
+    """`finish_cell`; returns one line of what went wrong, because the other cells go on whatever it was."""
     with suppress(OSError):  # of an earlier call
         (cell.folder / ERROR_FILE).unlink()
     try:
@@ -283,9 +286,9 @@ def unforeseen(cell: Cell, error: Exception) -> str:
 
 
 def run_cells(
-    cells: Sequence[Cell], plan: Plan, told: Callable[[Cell, str | None], None], jobs: int = 1, cluster: str = ""
+    cells: Sequence[Cell], plan: Plan, ended: Callable[[Cell, str | None], None], jobs: int = 1, cluster: str = ""
 ) -> int:
-    """Finish every cell that is not done; `told` hears of each, with its problem. Returns how many have one.
+    """Finish every cell that is not done; calls `ended` for each, with its problem. Returns how many have one.
 
     One after another in this process, or as tasks of Ray: `jobs` at a time here, or as many as fit into `cluster`, at
     whose address all see the same folders. A worker that dies is replaced, and its cell goes on from its checkpoint.
@@ -294,7 +297,7 @@ def run_cells(
     here = ((cell, attempt(cell, plan)) for cell in left)
     problems = 0
     for cell, problem in here if jobs == 1 and not cluster else _on_ray(left, plan, jobs, cluster):
-        told(cell, problem)
+        ended(cell, problem)
         problems += problem is not None
     return problems
 

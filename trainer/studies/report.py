@@ -1,8 +1,9 @@
-"""What a study says: one table and one picture, with intervals over patients and paired differences."""
+"""The result of a study: one table and one picture, with intervals over patients and paired differences."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from rich.table import Table
@@ -25,13 +26,19 @@ from trainer.metrics import (
     levels,
     patient_bootstrap,
     tally,
+    too_few,
 )
 from trainer.studies.cells import Cell, CellFacts, Target
 from trainer.studies.study import Study
 from trainer.tables import markdown, table
 
-FEW_PATIENTS = 50  # an interval over fewer is wider than anything that a setting changes
-SEEN = {"unknown": "cannot be told", "higher": "higher", "lower": "lower", "neither": "no difference seen"}
+SEEN: Final = {
+    "few": "too few patients",
+    "unknown": "unknown",
+    "higher": "higher",
+    "lower": "lower",
+    "neither": "no difference seen",
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,8 @@ class Line:
 
     @property
     def in_words(self) -> str:
-        """What the difference is worth."""
-        return "" if self.difference is None else SEEN[direction(self.difference)]
+        """What the difference shows."""
+        return "" if self.difference is None else SEEN[direction(self.difference, len(set(self.outcome.patients)))]
 
     @property
     def short(self) -> bool:
@@ -81,8 +88,8 @@ class Line:
         ]
 
 
-HEADINGS = ("setting", "AUROC [95 %]", "difference [95 %]", "seen", "Score [95 %]", "exact", "epochs", "s/step")
-SHOWN = 4  # columns that fit into a terminal; the file has all
+HEADINGS: Final = ("setting", "AUROC [95 %]", "difference [95 %]", "seen", "Score [95 %]", "exact", "epochs", "s/step")
+SHOWN: Final = 4  # columns that fit into a terminal; the file has all
 
 
 def figures(outcome: Outcome, seeds: IntArray) -> Callable[[IntArray], Float64Array]:
@@ -157,9 +164,9 @@ def lines_of(study: Study, cells: Sequence[Cell], targets: Sequence[Target]) -> 
     for target in targets:
         reference: Line | None = None
         for name in names:
-            held = {cell.seed: cell for cell in cells if cell.setting == name and cell.reading(target).is_file()}
-            if held:
-                lines.append(line_of(name, target, targets[0], held, reference))
+            done = {cell.seed: cell for cell in cells if cell.setting == name and cell.reading(target).is_file()}
+            if done:
+                lines.append(line_of(name, target, targets[0], done, reference))
                 reference = lines[-1] if name == study.reference else reference
     return lines
 
@@ -204,11 +211,9 @@ def notes_on(study: Study, lines: Sequence[Line], seeds: int) -> list[str]:
         alone = auroc(outcome.true > 0, outcome.confounders["duration"])
         notes.append(f"{target.words}: length alone reaches AUROC {max(alone, 1 - alone):.3f}.")
         people = len(set(outcome.patients))
-        if people < FEW_PATIENTS or target.elsewhere:
-            few = ", too few for any claim" if people < FEW_PATIENTS else ""
-            notes.append(
-                f"NOTE {target.words} rests on {len(set(outcome.recordings))} recordings of {people} patients{few}."
-            )
+        if (few := too_few(people)) or target.elsewhere:
+            on = f"{len(set(outcome.recordings))} recordings of {people} patients"
+            notes.append(f"NOTE {target.words} rests on {on}{f'; {few}' * bool(few)}.")
     short = {line.setting: line for line in lines if line.short}
     for name, line in short.items():
         longest = max(one.seconds / one.epochs_done for one in line.facts)
@@ -259,7 +264,7 @@ def draw(study: Study, lines: Sequence[Line], path: Path) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.set_xlabel("AUROC, 95 % over patients; dots: single seeds", fontsize=8)
     panels[targets[0]].set_yticks(range(len(settings)), settings)
-    panels[targets[0]].invert_yaxis()
+    panels[targets[0]].set_ylim(len(settings) - 0.4, -0.6)
     figure.suptitle(study.title, fontsize=10)
     # the same picture for the same numbers
     with rc_context({"svg.hashsalt": "respsam"}), replacing(path) as partial:

@@ -1,19 +1,19 @@
-"""A study: a question, and the settings of a recipe whose comparison answers it; a TOML file."""
+"""A study: a question, and the settings of a recipe that answer it by comparison; a TOML file."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from firmware_config.errors import RespSAMError
-from trainer.corpora.protocols import Protocol
+from trainer.choices import Protocol
 from trainer.documents import load, nearest
 from trainer.run.recipe import Recipe, with_changes
 
 # The test part judges no setting; a cell trains one member.
-FIXED = {"data.members": 1, "data.refit": 0, "data.choose_on": "held-out"}
+FIXED: Final = {"data.members": 1, "data.refit": 0, "data.choose_on": "held-out"}
 # All settings of a study are read on the same patients.
-SHARED = (*FIXED, "data.folds", "data.hold_out")
+SHARED: Final = (*FIXED, "data.folds", "data.hold_out")
 
 
 class StudyError(RespSAMError):

@@ -17,15 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from device.runtime import disable_telemetry
-from firmware_config.errors import RespSAMError
-from trainer.model.mobilenet import AudioSetMobileNet, MobileNetConfig
-from trainer.model.network import AST, ModelConfig, Network
+from trainer.model.config import MobileNetConfig, ModelConfig
+from trainer.model.mobilenet import AudioSetMobileNet
+from trainer.model.network import AST, Network
 from trainer.run.folder import file_digest
+from trainer.run.initial import CONFIG_FILE, TENSORS_FILE, CheckpointError, initial_file
 
-HUB: Final = "hub:"
-CONFIG_FILE: Final = "config.json"
-TENSORS_FILE: Final = "model.safetensors"
 # our part -> theirs, N a block's number; as transformers saves ASTModel, and Gong et al. 2021 on timm's DeiT
 HUGGING_FACE: Final[dict[str, tuple[str, ...]]] = {
     "cls_token": ("embeddings.cls_token",),
@@ -56,25 +53,21 @@ ORIGINAL: Final[dict[str, tuple[str, ...]]] = {
 PREFIX: Final = re.compile(r"^(audio_spectrogram_transformer\.|module\.v\.|module\.)")
 # left behind on purpose: AudioSet's 527 classes, and ImageNet's 1000, which DeiT still carries
 HEAD: Final = re.compile(r"(classifier\.(layernorm|dense)|mlp_head\.[01]|head|head_dist)\.(weight|bias)")
-# what an original checkpoint does not say of itself: AudioSet's bands, and DeiT's width of an attention head
+# an original checkpoint does not state these: AudioSet's bands, and DeiT's width of an attention head
 ORIGINAL_MELS: Final = 128
 ORIGINAL_HEAD_WIDTH: Final = 64
 
 
-class CheckpointError(RespSAMError):
-    """A checkpoint that is not there, cannot be read, or is not of this model."""
-
-
 @dataclass(frozen=True)
 class Account:
-    """What became of every tensor of a checkpoint."""
+    """How every tensor of a checkpoint was used."""
 
     file: Path
     """That was read; a file of the hub's cache has the revision in its path."""
     used: int
     """Tensors of the file that are in the model now."""
     fitted: str
-    """What became of the positions of an AST's tokens, in words."""
+    """How the positions of an AST's tokens were fitted, in words."""
     left: tuple[str, ...]
     """Keys of the file that were left behind: heads of other tasks."""
 
@@ -93,14 +86,14 @@ def load_initial(source: str, model: Network, sha256: str = "") -> Account:
 def initial_weights(
     source: str, config: ModelConfig | MobileNetConfig, sha256: str = ""
 ) -> tuple[dict[str, Tensor], Account]:
-    """Weights by name from `hub:OWNER/NAME`, a Hugging Face folder or an original file, and what became of each.
+    """Weights by name from `hub:OWNER/NAME`, a Hugging Face folder or an original file, and how each was used.
 
     CheckpointError, in one line, names the file and what is missing, left over, of another shape, or that it is not the
     file of the hash that the recipe states.
     """
+    file = initial_file(source, config)
     if isinstance(config, MobileNetConfig):
-        return _mobilenet_weights(source, sha256)
-    file = checkpoint_file(source)
+        return _mobilenet_weights(file, sha256)
     folder = file.name == TENSORS_FILE
     read, sizes = (_read_folder if folder else _read_original)(file, config)
     _check_sizes(file, sizes, config)
@@ -122,13 +115,7 @@ def initial_weights(
     return weights, Account(file, len(read) - len(left), fitted, tuple(sorted(left)))
 
 
-def _mobilenet_weights(source: str, sha256: str) -> tuple[dict[str, Tensor], Account]:
-    file = Path(source)
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file}: no weights here; a MobileNet begins at EfficientAT's mn04 .pt (MIT licence, from the releases of "
-            "that project): give it with --init FILE"
-        )
+def _mobilenet_weights(file: Path, sha256: str) -> tuple[dict[str, Tensor], Account]:
     if sha256 and file_digest(file) != sha256:
         raise CheckpointError(
             f"{file}: sha256 {file_digest(file)[:12]}…, the recipe states {sha256[:12]}…; download the file again, or "
@@ -152,38 +139,6 @@ def _mobilenet_weights(source: str, sha256: str) -> tuple[dict[str, Tensor], Acc
     used = {f"trunk.{name}": tensor for name, tensor in read.items() if name.startswith("features.")}
     left = tuple(sorted(name for name in read if not name.startswith("features.")))
     return used, Account(file, len(used), "as they are", left)
-
-
-def checkpoint_file(source: str) -> Path:
-    """The file that `--init` means, downloaded where it is the hub's and not here yet; CheckpointError."""
-    if source.startswith(HUB):
-        return _from_hub(source.removeprefix(HUB))
-    path = Path(source)
-    if path.is_dir():
-        for name in (CONFIG_FILE, TENSORS_FILE):
-            if not (path / name).is_file():
-                raise CheckpointError(f"{path}: no {name} here; --init takes a folder with both, or a .pth file")
-        return path / TENSORS_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no checkpoint here; --init takes {HUB}OWNER/NAME, a folder or a .pth file")
-    return path
-
-
-def _from_hub(name: str) -> Path:
-    disable_telemetry()
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        hf_hub_download(name, CONFIG_FILE)
-        return Path(hf_hub_download(name, TENSORS_FILE))
-    # no network, told to stay offline, no such name, a name that cannot be
-    except (EntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(
-            f"{HUB}{name}: not in the cache and not to be downloaded ({reason}); where there is a network, download "
-            f"{CONFIG_FILE} and {TENSORS_FILE} of {name} into a folder and give it by --init FOLDER"
-        ) from error
 
 
 def _read_folder(file: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -220,7 +175,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(file: Path) -> dict[str, Tensor]:
-    """What torch.save wrote of a model; tensors alone, no code is loaded."""
+    """The tensors that torch.save wrote of a model; no code is loaded."""
     try:
         read = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
@@ -260,7 +215,7 @@ def _check_sizes(file: Path, sizes: Mapping[str, Any], config: ModelConfig) -> N
 
 
 def _part(file: Path, name: str, names: Mapping[str, tuple[str, ...]], left: dict[str, Tensor]) -> Tensor:
-    """Our tensor `name`, whose parts are taken out of `left`; CheckpointError names the key that is missing."""
+    """Our tensor `name`; its parts are taken out of `left`. CheckpointError names the key that is missing."""
     part, kind = re.fullmatch(r"(.+?)(\.weight|\.bias|)", name).groups()  # type: ignore[union-attr]
     number = "".join(re.findall(r"\.\d+\.", part))
     keys = [key.replace(".N.", number) + kind for key in names[re.sub(r"\.\d+\.", ".N.", part)]]
@@ -271,7 +226,7 @@ def _part(file: Path, name: str, names: Mapping[str, tuple[str, ...]], left: dic
 
 
 def _fitted(file: Path, positions: Tensor, sizes: Mapping[str, int], config: ModelConfig) -> tuple[Tensor, str]:
-    """Positions (1, 2 + rows * columns, dim) for the model's columns, and what was done to them.
+    """Positions (1, 2 + rows * columns, dim) for the model's columns, and how they were fitted.
 
     Cropped from the middle (Gong et al. 2021), 11:90 of 101 columns for 798 of 1024 frames; bilinear where too few.
     """

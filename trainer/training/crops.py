@@ -1,6 +1,7 @@
 """From a drawn cycle to a training window: the crop, its labels, its augmentation; all from one seed per draw."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -30,26 +31,25 @@ from device.signal import (
     split,
 )
 from trainer.corpora.audio_cache import AudioCache
-from trainer.corpora.cycle import POOR_QUALITY, Corpus, Cycle, union
+from trainer.corpora.cycle import POOR_QUALITY, WHOLE_RECORDING_SECONDS, Corpus, Cycle, union
 from trainer.corpora.stretches import located, overlapping, place
 from trainer.metrics import Float64Array, IntArray
 from trainer.run.recipe import AugmentationRecipe, DataRecipe, Recipe
 
-ATTEMPTS = 4
-SPANS = 8  # of a crop that are learnt from: the whole of it, and so many annotated cycles less one
+ATTEMPTS: Final = 4
+SPANS: Final = 8  # of a crop that are learnt from: the whole of it, and so many annotated cycles less one
 # so much of a cycle has to lie in the crop: an event sounds all along, a breath's finding may be anywhere in it
-VISIBLE = {"event": 0.6, "cycle": 0.9}
-WHOLE_RECORDING_SECONDS = 4.0  # at least so much of a recording that has one label for all of it
-NEPERS = np.log(10.0) / 10.0  # of power in a decibel
-STEEPEST_DB = 400.0  # of a low-pass, an octave: what a resampler leaves
+VISIBLE: Final = {"event": 0.6, "cycle": 0.9}
+NEPERS: Final = np.log(10.0) / 10.0  # of power in a decibel
+STEEPEST_DB: Final = 400.0  # of a low-pass, an octave: what a resampler leaves
 
 
 def noises(corpus: Corpus) -> list[str]:
-    """Names of the poor quality recordings of patients in whom nothing abnormal was ever heard.
+    """Names of the poor quality recordings of patients without any abnormal cycle.
 
-    A model that has met clean sound alone calls rubbing and talking a crackle: it flagged six of ten stretches of such
-    recordings of held-out patients. Laid under normal and abnormal crops alike, noise tells nothing of the label;
-    taught as normal, it hid the findings beneath it (held-out sensitivity in noise 0.66 instead of 0.91).
+    A model that has met clean sound alone takes rubbing and talking for crackles: it flagged six of ten stretches of
+    such recordings of held-out patients. Mixed into normal and abnormal crops alike, noise does not predict the label.
+    Taught as normal, it hid the findings in it (held-out sensitivity in noise 0.66 instead of 0.91).
     """
     ill = {cycle.patient for cycle in corpus.cycles if cycle.label != "normal"}
     return [one.name for one in corpus.recordings if one.label == POOR_QUALITY and one.patient not in ill]
@@ -64,7 +64,7 @@ def overlaid(samples: FloatArray, below: FloatArray, snr_db: float) -> FloatArra
 
 @dataclass(frozen=True)
 class Crop:
-    """A stretch of a recording, and what its annotation says of all of it; None where it does not say."""
+    """A stretch of a recording, and the label of all of it; None where the annotation does not state one."""
 
     start_seconds: float
     end_seconds: float
@@ -72,7 +72,7 @@ class Crop:
 
 
 class TrainingCrops(Dataset[tuple[Tensor, ...]]):
-    """Windows and what is learnt from them; keys are (epoch, position, cycle index).
+    """Windows and their training targets; keys are (epoch, position, cycle index).
 
     An item is a window (frames, mels), and of each of its SPANS which moments belong to it (SPANS, moments), its class
     (SPANS,) and its weight (SPANS,): first the whole crop, then the annotated cycles in it.
@@ -130,7 +130,7 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
     def spans(
         self, name: str, crop: Crop, seconds: Float64Array, random: np.random.Generator
     ) -> tuple[FloatArray, IntArray, FloatArray]:
-        """Moments (SPANS, moments), classes (SPANS,) and weights (SPANS,) of a crop whose moments are at `seconds`.
+        """Moments (SPANS, moments), classes (SPANS,) and weights (SPANS,) of a crop; its moments are at `seconds`.
 
         A cycle that falls between two moments has the nearest one.
         """
@@ -172,7 +172,7 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
         return min(max(length, cycle.duration_seconds), WINDOW_SECONDS) if grain == "cycle" else length
 
     def crop(self, cycle: Cycle, random: np.random.Generator) -> Crop:
-        """A stretch around a cycle, and what is heard in it: every event of the crop counts, not only the drawn one."""
+        """A stretch around a cycle, and its label: every event of the crop counts, not only the drawn one."""
         if self.data.crops == "events":
             return Crop(cycle.start_seconds, cycle.end_seconds, cycle.label)
         limit = self.cache.seconds(cycle.recording)
@@ -210,7 +210,7 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
 def crops_of(corpus: Corpus, cache: AudioCache, front_end: FrontEnd, recipe: Recipe, seed: int) -> TrainingCrops:
     """The training crops of a corpus, as a recipe draws and varies them."""
     moments = recipe.model.moments
-    # a model of one moment could only be told of the whole crop what is true of a part
+    # a model of one moment would learn the label of a part for the whole crop
     cycle_loss = recipe.optimizer.cycle_loss if moments > 1 else 0.0
     return TrainingCrops(corpus, cache, front_end, recipe.data, recipe.augmentation, seed, moments, cycle_loss)
 

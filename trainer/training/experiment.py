@@ -1,30 +1,18 @@
-"""What a run is made of, read and divided: `trainer fit` makes one of it, `trainer study` many."""
+"""The corpus and the audio of a run, read and divided: `trainer fit` trains one run on them, `trainer study` many."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device.signal import FrontEnd
-from trainer.corpora import Corpus, CorpusError, Source, load_corpora
+from trainer.corpora import Corpus, CorpusError, load_corpora
 from trainer.corpora.audio_cache import AudioCache, with_audio
 from trainer.corpora.splits import Fold, SplitError, families_of, folds_of, refuse_one_kind, refuse_shared_patients
 from trainer.run.folder import RunFacts
-from trainer.run.recipe import DataRecipe, Recipe
+from trainer.run.recipe import DataRecipe
+from trainer.run.request import Request
 from trainer.training.crops import TrainingCrops
 from trainer.training.train import measure_normalisation
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a run is to be made of."""
-
-    recipe: Recipe
-    recipe_name: str
-    sources: tuple[Source, ...]
-    part: str | None = None
-    split: str = "official"
-    lenient: bool = False
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,9 +31,9 @@ class Prepared:
         notes = []
         named = [", ".join(families_of(held, data.hold_out)) for _, held in self.folds]
         if data.members < len(self.folds):
-            told = [f"{name}: {'held out' if n < data.members else 'not held out'}" for n, name in enumerate(named)]
+            sides = [f"{name}: {'held out' if n < data.members else 'not held out'}" for n, name in enumerate(named)]
             every = f"--members {len(self.folds)} holds out each in turn"
-            notes.append(f"of {len(self.folds)} stethoscopes {'; '.join(told)}; {every}")
+            notes.append(f"of {len(self.folds)} stethoscopes {'; '.join(sides)}; {every}")
         never = [name for name in families_of(self.corpus, data.hold_out) if name not in named]
         if never:
             notes.append(f"never held out, as one side would lack normal or abnormal ones: {', '.join(never)}")
@@ -64,7 +52,7 @@ class Opened:
 
 
 def request_of(facts: RunFacts, data: Sequence[Path] = ()) -> Request:
-    """What a run was made of, so that it is read again; `data` are the corpora's folders where they have moved.
+    """The request that a run was made of; `data` are the corpora's folders where they have moved.
 
     SplitError unless these are as many as the run's corpora, in the same order.
     """
@@ -86,7 +74,7 @@ def request_of(facts: RunFacts, data: Sequence[Path] = ()) -> Request:
 def open_run_corpus(request: Request, cache_folder: Path, progress: Callable[[int, int], None] | None = None) -> Opened:
     """Read and decode the corpus that a run is, or was, trained on; CorpusError, AudioError or SplitError.
 
-    All of it at once, so that whoever opens it finds the same audio cache.
+    All of it at once, so that every command finds the same audio cache.
     """
     read = load_corpora(request.sources, part=request.part, split=request.split, lenient=request.lenient, purpose="fit")
     refuse_one_kind(read)
@@ -97,10 +85,10 @@ def open_run_corpus(request: Request, cache_folder: Path, progress: Callable[[in
     if request.split != "as-published" and {one.part for one in tested.recordings} != {"intra"}:
         refuse_shared_patients(read.patients, tested.patients, read.where)
     both = replace(read, recordings=read.recordings + tested.recordings)
-    heard, cache = with_audio(both, cache_folder, lenient=request.lenient, progress=progress)
+    opened, cache = with_audio(both, cache_folder, lenient=request.lenient, progress=progress)
     names = {one.name for one in tested.recordings}
     training, held_out = (
-        replace(heard, recordings=tuple(one for one in heard.recordings if (one.name in names) == side))
+        replace(opened, recordings=tuple(one for one in opened.recordings if (one.name in names) == side))
         for side in (False, True)
     )
     return Opened(training, held_out, cache)
@@ -113,7 +101,7 @@ def open_run(
     request = request_of(facts, data)
     absent = [source.data for source in request.sources if not source.data.exists()]
     if absent:
-        raise CorpusError(f"{absent[0]}: no corpus here, and the run's is needed; say where it is with --data")
+        raise CorpusError(f"{absent[0]}: the run's corpus is not here; name its folder with --data")
     opened = open_run_corpus(request, cache_folder, progress)
     missing = sorted(set(facts.patients) - set(opened.training.patients))
     if missing:
@@ -125,7 +113,7 @@ def open_run(
 
 
 def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int], None] | None = None) -> Prepared:
-    """Read, decode, measure and divide; CorpusError, AudioError or SplitError say what does not hold."""
+    """Read, decode, measure and divide; CorpusError, AudioError or SplitError name the problem."""
     recipe = request.recipe
     opened = open_run_corpus(request, cache_folder, progress)
     training, cache = opened.training, opened.cache
@@ -138,7 +126,7 @@ def prepare(request: Request, cache_folder: Path, progress: Callable[[int, int],
             f"{training.where}: {recipe.data.members} members cannot each hold out another of {len(folds)} folds "
             f"(hold_out = {recipe.data.hold_out}); give --members {len(folds)}"
         )
-    # on those who train the first member: a single member's held-out patients are not even in the mean
+    # on the first member's training patients: a single member's held-out patients must not be in the mean
     plain = TrainingCrops(folds[0][0], cache, recipe.front_end, recipe.data, recipe.augmentation, request.seed)
     # a recipe that states a mean keeps it
     front_end = (

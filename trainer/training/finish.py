@@ -1,9 +1,11 @@
-"""The end of `trainer fit`: the run's weights as one model, and what held-out patients choose about it."""
+"""The end of `trainer fit`: the run's weights as one model, and the thresholds that held-out patients choose."""
 
 import dataclasses
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,12 +13,17 @@ import torch
 from device.bundle import Population, ThresholdChoice
 from firmware_config.files import write_atomically
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora import Corpus, parts_of
-from trainer.corpora.protocols import Protocol, stretch_protocol
+from trainer.corpora.cycle import number_of_grain
+from trainer.corpora.protocols import stretch_protocol
 from trainer.evaluation.evaluate import reading
 from trainer.evaluation.outcome import Outcome, join, read_stretches, save_outcome
-from trainer.evaluation.served import of_run, segmentation_for
+from trainer.evaluation.recordings import gradable, hear
+from trainer.evaluation.score import score
+from trainer.evaluation.served import of_network, of_run, segmentation_for
 from trainer.metrics import fit_temperature
+from trainer.model.network import network
 from trainer.run.folder import (
     RUN_FILE,
     WEIGHTS_FILE,
@@ -27,9 +34,16 @@ from trainer.run.folder import (
     outcome_file,
     save_tensors,
 )
-from trainer.training.experiment import Prepared, Request
+from trainer.run.request import Request
+from trainer.training.experiment import Prepared
 from trainer.training.members import Trained
 from trainer.training.thresholds import choose_thresholds, hear_held_out, operating_rows, rule_in_words
+
+REHEARSED: Final = 8  # recordings
+READINGS: Final = 3  # of stretches, of the live path, of recordings
+REPORT_SECONDS: Final = 10.0  # its pictures
+REPORT_PASSES: Final = 32 * 20  # windows that its sharpness and attention take of a model
+MARGIN: Final = 1.2
 
 
 def finish(
@@ -40,7 +54,7 @@ def finish(
     quality: QualitySettings,
     device: torch.device,
 ) -> RunFacts:
-    """Write the weights to serve as one model, what members said of held-out patients, and `run.json`.
+    """Write the weights to serve as one model, the members' predictions for held-out patients, and `run.json`.
 
     The temperature comes from the default protocol, the thresholds of cycles and sites from the live path.
     Each patient is judged by the member that never met it. These readings are a little too good all the same, because
@@ -53,7 +67,7 @@ def finish(
         np.concatenate([member.logits for member in members]), np.concatenate([member.labels for member in members])
     )
     chosen = choose_thresholds(hear_held_out(members, prepared, request.recipe, temperature, quality, device), cache)
-    # what is written from here on belongs together: without run.json the run counts as unfinished
+    # the files written from here on belong together: without run.json the run counts as unfinished
     (folder / RUN_FILE).unlink(missing_ok=True)
     model = assemble(trained.served)
     save_tensors(folder / WEIGHTS_FILE, model.state_dict(), {"architecture": request.recipe.model.architecture})
@@ -83,6 +97,7 @@ def finish(
         patients=list(corpus.patients),
         held_out=[list(member.held_out.patients) for member in members],
         population=population(corpus),
+        label_grains=number_of_grain(corpus.recordings),
         choice=choice,
         epochs_done=[member.epochs_done for member in members],
         refit_epochs=[one.epochs_done for one in trained.refitted],
@@ -107,8 +122,34 @@ def finish(
     return run
 
 
+def finish_seconds(request: Request, prepared: Prepared, quality: QualitySettings, device: torch.device) -> float:
+    """About how long `finish` and the report take on this machine, by an untrained model on a few recordings."""
+    data, cache = request.recipe.data, prepared.cache
+    served = of_network(
+        network(request.recipe.model).to(device).eval(), device, request.recipe, prepared.front_end, temperature=1.0
+    )
+    held_out = [one for _, corpus in prepared.folds[: data.members] for one in gradable(corpus)]
+    if not held_out:
+        return REPORT_SECONDS
+    few = dataclasses.replace(prepared.corpus, recordings=tuple(held_out[:: -(-len(held_out) // REHEARSED)]))
+    times = sum(cache.seconds(one.name) for one in held_out) / sum(cache.seconds(one.name) for one in few.recordings)
+    began = time.monotonic()
+    hear(few.recordings, cache, served, quality)
+    outcome = read_stretches(few, cache, served, stretch_protocol(prepared.corpus))
+    listening, rows = time.monotonic() - began, len(outcome.true)
+    whole = outcome.at(np.resize(np.arange(rows), round(rows * times)))
+    began = time.monotonic()
+    if rows:
+        score(whole)
+    scoring = time.monotonic() - began
+    began = time.monotonic()
+    served.logits(np.zeros((1, prepared.front_end.frames, prepared.front_end.mels), np.float32))
+    report = REPORT_SECONDS + REPORT_PASSES * (data.refit or data.members) * (time.monotonic() - began)
+    return MARGIN * (listening * times + READINGS * scoring + report)
+
+
 def population(corpus: Corpus) -> Population:
-    """Whom a model trained on this corpus has met."""
+    """The patients of this corpus, in figures: a bundle states them."""
     ages = [recording.age_years for recording in corpus.recordings if recording.age_years is not None]
     return Population(
         youngest_years=min(ages, default=None),

@@ -1,6 +1,6 @@
 """The models of one run: each trains with another fold of the patients held out, and is read on those alone.
 
-Once these have chosen, a recipe may train further ones on all patients, who then serve in their place.
+A recipe may then train further models on all patients, which serve in their place.
 """
 
 import gc
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from trainer.corpora.cycle import Corpus
 from trainer.corpora.splits import Fold
@@ -17,16 +17,17 @@ from trainer.metrics import Float64Array, IntArray
 from trainer.model.network import Network, network
 from trainer.run.folder import member_folder, refit_folder
 from trainer.run.machine import Machine
+from trainer.run.request import Request
 from trainer.training.crops import crops_of
-from trainer.training.experiment import Prepared, Request
-from trainer.training.train import Fit, FitError, Watcher, identity, train
+from trainer.training.experiment import Prepared
+from trainer.training.train import Fit, Watcher, identity, train
 
-SEED_STEP = 1000  # between members, so that no member of one seed repeats a member of the next
+SEED_STEP: Final = 1000  # between members, so that no member of one seed repeats a member of the next
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained model, and what it says of patients whom it has never met."""
+    """One trained model, and its predictions for patients that it has never met."""
 
     model: Network
     held_out: Corpus
@@ -49,14 +50,14 @@ class Refitted:
 
 
 class MemberWatcher(Watcher, Protocol):
-    """A Watcher that also hears which member begins."""
+    """A Watcher that also learns which member begins."""
 
     def member_started(self, number: int, members: int, training: Corpus, held_out: Corpus | None) -> None: ...
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has trained."""
+    """The models that a run has trained."""
 
     members: list[Member]
     refitted: list[Refitted]
@@ -69,12 +70,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a run: on what machine, whether it goes on with what is there, how long, and who watches."""
+    """One call of a run: its machine and its watcher, whether it resumes, and its budget."""
 
     machine: Machine
     watcher: MemberWatcher
     resume: bool = False
     minutes: float | None = None
+    """Of training and of reading the held-out patients afterwards, for all models."""
+    whole_epochs: bool = False
+    """Whether a model trains at least one epoch, and stops between epochs only."""
 
 
 def train_members(
@@ -88,9 +92,9 @@ def train_members(
     """Train a model on each of the folds, then the recipe's `refit` models on all of the corpus, one after another.
 
     The folds are the first ones of `prepared`, unless stated. Each has its checkpoint, and a call that resumes goes on
-    in the last. The call's minutes are shared out evenly over the models that are left. `keep` is the epoch whose
-    weights a member gets, the recipe's unless stated: the last where the held-out patients must not choose; a model of
-    all patients has nobody who could. Raises FitError when a member has no whole epoch.
+    in the last. The call's minutes are shared out evenly over the models that are left. A member keeps the weights of
+    the epoch `keep`, the recipe's unless stated: the last where the held-out patients must not choose. A model of all
+    patients has no held-out patients, and keeps its last. A model that stopped in its first epoch serves as it is.
     """
     began, recipe, corpus = time.monotonic(), request.recipe, prepared.corpus
     folds = prepared.folds[: recipe.data.members] if folds is None else folds
@@ -108,11 +112,17 @@ def train_members(
         where = refit_folder(folder, number - len(folds)) if held_out is None else member_folder(folder, number)
         where.mkdir(parents=True, exist_ok=True)
         known = identity(recipe, corpus, held_out, call.machine.processes)
-        train(fit, where, known, resume=call.resume, minutes=left, watcher=call.watcher)
+        train(
+            fit,
+            where,
+            known,
+            resume=call.resume,
+            minutes=left,
+            watcher=call.watcher,
+            whole_epochs=call.whole_epochs,
+        )
         done = fit.progress.epochs_done
-        if not done:
-            raise FitError(f"{folder}: model {number + 1} has no finished epoch; raise --epochs or --minutes")
-        best = held is not None and keep == "best"
+        best = held is not None and keep == "best" and done > 0
         model = network(recipe.model).to(call.machine.device).eval()
         model.load_state_dict(fit.best_weights if best else fit.serving.state_dict())
         if held_out is None or held is None:

@@ -1,65 +1,106 @@
-"""How a fit goes, on a terminal and in the log."""
+"""How a command goes: its stages on a terminal, as lines every half minute elsewhere, and in the log."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from trainer.corpora.cycle import Corpus
 
-NOTES_SHOWN = 5
-LOG = logging.getLogger("trainer")
+NOTES_SHOWN: Final = 5
+SILENCE_SECONDS: Final = 30.0  # the longest without a line where there is no terminal
+LOG: Final = logging.getLogger("trainer")
 
 
-@contextmanager
-def audio_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that appears with the first call (done, total) of what it yields."""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    # off a terminal a bar that goes leaves an empty line
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task: list[TaskID] = []
+def lasting(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
-    def advance(done: int, total: int) -> None:
-        if not task:
-            bar.start()
-            task.append(bar.add_task(what, total=total))
-        bar.update(task[0], completed=done)
 
-    try:
-        yield advance
-    finally:
-        # a bar that never started would leave an empty line where the error is to stand
-        if task:
-            bar.stop()
+class Stage:
+    """One stage of a command: how far it is, in words and as a share."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.began = name, time.monotonic()
+        self.done, self.total, self.where, self.left = 0, 0, "", float("nan")
+
+    def advance(self, done: int, total: int) -> None:
+        """So many of all are done."""
+        self.done, self.total = done, total
+        self.where = f"{done} of {total}"
+        self.left = self.seconds / max(done, 1) * (total - done)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+    @property
+    def in_words(self) -> str:
+        """`reading audio: 120 of 1949, 40 s left`."""
+        known = self.left == self.left
+        left = f"about {lasting(self.left)} left" if known else f"for {lasting(self.seconds)}"
+        return f"{self.name}: {', '.join(filter(None, (self.where, left)))}"
 
 
 class FitView:
-    """Progress of `trainer fit`: one bar an epoch with loss, samples/s and the time left, one line when it is over."""
+    """The stages of a command on a console; `trainer fit` is one of its watchers.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} samples/s "),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self.task: TaskID | None = None
+    A terminal shows a bar for the present stage, and a line for each that has ended. Elsewhere a line says every half
+    minute how far it is.
+    """
 
-    def __enter__(self) -> "FitView":
-        self.bar.start()
-        return self
+    def __init__(self, console: Console, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self.console, self.silence_seconds = console, silence_seconds
+        self.now: Stage | None = None
+        self.ends = float("inf")
+        """The moment (monotonic) at which training has to end."""
+        self._model = (0, 1)
+        self._epoch = (0, 1, 1)
+        self._first: tuple[int, float] | None = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Show that this is what happens now; yields what takes (done, total)."""
+        stage = self.now = Stage(name)
+        over = threading.Event()
+        shown = threading.Thread(target=self._show, args=(stage, over), daemon=True)
+        if not self.console.quiet:
+            shown.start()
+        try:
+            yield stage.advance
+        except BaseException:
+            self._end(shown, over)
+            raise
+        self._end(shown, over)
+        LOG.info("stage ends", extra={"fields": {"stage": name, "seconds": round(stage.seconds, 1)}})
+        if self.console.is_terminal or stage.seconds >= self.silence_seconds:
+            self.say(f"{name}: done in {lasting(stage.seconds)}")
+
+    def _end(self, shown: threading.Thread, over: threading.Event) -> None:
+        self.now = None
+        over.set()
+        if shown.is_alive():
+            shown.join()
+
+    def _show(self, stage: Stage, over: threading.Event) -> None:
+        """Until the stage is over."""
+        if not self.console.is_terminal:
+            while not over.wait(self.silence_seconds):
+                self.say(stage.in_words)
+            return
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20))
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(stage.name, total=None)
+            while not over.wait(0.1):
+                bar.update(task, description=stage.in_words, completed=stage.done, total=stage.total or None)
 
     def say(self, line: str) -> None:
         """A line that stays, as it is."""
@@ -76,24 +117,38 @@ class FitView:
         """One line: who trains and who is held out."""
         sizes = {"training": len(training.patients), "held_out": len(held_out.patients) if held_out else 0}
         LOG.info("model begins", extra={"fields": {"number": number + 1, "of": members, **sizes}})
-        which = f"model {number + 1} of {members}: " if members > 1 else ""
+        self._model = number, members
         others = (
             f"{len(held_out.patients)} are held out ({len(held_out.cycles)} cycles)" if held_out else "none is held out"
         )
-        self.console.print(
-            f"{which}{len(training.patients)} patients train ({len(training.cycles)} cycles), {others}", highlight=False
+        self.say(
+            f"{self._which}{len(training.patients)} patients train ({len(training.cycles)} cycles), {others}",
         )
 
+    @property
+    def _which(self) -> str:
+        number, members = self._model
+        return f"model {number + 1} of {members}: " if members > 1 else ""
+
     def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
-        """A new bar."""
-        if self.task is not None:
-            self.bar.remove_task(self.task)
-        self.task = self.bar.add_task("", total=steps, epoch=f"{epoch + 1}/{epochs}", loss=float("nan"), rate=0.0)
+        """The steps of an epoch follow."""
+        self._epoch, self._first = (epoch, epochs, steps), None
 
     def stepped(self, step: int, loss: float, samples_per_second: float) -> None:
-        """Move it."""
-        if self.task is not None:
-            self.bar.update(self.task, completed=step, loss=loss, rate=samples_per_second)
+        """Say where training is; the time left is that of all steps of all models, but for readings between epochs."""
+        (number, members), (epoch, epochs, steps), now = self._model, self._epoch, time.monotonic()
+        self._first = first, began = self._first or (step, now)
+        stage = self.now
+        if stage is None:
+            return
+        stage.where = (
+            f"{self._which}epoch {epoch + 1}/{epochs}, step {step}/{steps}, loss {loss:.3f}, "
+            f"{samples_per_second:.{0 if samples_per_second >= 10 else 1}f} samples/s"
+        )
+        stage.done, stage.total = step, steps
+        if step > first:
+            left = (epochs - epoch) * steps - step + (members - number - 1) * epochs * steps
+            stage.left = min(left * (now - began) / (step - first), max(self.ends - now, 0.0))
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """One line that stays."""
@@ -104,6 +159,4 @@ class FitView:
             if "score" in row
             else ""
         )
-        self.console.print(
-            f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  {read}{row['seconds']:.0f} s", highlight=False
-        )
+        self.say(f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  {read}{row['seconds']:.0f} s")

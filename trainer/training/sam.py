@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-ADAPTIVE_FLOOR = 0.01  # eta of arXiv 2102.11600: a weight of zero can still be perturbed
+ADAPTIVE_FLOOR: Final = 0.01  # eta of arXiv 2102.11600: a weight of zero can still be perturbed
 
 
 class SAM:
@@ -57,7 +57,7 @@ class SAM:
         self._origins = {}
 
     def step(self) -> None:
-        """One step of the base optimizer with the gradients now held."""
+        """One step of the base optimizer with the present gradients."""
         if self._origins:
             raise RuntimeError("SAM.step before restore: the weights still stand on the perturbed point")
         self.base.step()
@@ -67,18 +67,27 @@ class SAM:
         self.base.zero_grad(set_to_none=True)
 
 
+def random_state(device: torch.device) -> Tensor:
+    """The state (n,) of torch's random numbers, which dropout draws from; uint8."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
+
+
+def restore_random_state(state: Tensor, device: torch.device) -> None:
+    """Inverse of `random_state`."""
+    size = torch.get_rng_state().numel()
+    torch.set_rng_state(state[:size])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[size:], device)
+
+
 @contextmanager
 def same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
     """Yields a function that rewinds torch's random state to where the block began, so dropout repeats its masks."""
-    cpu_state = torch.get_rng_state()
-    cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def rewind() -> None:
-        torch.set_rng_state(cpu_state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state(cuda_state, device)
-
-    yield rewind
+    state = random_state(device)
+    yield lambda: restore_random_state(state, device)
 
 
 @contextmanager
@@ -105,9 +114,9 @@ def backward_twice(
     unshared: Callable[[], AbstractContextManager[None]] = nullcontext,
     backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> Tensor:
-    """Gradient of `scale` * loss at the climbed point, added to what the parameters held.
+    """Gradient of `scale` * loss at the climbed point, added to the gradients that the parameters had.
 
-    Returns the first pass's loss, or the second's where that one is no number.
+    Returns the first pass's loss, or the second's where that one is not finite.
 
     `loss_of` runs one forward of one micro-batch. Both passes see the same dropout. With rho = 0 it is one plain pass.
     Among several processes the first pass runs inside `unshared`: each climbs along its own gradient (m-sharpness per
@@ -117,7 +126,7 @@ def backward_twice(
         loss = loss_of()
         backward(loss * scale)
         return loss.detach()
-    held = {p: p.grad for p in model.parameters() if p.grad is not None}
+    earlier = {p: p.grad for p in model.parameters() if p.grad is not None}
     sam.zero_grad()
     with same_randomness(device) as rewind:
         with unshared():
@@ -125,8 +134,8 @@ def backward_twice(
             backward(first)
         sam.climb()
         sam.zero_grad()
-        # before the second pass: where it averages over processes, the gradients held so far must be in it
-        for parameter, gradient in held.items():
+        # before the second pass: where it averages over processes, the earlier gradients must be in it
+        for parameter, gradient in earlier.items():
             parameter.grad = gradient
         rewind()
         with frozen_batch_statistics(model):

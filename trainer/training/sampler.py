@@ -25,7 +25,7 @@ def weights(
 
     Corpora are divided into stethoscopes, these into classes, these into patients. At each level a part of c cycles is
     drawn in proportion to c ** (1 - its balance): 0 draws every cycle alike, 1 every part, however many cycles it has.
-    `balance` says which classes there are: 'class' all four (inverse class frequency, arXiv 2512.22564), 'binary'
+    `balance` chooses the classes: 'class' all four (inverse class frequency, arXiv 2512.22564), 'binary'
     normal and abnormal, with the natural mix inside each (a class of thirty events is then not shown a hundred times an
     epoch), 'none' one.
     """

@@ -1,25 +1,27 @@
-"""Where thresholds are chosen: of cycles and of sites, on what the live path shows of held-out patients."""
+"""Thresholds of cycles and sites, chosen on held-out patients' recordings through the live path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 
 from device.bundle import CalibrationBounds, SiteRule
 from firmware_config.settings import QualitySettings
+from trainer.choices import Protocol
 from trainer.corpora.audio_cache import AudioCache
-from trainer.corpora.protocols import Protocol
 from trainer.evaluation.outcome import Outcome, of_heard, of_shown
 from trainer.evaluation.recordings import Heard, calibration_of, fit_site_rule, gradable, hear, rejudged, voices
 from trainer.evaluation.served import UNFITTED, of_network
 from trainer.metrics import Float64Array, balanced_curve, best_row
 from trainer.run.recipe import Recipe
-from trainer.training.experiment import Prepared, Request
+from trainer.run.request import Request
+from trainer.training.experiment import Prepared
 from trainer.training.members import Member
 from trainer.training.train import FitError
 
-CURVE_ROWS = 101
+CURVE_ROWS: Final = 101
 
 
 def rule_in_words(request: Request) -> str:
@@ -30,10 +32,10 @@ def rule_in_words(request: Request) -> str:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What held-out patients choose, and how they are read with it."""
+    """The thresholds that held-out patients choose, and their own outcomes at these."""
 
     protocol: Protocol
-    """What the cycle threshold was chosen on."""
+    """The protocol on which the cycle threshold was chosen."""
     cycle_threshold: float
     cycle_curve: Float64Array
     site_rule: SiteRule

@@ -1,16 +1,19 @@
 """`trainer fit`: corpus -> patient-wise split -> WRS -> SAM(AdamW) -> best epoch by validation patients.
 
-Every epoch ends in one atomic checkpoint, and everything random is derived from (seed, epoch, position); so a run that
-was killed goes on with `resume` to the bit-identical result of one that was not (same machine, same thread count).
+Every epoch ends in one atomic checkpoint, as does a call whose minutes are over in the middle of one. Everything random
+is derived from (seed, epoch, position) or kept in the checkpoint; so a run that stopped or was killed goes on with
+`resume` to the bit-identical result of one that did not (same machine, same thread count).
 """
 
 import dataclasses
 import hashlib
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import torch
@@ -23,35 +26,38 @@ from device.labels import LABELS
 from device.model.judgement import abnormal_probability
 from device.signal import FrontEnd, raw_window, split
 from firmware_config.errors import RespSAMError
-from firmware_config.files import write_atomically
+from firmware_config.files import FileError, write_atomically
 from trainer.corpora.cycle import Corpus
 from trainer.corpora.splits import family
 from trainer.corpora.stretches import located
 from trainer.evaluation.validation import Validation
 from trainer.metrics import Float64Array, IntArray, auroc, choose_threshold
-from trainer.model.network import Network, network
+from trainer.model.network import Network, network, predict
 from trainer.run.folder import (
     CHECKPOINT_FILE,
     EVENTS_FOLDER,
     LOG_FILE,
     METRICS_FILE,
-    RUN_FILE,
     begun,
     load_tensors,
     prefixed,
+    refuse_another,
     save_tensors,
     under,
 )
 from trainer.run.machine import Machine
 from trainer.run.recipe import DataRecipe, OptimizerRecipe, Recipe
 from trainer.training.checkpoints import load_initial
+from trainer.training.clock import Clock
 from trainer.training.crops import TrainingCrops
-from trainer.training.sam import SAM, backward_twice
+from trainer.training.sam import SAM, backward_twice, random_state, restore_random_state
 from trainer.training.sampler import draw, weights
 
-NORMALISATION_CROPS = 1024
-NOWHERE = 1e-12  # weight of a moment outside of a span: its logarithm is still a number
-RANK_STEP = 7_919_993  # between the seeds of two processes
+NORMALISATION_CROPS: Final = 1024
+NOWHERE: Final = 1e-12  # weight of a moment outside of a span: its logarithm is still a number
+RANK_STEP: Final = 7_919_993  # between the seeds of two processes
+TIMED_WINDOWS: Final = 16
+MEAN_LOSSES: Final = 50  # micro-batches whose mean loss is shown
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -60,7 +66,7 @@ class FitError(RespSAMError):
 
 
 class Watcher(Protocol):
-    """Whoever shows how training goes; every call is optional to act on."""
+    """Shows how training goes; may ignore any call."""
 
     def epoch_started(self, epoch: int, epochs: int, steps: int) -> None: ...
 
@@ -71,24 +77,51 @@ class Watcher(Protocol):
 
 @dataclass
 class Progress:
-    """What a checkpoint carries beside tensors."""
+    """How far training is; a checkpoint carries it beside its tensors."""
 
     epochs_done: int = 0
+    steps_done: int = 0
+    """Of the next epoch, where the last call stopped within it."""
+    seconds_spent: float = 0.0
+    """On these steps."""
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = -1
     best: tuple[float, float] = (-1.0, -1.0)
     """Score and AUROC of the best epoch."""
 
 
-def prepare_folder(folder: Path, resume: bool) -> None:
-    """Make the run folder; FitError when it holds a run that would be overwritten, or cannot be written."""
-    if not resume and ((folder / RUN_FILE).exists() or begun(folder)):
-        raise FitError(f"{folder}: already holds a run; go on with it by --resume, or choose another --out")
+@contextmanager
+def run_folder(folder: Path) -> Iterator[None]:
+    """Make the run folder; where the block fails before a checkpoint is there, it is as it was before.
+
+    FitError when it cannot be written.
+    """
+    absent = [one for one in (folder, *folder.parents) if not one.exists()]
+    before = set() if absent else set(folder.iterdir()) if folder.is_dir() else set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_log(folder, [])
-    except OSError as error:
-        raise FitError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    except (OSError, FileError) as error:
+        _remove_new(folder, absent, before)
+        reason = getattr(error, "strerror", None) or getattr(error.__cause__, "strerror", error)
+        raise FitError(f"{folder}: cannot be written ({reason}); choose another --out") from error
+    try:
+        yield
+    except BaseException:
+        if not begun(folder):
+            _remove_new(folder, absent, before)
+        raise
+
+
+def _remove_new(folder: Path, absent: Sequence[Path], before: Collection[Path]) -> None:
+    """Remove what a failed run has made: `folder` with those of its parents that were absent, or what is new in it."""
+    if absent:
+        for path in (folder, *absent):
+            with suppress(OSError):  # a parent that holds something else by now stays
+                shutil.rmtree(path) if path == folder else path.rmdir()
+        return
+    for path in set(folder.iterdir()) - set(before) if folder.is_dir() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_log(folder: Path, notes: Sequence[str]) -> None:
@@ -98,7 +131,7 @@ def write_log(folder: Path, notes: Sequence[str]) -> None:
 
 
 def identity(recipe: Recipe, corpus: Corpus, held_out: Corpus | None, processes: int = 1) -> dict[str, Any]:
-    """What a checkpoint must share with the run that resumes it.
+    """The facts that a checkpoint must share with the run that resumes it.
 
     The recipe, every recording with its annotation (one without cycles moves patients between the folds, too), the
     patients held out, and how many processes share a step.
@@ -186,7 +219,7 @@ def pooled(logits: Tensor, members: Tensor) -> Tensor:
 
 
 class Learner(nn.Module):
-    """From a micro-batch to its loss: what is wrapped for several processes, another precision or compilation."""
+    """From a micro-batch to its loss; wrapped for several processes, another precision or compilation."""
 
     def __init__(self, model: Network) -> None:
         super().__init__()
@@ -240,6 +273,10 @@ class Fit:
         self.sam = SAM(base, recipe.optimizer.rho, adaptive=recipe.optimizer.sharpness == "asam")
         self.wrapped = machine.set_up(self.learner)
         self.progress = Progress()
+        self.unfinished: dict[str, Tensor] = {}
+        """In the middle of an epoch, what each process has of its own, by name: (processes, n)."""
+        self.losses: list[float] = []
+        """Of this process's micro-batches of the epoch."""
         self.best_weights: dict[str, Tensor] = {}
         self.probabilities = probabilities(crops, recipe.data)
         self.draws = recipe.data.draws or len(crops.cycles)
@@ -257,56 +294,105 @@ class Fit:
             if position // optimizer.batch % processes == self.machine.rank
         ]
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """This process's micro-batches of one epoch, mixed up.
+    def mixtures(self, random: np.random.Generator) -> list[tuple[float, IntArray]]:
+        """Mixup of the processes' next micro-batches: the share of each, and the order (batch,) that it is mixed with.
+
+        Drawn for all of them: the same mixtures however many share the work.
+        """
+        strength, batch = self.recipe.augmentation.mixup, self.recipe.optimizer.batch
+        return [
+            (float(random.beta(strength, strength)), random.permutation(batch)) for _ in range(self.machine.processes)
+        ]
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """This process's micro-batches of one epoch from number `first` on, mixed up.
 
         Windows (batch, frames, mels), and of every span its moments (batch, spans, moments), soft targets (batch,
         spans, classes) and weight (batch, spans). A mixture has the spans of both its windows, each with its share.
         """
         optimizer, device = self.recipe.optimizer, self.machine.device
         # the epoch's keys are the sampler: workers may take them in any order and still cut the same windows
-        loader = DataLoader(self.crops, optimizer.batch, sampler=self.drawn(epoch), num_workers=self.machine.workers)
-        random = np.random.default_rng((self.seed, epoch, 3))
+        keys = self.drawn(epoch)[first * optimizer.batch :]
+        loader = DataLoader(self.crops, optimizer.batch, sampler=keys, num_workers=self.machine.workers)
+        random, mixup = np.random.default_rng((self.seed, epoch, 3)), self.recipe.augmentation.mixup
+        for _ in range(first if mixup else 0):
+            self.mixtures(random)
         for windows, members, classes, shares in loader:
             targets = soft_targets(classes, optimizer.label_smoothing)
-            mixup = self.recipe.augmentation.mixup
             if mixup:
-                # drawn for the other processes' micro-batches, too: the same mixtures however many share the work
-                mixtures = [
-                    (float(random.beta(mixup, mixup)), random.permutation(len(windows)))
-                    for _ in range(self.machine.processes)
-                ]
-                share, order = mixtures[self.machine.rank][0], torch.from_numpy(mixtures[self.machine.rank][1])
+                share, mixed = self.mixtures(random)[self.machine.rank]
+                order = torch.from_numpy(mixed)
                 windows = share * windows + (1.0 - share) * windows[order]
                 members, targets = (torch.cat([one, one[order]], dim=1) for one in (members, targets))
                 shares = torch.cat([share * shares, (1.0 - share) * shares[order]], dim=1)
             yield windows.to(device), members.to(device), targets.to(device), shares.to(device)
 
-    def train_epoch(self, epoch: int, watcher: Watcher) -> float:
-        """One epoch of SAM steps; returns the mean loss of all processes. FitError on a loss that is not finite."""
-        optimizer = self.recipe.optimizer
+    def train_epoch(self, epoch: int, watcher: Watcher, clock: Clock) -> bool:
+        """Take the steps that are left of an epoch; False where the clock stops it.
+
+        FitError on a loss that is not finite.
+        """
+        optimizer, first = self.recipe.optimizer, self.progress.steps_done * self.recipe.optimizer.accumulation
         # dropout; an epoch is the same wherever a resume begins, and no process repeats another's masks
         torch.manual_seed(self.seed * 100_003 + epoch + RANK_STEP * self.machine.rank)
         self.wrapped.train()
         watcher.epoch_started(epoch, optimizer.epochs, self.steps_per_epoch)
-        began, losses = time.monotonic(), []
-        for number, batch in enumerate(self.batches(epoch)):
+        began = time.monotonic()
+        for number, batch in enumerate(self.batches(epoch, first), first):
+            if number == first:
+                # not earlier: the loader's start draws from torch's random numbers
+                self.take_up()
             last = (number + 1) % optimizer.accumulation == 0
             loss = self.micro_step(batch, last)
             if not np.isfinite(loss):
                 raise self.lost(f"the loss is {loss}", epoch, number)
-            losses.append(loss)
+            self.losses.append(loss)
             if last:
                 step = number // optimizer.accumulation
                 norm = self.step(epoch * self.steps_per_epoch + step)
                 if not np.isfinite(norm):
                     raise self.lost(f"the gradient's norm is {norm}", epoch, number)
-                samples = (number + 1) * optimizer.batch * self.machine.processes
-                watcher.stepped(step + 1, float(np.mean(losses[-50:])), samples / (time.monotonic() - began))
-        return self.machine.mean(float(np.mean(losses)))
+                samples = (number + 1 - first) * optimizer.batch * self.machine.processes
+                shown = float(np.mean(self.losses[-MEAN_LOSSES:]))
+                watcher.stepped(step + 1, shown, samples / (time.monotonic() - began))
+                self.progress.steps_done = step + 1
+                if clock.stops_step(self.steps_per_epoch - step - 1):
+                    self.put_down(epoch)
+                    return False
+        return True
+
+    def put_down(self, epoch: int) -> None:
+        """Between two steps of an epoch: gather what each process has of its own."""
+        self.refuse_lost_weights(epoch)
+        own = {
+            "losses": np.array(self.losses, np.float32),
+            "random": random_state(self.machine.device).numpy().astype(np.float32),
+        }
+        if buffers := [buffer.cpu().numpy().ravel() for buffer in self.buffers()]:
+            own["buffers"] = np.concatenate(buffers)
+        count = self.machine.processes
+        self.unfinished = {name: torch.from_numpy(self.machine.together(row[None], count)) for name, row in own.items()}
+
+    def take_up(self) -> None:
+        """Inverse of `put_down`; nothing at the start of an epoch."""
+        if not self.unfinished:
+            return
+        own = {name: rows[self.machine.rank] for name, rows in self.unfinished.items()}
+        self.losses = own["losses"].tolist()
+        restore_random_state(own["random"].to(torch.uint8), self.machine.device)
+        if buffers := self.buffers():
+            kept = torch.split(own["buffers"], [one.numel() for one in buffers])
+            for buffer, values in zip(buffers, kept, strict=True):
+                buffer.copy_(values.reshape(buffer.shape))
+        self.unfinished = {}
+
+    def buffers(self) -> list[Tensor]:
+        """The running averages of batch norms, which each process has of the windows that it saw."""
+        found = (*self.model.buffers(), *self.average.buffers())
+        return [buffer for buffer in found if buffer.is_floating_point()]
 
     def lost(self, what: str, epoch: int, number: int) -> FitError:
-        """What ends a run whose numbers are none any more; nothing of its step is kept."""
+        """The error that ends a run with a loss or a gradient that is not finite; its step is not taken."""
         return FitError(
             f"{what} in epoch {epoch + 1}, in a batch of {self.names_of(epoch, number)}; look at these recordings or "
             "lower the learning rate; the last finished epoch is kept"
@@ -363,27 +449,46 @@ class Fit:
             "held_out_loss": surprise(logits, validation.labels),
         }
 
-    def run_epoch(self, watcher: Watcher) -> None:
-        """Train, validate where somebody is held out, remember the best."""
-        epoch, began = self.progress.epochs_done, time.monotonic()
-        loss = self.train_epoch(epoch, watcher)
-        # the last step of an epoch has no loss after it that would tell
+    def refuse_lost_weights(self, epoch: int) -> None:
+        """FitError where weights are not finite; after the last step no loss would show it."""
         if not all(bool(parameter.isfinite().all()) for parameter in self.learner.parameters()):
             raise FitError(
                 f"the weights are no numbers any more at the end of epoch {epoch + 1}; lower the learning rate or set "
                 "clip_norm; the last finished epoch is kept"
             )
+
+    def reading_seconds(self) -> float:
+        """About how long a reading of the held-out patients takes, from a few of their windows."""
+        if self.validation is None:
+            return 0.0
+        few = self.validation.inputs[: self.model.config.windows_at_once][:TIMED_WINDOWS]
+        began = time.monotonic()
+        predict(self.serving, few, self.machine.device)
+        return (time.monotonic() - began) * len(self.validation.inputs) / len(few) / self.machine.processes
+
+    def run_epoch(self, watcher: Watcher, clock: Clock) -> bool:
+        """Train, validate where patients are held out, remember the best; False where the clock stopped it before."""
+        epoch, began = self.progress.epochs_done, time.monotonic() - self.progress.seconds_spent
+        if not self.train_epoch(epoch, watcher, clock):
+            self.progress.seconds_spent = time.monotonic() - began
+            return False
+        loss = self.machine.mean(float(np.mean(self.losses)))
+        self.refuse_lost_weights(epoch)
         step_seconds = (time.monotonic() - began) / self.steps_per_epoch
         self.machine.same_buffers(self.model, self.average)
+        validating = time.monotonic()
         readings = {} if self.validation is None else self.validate(self.validation)
+        clock.read(time.monotonic() - validating)
         seconds = time.monotonic() - began
         row = {"epoch": epoch + 1, "loss": loss, **readings, "seconds": round(seconds, 1), "step_seconds": step_seconds}
         self.progress.history.append(row)
-        self.progress.epochs_done = epoch + 1
+        self.progress.epochs_done, self.progress.steps_done, self.progress.seconds_spent = epoch + 1, 0, 0.0
+        self.losses = []
         if readings and (readings["score"], readings["auroc"]) > tuple(self.progress.best):
             self.progress.best, self.progress.best_epoch = (readings["score"], readings["auroc"]), epoch + 1
             self.best_weights = {name: t.detach().clone() for name, t in self.serving.state_dict().items()}
         watcher.epoch_ended(row)
+        return True
 
     def save(self, folder: Path, identity: dict[str, Any]) -> None:
         """One atomic checkpoint of everything, and the metrics so far."""
@@ -394,6 +499,7 @@ class Fit:
             **prefixed(self.average.state_dict(), "average"),
             **prefixed(self.best_weights, "best"),
             **prefixed(moments, "optimizer"),
+            **prefixed(self.unfinished, "epoch"),
         }
         metadata = {"identity": identity, "seed": self.seed, "progress": dataclasses.asdict(self.progress)}
         save_tensors(folder / CHECKPOINT_FILE, tensors, metadata)
@@ -401,19 +507,13 @@ class Fit:
         write_atomically(folder / METRICS_FILE, rows)
 
     def load(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Inverse of `save`; FitError when the checkpoint belongs to another recipe or seed."""
+        """Inverse of `save`; RunError when the checkpoint belongs to another recipe or seed."""
         tensors, metadata = load_tensors(folder / CHECKPOINT_FILE)
-        if (metadata["identity"], metadata["seed"]) != (identity, self.seed):
-            kept = {**metadata["identity"], "seed": metadata["seed"]}
-            now = {**identity, "seed": self.seed}
-            other = ", ".join(key.replace("_", " ") for key in now if kept.get(key) != now[key])
-            raise FitError(
-                f"{folder / CHECKPOINT_FILE}: of a run that differs in {other}; go on with the same, or choose another "
-                "--out"
-            )
+        kept = {**metadata["identity"], "seed": metadata["seed"]}
+        refuse_another(folder / CHECKPOINT_FILE, kept, {**identity, "seed": self.seed})
         self.model.load_state_dict(under(tensors, "model"))
         self.average.load_state_dict(under(tensors, "average"))
-        self.best_weights = under(tensors, "best")
+        self.best_weights, self.unfinished = under(tensors, "best"), under(tensors, "epoch")
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in under(tensors, "optimizer").items():
             index, key = name.split(".", 1)
@@ -431,7 +531,7 @@ def _json(row: dict[str, Any]) -> str:
 
 
 class Events:
-    """What metrics.jsonl holds, for `tensorboard --logdir RUN`; resuming hides what came after the checkpoint."""
+    """The rows of metrics.jsonl for `tensorboard --logdir RUN`; resuming hides those after the checkpoint."""
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -454,12 +554,14 @@ def train(
     resume: bool,
     minutes: float | None,
     watcher: Watcher,
+    whole_epochs: bool = False,
 ) -> None:
-    """Epochs until the schedule's end, or until the next one would not fit into `minutes`.
+    """Steps until the schedule's end, or until the next one and a reading of the held-out patients do not fit.
 
-    At least one, unless none of the `minutes` is left and an earlier call has trained one.
+    At least one step, unless none of the `minutes` is left and an earlier call has trained one. With `whole_epochs` at
+    least one epoch, and none that would not fit.
     """
-    longest, events = 0.0, None
+    events = None
     try:
         if resume and (folder / CHECKPOINT_FILE).is_file():
             fit.load(folder, identity)
@@ -469,21 +571,20 @@ def train(
             raise FitError(
                 f"{folder}: the processes do not see the same checkpoint there; give an --out on a disk that all share"
             )
-        began = time.monotonic()
         events = Events(folder, fit.progress.epochs_done) if fit.machine.rank == 0 else None
-        while fit.progress.epochs_done < fit.recipe.optimizer.epochs:
-            spent, done = time.monotonic() - began, fit.progress.epochs_done
-            over = minutes is not None and (
-                (longest > 0.0 and spent + longest > 60 * minutes) or (done > 0 and minutes <= 0.0)
-            )
-            if fit.machine.told(over):
+        reading_seconds = 0.0 if minutes is None or whole_epochs else fit.reading_seconds()
+        clock, progress = Clock(minutes, fit.machine, whole_epochs, reading_seconds), fit.progress
+        while progress.epochs_done < fit.recipe.optimizer.epochs:
+            trained = progress.epochs_done + progress.steps_done > 0
+            if clock.stops_epoch(trained, fit.steps_per_epoch - progress.steps_done):
                 break
-            started = time.monotonic()
-            fit.run_epoch(watcher)
+            ended = fit.run_epoch(watcher, clock)
             if events is not None:
                 fit.save(folder, identity)
+            if not ended:
+                break
+            if events is not None:
                 events.add(fit.progress.history[-1])
-            longest = max(longest, time.monotonic() - started)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
             if fit.machine.processes > 1 and _is_of_another_process(error):
@@ -508,6 +609,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _is_of_another_process(error: RuntimeError) -> bool:
-    """Whether a collective failed: gloo and NCCL say it in words of their own."""
-    said = str(error).lower()
-    return isinstance(error, torch.distributed.DistError) or "gloo" in said or "connection" in said
+    """Whether a collective failed: gloo and NCCL have messages of their own."""
+    message = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or "gloo" in message or "connection" in message

@@ -329,3 +329,22 @@ def test_without_any_microphone_the_error_names_the_demo(
     (line,) = done.stderr.splitlines()
     assert "no microphone" in line
     assert "--source demo" in line
+
+
+@pytest.mark.sound
+def test_the_opened_microphone_is_recognised_by_its_name(
+    run_cli: RunCli, tmp_path: Path, plugged: VirtualMicrophone
+) -> None:
+    own = tmp_path / "state" / "passports" / "virtual.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('name = "Virtual"\n[connection]\ntext = "none"\nsource = "this test"\n[match]\nnames = ["virt*"]\n')
+    bundle, state = make_bundle(tmp_path / "bundle"), str(tmp_path / "state")
+    done = run_cli(
+        *("device", "listen", "--seconds", "1", "--json", "--bundle", bundle, "--no-store"),
+        RESPSAM_AUDIO__DEVICE=NAME,
+        STATE_DIRECTORY=state,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["passport"] == "virtual"
+    found = run_cli("device", "passport", "show", RESPSAM_AUDIO__DEVICE=NAME, STATE_DIRECTORY=state)
+    assert f"# virtual: {own}" in found.stdout

@@ -9,7 +9,7 @@ import pytest
 
 from device.store.database import StoreError
 from device.store.recorder import Store
-from device.store.sessions import SESSIONS, delete_session, list_sessions, read_session
+from device.store.sessions import SESSIONS, about_lines, delete_session, list_sessions, read_session
 from tests.device.storing import Judged, beginning, keep, rows
 
 # what the first release wrote
@@ -61,6 +61,14 @@ INSERT INTO cycles VALUES (4, 1, 0, 0, 9, 'breath', 0.5, -40.5, '', '{}', 0.5, '
 PRAGMA user_version = 2;
 """
 
+# as version 2, with what was added
+VERSION_3 = VERSION_2.replace("PRAGMA user_version = 2", "PRAGMA user_version = 3").replace(
+    "CREATE INDEX",
+    "ALTER TABLE cycles ADD COLUMN context_start_sample INTEGER; ALTER TABLE sessions ADD COLUMN stretches INTEGER;"
+    "ALTER TABLE sessions ADD COLUMN stretches_flagged INTEGER;\nCREATE INDEX",
+)
+VERSION_3 = VERSION_3.replace("9, 'wheeze');", "9, 'wheeze', 2, 1);").replace("'kept');", "'kept', 0);")
+
 
 def test_the_file_is_written_ahead_and_synchronously(file: Path) -> None:
     store = Store(beginning(file))
@@ -68,7 +76,7 @@ def test_the_file_is_written_ahead_and_synchronously(file: Path) -> None:
     pragmas = [store._database.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
     store.close()
     assert pragmas == ["wal", 2, 1, 1]
-    assert rows(file, "PRAGMA user_version") == [(3,)]
+    assert rows(file, "PRAGMA user_version") == [(4,)]
 
 
 # files of other times and other programs
@@ -85,7 +93,7 @@ def test_a_file_of_version_1_is_migrated_to_what_a_new_one_is(file: Path, tmp_pa
     Store(beginning(tmp_path / "fresh.sqlite")).close()
     schema = "SELECT type, name, sql FROM sqlite_master ORDER BY name"
     assert rows(file, schema) == rows(tmp_path / "fresh.sqlite", schema)
-    assert rows(file, "PRAGMA user_version") == [(3,)]
+    assert rows(file, "PRAGMA user_version") == [(4,)]
     old = "SELECT id, started_at, ended_at, source, demo, settings_fingerprint, settings, verdict, probability, "
     account = "heard_samples, missing_samples, dropped_samples, gradable_samples, reasons FROM sessions WHERE id < 10"
     assert rows(file, old + account) == [
@@ -117,7 +125,7 @@ def test_a_file_of_version_2_is_migrated_and_says_nothing_of_spans_and_stretches
     for table in ("sessions", "cycles", "timeline"):
         columns = f"SELECT name, type, \"notnull\", pk FROM pragma_table_info('{table}')"
         assert rows(file, columns) == rows(tmp_path / "fresh.sqlite", columns)
-    assert rows(file, "PRAGMA user_version") == [(3,)]
+    assert rows(file, "PRAGMA user_version") == [(4,)]
     assert rows(file, "SELECT context_start_sample, audio, probability FROM cycles WHERE session = 4") == [
         (None, "kept", 0.5)
     ]
@@ -127,6 +135,27 @@ def test_a_file_of_version_2_is_migrated_and_says_nothing_of_spans_and_stretches
     ]
 
 
+def test_a_file_of_version_3_keeps_its_rows_and_knows_no_passports(file: Path, tmp_path: Path, demo: Judged) -> None:
+    file.parent.mkdir()
+    with sqlite3.connect(file) as database:
+        database.executescript(VERSION_3)
+    database.close()
+    new = Store(beginning(file))
+    keep(demo, new)
+    new.close()
+    Store(beginning(tmp_path / "fresh.sqlite")).close()
+    columns = "SELECT name, type, \"notnull\", pk FROM pragma_table_info('sessions')"
+    assert rows(file, columns) == rows(tmp_path / "fresh.sqlite", columns)
+    assert rows(file, "SELECT verdict, stretches, passport, calibration, site_threshold, safe_mode FROM sessions") == [
+        ("flagged", 2, None, None, None, None),
+        (demo[2].verdict, demo[2].stretches, "", "", None, ""),
+    ]
+    assert rows(file, "SELECT context_start_sample FROM cycles WHERE session = 4") == [(0,)]
+    old = read_session(file, 4)
+    assert old["verdict"] == "flagged"
+    assert not any(line.startswith(("stethoscope", "calibration", "SAFE MODE")) for line in about_lines(old))
+
+
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 7", "CREATE TABLE recipes (name)"])
 def test_a_database_of_another_version_or_program_is_left_alone(file: Path, statement: str) -> None:
     file.parent.mkdir()
@@ -134,7 +163,7 @@ def test_a_database_of_another_version_or_program_is_left_alone(file: Path, stat
         database.execute(statement)
     database.close()
     before = file.read_bytes()
-    with pytest.raises(StoreError, match=r"schema 7, this one reads 3|another program"):
+    with pytest.raises(StoreError, match=r"schema 7, this one reads 4|another program"):
         Store(beginning(file))
     assert file.read_bytes() == before
     assert [one.name for one in file.parent.iterdir()] == [file.name]

@@ -196,7 +196,7 @@ def test_an_object_of_json_says_what_is_missing_in_between() -> None:
     with open(write, "w", encoding="utf-8") as stream, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         stops: list[signal.Signals] = []
-        with _outlets(True, True, stops) as out:
+        with _outlets("session", True, stops) as out:
             for _ in range(MOST_WAITING + 200):
                 out.write(LINE)
             got: list[bytes] = []

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+from device.capture import recording as recording_module
 from device.capture.recording import AudioError, read_audio
 from device.signal import resample
 from tests.trainer.corpus_maker import make_sprsound
@@ -98,6 +100,42 @@ def test_a_file_is_numpys_own(corpus: Corpus, tmp_path: Path) -> None:
         assert (held.dtype, held.shape, held.size) == (np.float32, (64_000,), cache.lengths[name])
         np.testing.assert_array_equal(held, cache[name])
         assert file.parent.name == file.name[:2] and file.parent.parent == tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("rate", "subtype", "bytes_each"), [(16_000, "PCM_16", 2), (8000, "PCM_16", 4), (16_000, "PCM_24", 4)]
+)
+def test_samples_of_16_bits_at_16_khz_take_two_bytes_and_are_the_same(
+    corpus: Corpus, tmp_path: Path, rate: int, subtype: str, bytes_each: int
+) -> None:
+    sound = np.random.default_rng(3).uniform(-1.0, 1.0, rate)
+    sound[:2] = -1.0, 1.0 - 2.0**-15
+    soundfile.write(audio_of(corpus, 0), sound, rate, subtype=subtype)
+    name, folder = corpus.recordings[0].name, tmp_path / "cache"
+    cache = open_cache(corpus.recordings[:1], folder)
+    expected = resample(*read_audio(audio_of(corpus, 0)))
+    np.testing.assert_array_equal(cache[name], expected)
+    np.testing.assert_array_equal(cache.cut(name, 0.25, 0.75), expected[4000:12_000])
+    assert cache[name].dtype == cache.cut(name, 0.0, 1.0).dtype == np.float32
+    assert usage(folder).bytes == bytes_each * 16_000 + 128
+    assert open_cache(corpus.recordings[:1], folder, progress=never).lengths == {name: 16_000}
+
+
+def test_a_recording_is_decoded_once_and_nothing_waits_for_the_disk(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flushing took half of the time of the first start; what a power cut damages is made again."""
+    opened: list[object] = []
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("waits for the disk"))
+    whole = recording_module._blocks
+
+    def counted(*of: Any) -> Any:
+        opened.append(of)
+        return whole(*of)
+
+    monkeypatch.setattr(recording_module, "_blocks", counted)
+    open_cache(corpus.recordings, tmp_path / "cache")
+    assert len(opened) == len(corpus.recordings)
 
 
 def cut_short(file: Path) -> None:
@@ -207,13 +245,14 @@ def test_files_of_an_earlier_layout_go_and_nothing_that_is_not_ours(corpus: Corp
     others = [folder / name for name in ("notes.json", "mine.f32", "aa.npy")]
     for file in (*earlier, *others):
         file.write_bytes(bytes(100))
-    assert usage(folder).bytes == sum(file.stat().st_size for file in ours) + 300
+    assert usage(folder) == Usage(4, sum(file.stat().st_size for file in ours), 300)
     cache.trim(folder, 20.0)
     assert {*files_below(folder)} == {*ours, *others}
     for file in earlier:
         file.write_bytes(bytes(100))
     freed = clear(folder)
-    assert freed == Usage(4, 4 * (4 * 64_000 + 128) + 300) and freed.in_words == "4 recordings, 1 MB"
+    assert freed == Usage(4, 4 * (4 * 64_000 + 128), 300)
+    assert freed.in_words + freed.and_earlier == "4 recordings, 1 MB and 0 MB of earlier versions"
     assert {*files_below(folder)} == {*others}
     assert usage(folder) == clear(folder) == usage(tmp_path / "absent") == Usage(0, 0)
 

@@ -17,6 +17,7 @@ import soundfile
 from tests.trainer.corpus_maker import make_icbhi, make_manifest, make_recordings, make_sprsound
 from trainer.corpora import CorpusError, load_corpus, parts_of
 from trainer.corpora.cycle import Corpus, union
+from trainer.corpora.manifest import label_of
 from trainer.corpora.sprsound import part_of
 
 HEADER = "path,start,end,label,patient\n"
@@ -438,11 +439,49 @@ def test_manifest_parts_are_taken(manifest: Path) -> None:
     assert load_corpus("manifest", manifest, purpose="evaluate").patients == ("Q",)
 
 
+def test_manifest_rows_without_times_label_whole_recordings_and_may_say_poor_quality(manifest: Path) -> None:
+    rows = "audio/visit 0/patient.0.wav,Crackles,P\naudio/visit 0/patient.1.wav,Poor_Quality,Q\n"
+    manifest.write_text("path,label,patient\n" + rows)
+    labelled, poor = load_corpus("manifest", manifest).recordings
+    assert (labelled.label, labelled.grain, len(labelled.cycles)) == ("crackle", "recording", 1)
+    assert (poor.label, poor.cycles) == ("poor quality", ())
+    manifest.write_text(HEADER + GOOD_ROW + "audio/visit 0/patient.1.wav,,,poor,P1\n")
+    grains = {one.grain for one in load_corpus("manifest", manifest).recordings}
+    assert grains == {"cycle"}, "a poor recording has no label that could be weak"
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ("Normal", "normal"),
+        ("N", "normal"),
+        ("fine crackles", "crackle"),
+        ("coarse-crackle", "crackle"),
+        ("Rhonchi", "wheeze"),
+        ("STRIDOR", "wheeze"),
+        ("Wheeze+Crackle", "both"),
+        ("crackles and wheezes", "both"),
+        ("CAS & DAS", "both"),
+        ("rales / fine crackles", "crackle"),
+        ("Poor Quality", "poor quality"),
+        ("noise", "poor quality"),
+        ("normal + wheeze", None),
+        ("normal, normal", "normal"),
+        ("purr", None),
+        ("wheeze +", None),
+        ("", None),
+    ],
+)
+def test_labels_are_known_by_their_usual_names(words: str, label: str | None) -> None:
+    assert label_of(words) == label
+
+
 GOOD_ROW = "audio/visit 0/patient.0.wav,0.5,1.5,normal,P0\n"
 MANIFEST_DAMAGE = {
     "end before start": ("audio/visit 0/patient.1.wav,2,1,normal,P1", "line 3: ends at 1 s, before its start"),
     "zero length": ("audio/visit 0/patient.1.wav,2,2,normal,P1", "line 3: zero length"),
     "unknown label": ("audio/visit 0/patient.1.wav,1,2,purr,P1", "line 3: unknown label 'purr'; known are normal"),
+    "poor with times": ("audio/visit 0/patient.1.wav,1,2,poor,P1", "line 3: poor quality is of a whole recording"),
     "not a time": ("audio/visit 0/patient.1.wav,1,,normal,P1", "line 3: end: '' is not a time"),
     "no patient": ("audio/visit 0/patient.1.wav,1,2,normal,", "line 3: no patient"),
     "no recording": ("audio/visit 0/patient.9.wav,1,2,normal,P1", "patient.9 is annotated but has no wav or flac"),
@@ -489,6 +528,21 @@ def test_manifest_of_the_wrong_shape_is_an_error(manifest: Path, content: str, m
 
 
 # --- all
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("icbhi", "expected DIR/ICBHI_final_database/NAME.txt beside NAME.wav"),
+        ("sprsound", "expected DIR/train_json/NAME.json, DIR/train_wav/NAME.wav"),
+        ("kauh", r"expected the published names, DIR/BP1_Asthma,I E W,P L L,70,M\.wav"),
+        ("manifest", r"expected DIR/manifest\.csv with the columns path,label,patient"),
+    ],
+)
+def test_a_corpus_of_another_layout_shows_the_expected_one(name: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.pdf").write_bytes(b"x")
+    with pytest.raises(CorpusError, match=expected):
+        load_corpus(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["icbhi", "sprsound", "manifest"])

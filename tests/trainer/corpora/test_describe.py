@@ -10,7 +10,7 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from device.labels import Label
-from tests.trainer.corpus_maker import make_sprsound
+from tests.trainer.corpus_maker import make_manifest, make_sprsound
 from trainer.corpora import load_corpus
 from trainer.corpora.cycle import Corpus, Cycle, Recording
 from trainer.corpora.describe import describe, render
@@ -136,3 +136,15 @@ def test_icbhi_is_described_whole(shared_data: Path) -> None:
     assert described.duration_auroc == pytest.approx(0.57, abs=0.005) and not described.abnormal_is_shorter
     assert described.patients_in_train_and_test == ("156", "218") and "156, 218" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_labels_of_whole_recordings_are_called_weak_with_what_training_makes_of_them(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path / "corpus", patients=2)
+    assert "weak" not in printed(load_corpus("manifest", manifest, audio=False))
+    paths = sorted(path.relative_to(manifest.parent) for path in manifest.parent.rglob("*.wav"))
+    manifest.write_text("path,label,patient\n" + "".join(f"{path},wheeze,P\n" for path in paths))
+    read = load_corpus("manifest", manifest, audio=False)
+    assert describe(read).weak == len(paths) == 4
+    said = " ".join(printed(read).split())
+    assert "weak labels of 4 recordings: one label for a whole recording need not hold at every moment of it" in said
+    assert "Training gives it to crops of 4 to 8 s from anywhere in the recording" in said

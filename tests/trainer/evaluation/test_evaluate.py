@@ -30,7 +30,8 @@ from trainer.metrics import NO_VERDICT
 from trainer.reading import Reading
 from trainer.run.folder import RUN_FILE, RunError
 from trainer.run.recipe import with_changes
-from trainer.training.experiment import Request, prepare
+from trainer.run.request import Request
+from trainer.training.experiment import prepare
 from trainer.view import show_reading
 
 SPRSOUND = frozenset(["sprsound"])

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from device.bundle import CalibrationBounds, SiteRule
 from device.verdict.calibration import CalibrationError
-from trainer.corpora.splits import HoldOut
+from trainer.choices import HoldOut
 from trainer.evaluation.healthy import ROUNDS, calibrate_on, healthy_people, strangers
 from trainer.evaluation.outcome import Outcome, join
 from trainer.metrics import NO_VERDICT

@@ -26,8 +26,8 @@ from trainer.corpora import Cycle, Recording, load_corpus
 from trainer.corpora.audio_cache import with_audio
 from trainer.evaluation.outcome import of_shown, share_not_met
 from trainer.evaluation.recordings import (
+    NO_SAMPLES,
     SENSITIVITY_FLOOR,
-    UNHEARD,
     Heard,
     calibration_of,
     fit_site_rule,
@@ -55,7 +55,7 @@ def shown(start: float, end: float, probability: float | None, leading: Label = 
     judgement = None if probability is None else Judgement(probability, probability >= 0.5, leading)
     reason = quality_of("too quiet" if judgement is None else "")
     return CycleResult(
-        1, round(start * SAMPLE_RATE), round(end * SAMPLE_RATE), "window", 0.0, reason, judgement, False, UNHEARD
+        1, round(start * SAMPLE_RATE), round(end * SAMPLE_RATE), "window", 0.0, reason, judgement, False, NO_SAMPLES
     )
 
 

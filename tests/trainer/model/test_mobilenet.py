@@ -10,10 +10,12 @@ import torch
 from device.labels import LABELS
 from device.model.judgement import moment_centres, pool
 from device.signal import FrontEnd, log_mel, mel_filters
-from trainer.model.mobilenet import AudioSetMobileNet, MobileNet, MobileNetConfig
+from trainer.model.config import MobileNetConfig
+from trainer.model.mobilenet import AudioSetMobileNet, MobileNet
 from trainer.model.network import pool_moments
+from trainer.run.initial import CheckpointError
 from trainer.run.recipe import load_recipe
-from trainer.training.checkpoints import CheckpointError, initial_weights, load_initial
+from trainer.training.checkpoints import initial_weights, load_initial
 
 CONFIG = MobileNetConfig(mels=32)
 

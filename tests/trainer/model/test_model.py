@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
 from device.model.judgement import pool
-from trainer.model.mobilenet import MobileNetConfig
-from trainer.model.network import AST, Ensemble, ModelConfig, network, pool_moments, predict
+from trainer.model.config import MobileNetConfig, ModelConfig
+from trainer.model.network import AST, Ensemble, network, pool_moments, predict
 from trainer.run.recipe import load_recipe
 
 SMALL = ModelConfig(frames=75, mels=48, dim=24, depth=2, heads=3, mlp_ratio=2.0, classes=4)

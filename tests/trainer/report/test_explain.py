@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from device.model.judgement import judge
 from device.signal import (
     FRAME_SAMPLES,
     FRAMES,
@@ -26,19 +27,23 @@ from firmware_config.settings import load_settings
 from tests.conftest import RunCli
 from tests.export.run_maker import MOBILENET, make_run
 from tests.trainer.corpus_maker import make_sprsound
+from trainer.model.config import ModelConfig
 from trainer.model.mobilenet import MobileNet
-from trainer.model.network import AST, Ensemble, ModelConfig, pool_moments
+from trainer.model.network import AST, Ensemble, pool_moments
 from trainer.report.explain import (
     ExplainError,
+    Explanation,
     attend,
     attention_shares,
     draw,
     evidence_of,
     explain,
     gradient_weighted,
+    is_flat,
     on_seam,
     over_grid,
     per_frame,
+    picture_of,
     rollout,
     runs,
     silent,
@@ -304,6 +309,36 @@ def test_shares_are_the_attention_that_lies_there() -> None:
     assert looking.seams.gradient > 5 * even and looking.seams.rollout > 3 * even
     assert away.seams.gradient < 0.01
     assert looking.silence.even == looking.silence.gradient == 0.0
+
+
+# --- the picture
+
+
+def test_even_attention_is_flat_and_a_place_is_not() -> None:
+    even, place = np.full((3, 50), 1 / 150), np.zeros((3, 50))
+    place[1, 20] = 1.0
+    assert is_flat(even) and is_flat(even * (1 + 0.01 * np.sin(np.arange(50)))) and not is_flat(place)
+
+
+def explained(model: Any) -> Explanation:
+    """A window that a model judged as crackle."""
+    (found,) = attend(model, [breath(2.5)], FRONT, CPU, np.array([1]))
+    return Explanation("a.wav", 0.0, 2.5, "", judge(found.logits[None, None], 1.0, 0.5), 0.5, found, FRONT)
+
+
+def test_colours_mean_the_same_in_every_picture_and_flat_is_said() -> None:
+    """Differences of a few per cent, as random weights have them, do not fill the palette."""
+    torch.manual_seed(0)
+    flat = explained(AST(SMALL).eval())
+    pointed = explained(looking_at(7, ModelConfig(mels=32, dim=8, depth=1, heads=1, stride=16)))
+    for one, said in ((flat, True), (pointed, False)):
+        axes = picture_of(one).axes
+        overlays = [axis.get_images()[1] for axis in axes if len(axis.get_images()) == 2]
+        assert [image.get_clim() for image in overlays] == [(0.0, 5.0)] * 2
+        assert axes[1].get_title(loc="left").endswith(": flat") == said
+        assert ("rollout is flat" in one.in_words) == said and one.as_json()["flat"]["rollout"] == said
+    lows_and_highs = np.asarray(picture_of(flat).axes[1].get_images()[1].get_array())
+    assert lows_and_highs.min() > 0.9 and lows_and_highs.max() < 1.1
 
 
 # --- the command

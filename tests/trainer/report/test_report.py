@@ -20,9 +20,9 @@ from trainer.evaluation.evaluate import reading
 from trainer.evaluation.history import log_reading
 from trainer.evaluation.outcome import Outcome, read_stretches, save_outcome
 from trainer.evaluation.served import open_served
-from trainer.metrics import NO_VERDICT, binary_rates, confusion
+from trainer.metrics import NO_VERDICT, Interval, binary_rates, confusion
 from trainer.report.explain import Share, Shares
-from trainer.report.report import ReportError, mistakes, signatures, subsets, write_report
+from trainer.report.report import ReportError, curves, mistakes, signatures, subsets, write_report
 from trainer.run.folder import METRICS_FILE, RUN_FILE, RunError, RunFacts, member_folder, outcome_file
 
 CPU = torch.device("cpu")
@@ -91,10 +91,24 @@ def test_what_was_read_stands_in_it(made: Made, page: str) -> None:
     cells = re.findall(r"<td[^>]*%\)\">(\d+)</td>", page)
     assert [int(cell) for cell in cells] == counts.flatten().tolist()
     score = made.facts.choice.readings["windows"].binary.score
-    assert f"<td>{score.value:.3f}<br><small>{score.low:.3f} to {score.high:.3f}</small></td>" in page
+    assert np.isnan(score.low), "the made corpus has too few patients for an interval"
+    assert f"<td>{score.value:.3f}</td>" in page and " to nan" not in page and "nan to" not in page
+    assert "are the least for any claim" in page and "of 6 epochs" in page
     assert made.facts.recipe_name in page and made.facts.fingerprint in page
     assert "seen in training" in page
     assert "good training, poor validation" in page, "the made metrics show it"
+
+
+def test_the_models_auroc_stands_beside_that_of_its_confounders(made: Made, page: str) -> None:
+    read = made.facts.choice.readings["windows"]
+    row = "".join(f"<td>{one.alone()}</td>" for one in (read.auroc, *read.confounders.values()))
+    assert f"<td>windows</td>{row}" in re.sub(r"\s+", "", page)
+
+
+def test_one_epoch_is_a_whole_number_on_its_axis() -> None:
+    rows: list[dict[str, Any]] = [{"epoch": 1, "loss": 1.0}]
+    (picture,) = curves([rows], [1])
+    assert re.findall(r">([\d.]+)</text>", picture.svg)[0] == "1"
 
 
 def test_names_are_escaped(page: str) -> None:
@@ -153,8 +167,8 @@ def test_the_worst_mistakes_are_the_most_confident_ones(made: Made) -> None:
     assert missed[0].recording == f"{NASTY}.wav" and missed[0].probability == 0.0
     assert [one.probability for one in missed] == sorted(one.probability for one in missed)
     assert [one.probability for one in alarms] == sorted((one.probability for one in alarms), reverse=True)
-    assert all(one.true != "normal" and one.heard == "normal" for one in missed)
-    assert all(one.true == "normal" and one.heard != "normal" for one in alarms)
+    assert all(one.true != "normal" and one.predicted == "normal" for one in missed)
+    assert all(one.true == "normal" and one.predicted != "normal" for one in alarms)
     for them in (missed, alarms):
         assert len({one.recording for one in them}) == len(them) <= 6
 
@@ -170,13 +184,35 @@ def test_each_member_is_measured_on_patients_it_never_met(made: Made) -> None:
 def test_signatures_of_a_run_and_none(made: Made) -> None:
     quiet = dataclasses.replace(made.outcome, probability=np.where(made.outcome.true > 0, 0.9, 0.1))
     falling: list[dict[str, Any]] = [{"loss": 1 / epoch} for epoch in range(1, 6)]
-    assert list(signatures(quiet, [falling], [], Shares(EVEN, EVEN))) == []
+    facts, bad = sound(made.facts), made.facts.model_copy(update={"epochs_done": [1, 6]})
+    assert list(signatures(quiet, [falling], [], Shares(EVEN, EVEN), facts)) == []
     deaf = dataclasses.replace(made.outcome, probability=np.full(len(made.outcome.true), 0.1))
     assert binary_rates(confusion(deaf.true, (deaf.probability >= 0.5).astype(np.int64))).sensitivity == 0.0
     shares = Shares(Share(0.02, 0.2, 0.2), EVEN)
     swinging: list[dict[str, Any]] = [{"loss": loss} for loss in (1.6, 1.0, 1.5, 1.0, 1.5)]
-    names = [one.name for one in signatures(deaf, [falling, swinging], [], shares)]
+    names = [one.name for one in signatures(deaf, [falling, swinging], [], shares, facts)]
     assert names == ["high specificity, low sensitivity", "oscillating loss", "attention on seams"]
+    read = facts.choice.readings["windows"].model_copy(update={"auroc": Interval(0.7, 0.6, 0.8), "part": "test"})
+    crowd = dataclasses.replace(quiet, probability=np.full(len(quiet.true), bad.choice.cycle_threshold))
+    found = {one.name: one.fact for one in signatures(crowd, [falling], [read], Shares(EVEN, EVEN), bad)}
+    assert {"worse than a confounder alone", "too few patients", "stopped early"} <= set(found)
+    worse = found["worse than a confounder alone"]
+    assert worse.endswith("windows of sprsound test: AUROC 0.700, duration alone 0.750")
+    assert found["stopped early"] == "1 / 6 of 6 epochs" and "threshold in a cluster of scores" in found
+
+
+def sound(facts: RunFacts) -> RunFacts:
+    """The same run with nothing to mend: all epochs, enough patients, every class named."""
+    read = facts.choice.readings["windows"]
+    counts = np.eye(4, 5, dtype=np.int64) * 9
+    better = {
+        "patients": 60,
+        "auroc": Interval(0.8, 0.7, 0.9),
+        "confounders": {"duration": Interval(0.75, 0.7, 0.8)},
+        "confusion": dataclasses.replace(read.confusion, counts=counts.tolist()),
+    }
+    choice = facts.choice.model_copy(update={"readings": {"windows": read.model_copy(update=better)}})
+    return facts.model_copy(update={"choice": choice, "epochs_done": [6, 6]})
 
 
 def test_a_run_without_judgements_or_with_another_corpus_says_so(made: Made, tmp_path: Path) -> None:

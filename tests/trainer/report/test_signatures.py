@@ -1,9 +1,21 @@
 """Each of the method's failures is recognised where it shows, and only there."""
 
+import numpy as np
 import pytest
 
+from trainer.metrics import confusion
 from trainer.report.explain import Share
-from trainer.report.signatures import attention_on, deaf, oscillating, sharp_minimum
+from trainer.report.signatures import (
+    attention_on,
+    clustered,
+    deaf,
+    few_patients,
+    never_named,
+    oscillating,
+    sharp_minimum,
+    stopped_early,
+    worse_than_confounder,
+)
 
 FALLING = [1.6, 1.2, 0.9, 0.7, 0.6, 0.55]
 
@@ -62,6 +74,49 @@ def test_unseen_patients_get_worse_while_training_goes_on() -> None:
 )
 def test_what_is_unknown_or_falls_is_no_sharp_minimum(training: list[float], held_out: list[float | None]) -> None:
     assert sharp_minimum(training, held_out, "") is None
+
+
+def test_a_model_below_a_confounder_alone() -> None:
+    found = worse_than_confounder(0.737, {"duration": 0.53, "age": 0.782, "level": float("nan")}, "recordings")
+    assert found is not None and found.name == "worse than a confounder alone"
+    assert found.fact == "recordings: AUROC 0.737, age alone 0.782"
+    both = worse_than_confounder(0.6, {"duration": 0.8, "age": 0.7}, "")
+    assert both is not None and both.fact.endswith("duration alone 0.800, age alone 0.700")
+    assert worse_than_confounder(0.83, {"duration": 0.82, "age": float("nan")}, "") is None
+    assert worse_than_confounder(float("nan"), {"duration": 0.8}, "") is None
+
+
+def test_a_schedule_that_was_not_finished() -> None:
+    found = stopped_early([24, 1], 24)
+    assert found is not None and found.fact == "24 / 1 of 24 epochs" and "--resume" in found.remedy
+    assert stopped_early([24, 24], 24) is None
+
+
+def test_too_few_patients_for_any_claim() -> None:
+    found = few_patients(49, "windows of held-out patients")
+    assert found is not None
+    assert found.fact == "windows of held-out patients: 49 patients, 50 are the least for any claim"
+    assert few_patients(50, "") is None
+
+
+def test_a_threshold_in_the_middle_of_a_cluster_of_scores() -> None:
+    random = np.random.default_rng(0)
+    spread, crowd = 1 / (1 + np.exp(-random.normal(0, 2, 1000))), 0.4 + random.normal(0, 0.01, 1000)
+    found = clustered(crowd, 0.4, "of held-out patients")
+    assert found is not None and "% of the probabilities of held-out patients lie within 0.04 log-odds" in found.fact
+    assert clustered(crowd, 0.5, "") is None and clustered(spread, 0.4, "") is None
+    # at a low prevalence all probabilities are low, and near each other only in absolute numbers
+    assert clustered(1 / (1 + np.exp(4 - random.normal(0, 2, 1000))), 0.02, "") is None
+    assert clustered(np.array([0.0, 1.0]), 0.5, "") is None and clustered(np.array([]), 0.5, "") is None
+    assert clustered(np.array([0.2, 0.5]), 1.0, "") is None and clustered(np.array([0.2, 0.5]), 0.0, "") is None
+
+
+def test_a_class_that_is_never_named() -> None:
+    true, predicted = np.array([0, 0, 1, 1, 2, 3]), np.array([0, 1, 1, 3, 1, 3])
+    found = never_named(confusion(true, predicted), "windows")
+    assert found is not None and found.name == "never named: wheeze"
+    assert found.fact == "windows: 1 are wheeze, and none is called so"
+    assert never_named(confusion(true[:4], predicted[:4]), "") is None, "a class without examples is not missed"
 
 
 @pytest.mark.parametrize("place", ["seams", "silence"])

@@ -94,6 +94,32 @@ def test_two_processes_train_a_mobilenet_that_begins_at_a_file(corpus: tuple[Pat
     assert not torch.equal(kept["model.trunk.features.0.1.running_mean"], weights["features.0.1.running_mean"])
 
 
+def test_two_processes_that_stop_within_an_epoch_go_on_as_if_they_had_not(
+    corpus: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Each has its own dropout, its own losses, and the batch norms' averages of its own windows."""
+
+    def fit(out: str, *more: str) -> None:
+        line = [sys.executable, "-m", "tests.trainer.toy_fit", *map(str, (*corpus, tmp_path / out)), "--processes=2"]
+        changes = ["optimizer.epochs=1", "optimizer.accumulation=1"]
+        subprocess.run([*line, *changes, *more], cwd=REPOSITORY, env=environment(), check=True, timeout=200)
+
+    fit("whole")
+    fit("stopped", "--minutes=1e-9")
+    kept = tmp_path / "stopped" / CHECKPOINT_FILE
+    assert load_tensors(kept)[0]["epoch.buffers"].shape[0] == 2
+    assert load_tensors(kept)[1]["progress"]["steps_done"] == 1
+    fit("stopped", "--resume")
+    (whole, about), (stopped, about_stopped) = (
+        load_tensors(tmp_path / f / CHECKPOINT_FILE) for f in ("whole", "stopped")
+    )
+    assert whole.keys() == stopped.keys()
+    for name, tensor in stopped.items():
+        torch.testing.assert_close(tensor, whole[name], atol=1e-6, rtol=1e-5)
+    losses = [one["progress"]["history"][0]["loss"] for one in (about, about_stopped)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_every_draw_of_an_epoch_goes_to_exactly_one_process(corpus: tuple[Path, Path]) -> None:
     keys = []
     for rank in range(3):
@@ -115,7 +141,7 @@ machine = start("cpu", processes=2)
 rows = np.arange(14, dtype=np.float32).reshape(7, 2)
 assert (machine.together(rows[machine.rank :: 2], 7) == rows).all()
 assert machine.mean(float(machine.rank)) == 0.5
-assert machine.told(machine.rank == 0) is True
+assert machine.broadcast(machine.rank == 0) is True
 assert machine.agree(7) and not machine.agree(machine.rank)
 norm = torch.nn.BatchNorm2d(2)
 shared = machine.set_up(norm)
@@ -148,7 +174,7 @@ import json, sys
 from threadpoolctl import threadpool_info
 from trainer.cli import app
 try:
-    app(["fit", "--corpus=sprsound", "--data=nowhere", "--init=", "--processes=2", f"--out={sys.argv[1]}"])
+    app(["fit", "--corpus=sprsound", "--data=docs", "--init=", "--processes=2", f"--out={sys.argv[1]}"])
 except Exception:
     print(json.dumps([[one["user_api"], one["num_threads"]] for one in threadpool_info()]))
 """

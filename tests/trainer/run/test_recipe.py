@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from trainer.documents import shipped
-from trainer.model.mobilenet import MobileNetConfig
-from trainer.model.network import ModelConfig
+from trainer.choices import shipped
+from trainer.model.config import MobileNetConfig, ModelConfig
 from trainer.run.recipe import Recipe, RecipeError, load_recipe, with_changes
 
 WHOLE = """

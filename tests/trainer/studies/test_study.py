@@ -19,16 +19,17 @@ from firmware_config.settings import load_settings
 from tests.conftest import RunCli
 from tests.trainer.corpus_maker import make_icbhi, make_sprsound
 from tests.trainer.toy_fit import RECIPE
+from trainer.choices import shipped
 from trainer.corpora import Source, load_corpora
-from trainer.documents import shipped
 from trainer.evaluation.outcome import Outcome, load_outcome, save_outcome
 from trainer.metrics import choose_threshold
 from trainer.run.folder import CHECKPOINT_FILE, METRICS_FILE, METRICS_KEYS, WEIGHTS_FILE, load_tensors
 from trainer.run.recipe import Recipe, load_recipe, with_changes
+from trainer.run.request import Request
 from trainer.studies.cells import Cell, Plan, Target, minutes_left, plan_cells, run_cells
 from trainer.studies.report import Line, lines_of, notes_on, tables, write_report
 from trainer.studies.study import Setting, Study, StudyError, load_study
-from trainer.training.experiment import Prepared, Request
+from trainer.training.experiment import Prepared
 
 TOY = with_changes(RECIPE, {"optimizer.rho": 0.0, "optimizer.epochs": 2})
 STUDY = Study(
@@ -475,7 +476,10 @@ def test_another_corpus_is_read_and_it_is_said_how_few_they_are(ground: Ground, 
     assert set(there[0].outcome.patients) == set(whole.patients)
     assert len(there[0].outcome.true) == 2 * len(whole.cycles)  # two models, each on all of it
     notes = notes_on(STUDY, lines, 2)
-    assert "NOTE events of icbhi rests on 4 recordings of 4 patients, too few for any claim." in notes
+    assert (
+        "NOTE events of icbhi rests on 4 recordings of 4 patients; too few patients for any claim: 4, 50 are the least."
+        in notes
+    )
     # its thresholds are of the training corpus's patients: other labels there cannot move them
     source = load_outcome(cells[0].reading(plan.targets[0]))
     at = choose_threshold(source.true > 0, source.probability)[0]

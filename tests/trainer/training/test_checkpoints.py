@@ -22,10 +22,12 @@ from tests.trainer.corpus_maker import make_sprsound
 from tests.trainer.model.test_model import randomised
 from tests.trainer.toy_fit import AST as AST_TOY
 from tests.trainer.toy_fit import Silent, toy_fit
+from trainer.model.config import ModelConfig
 from trainer.model.mobilenet import AudioSetMobileNet
-from trainer.model.network import AST, ModelConfig
+from trainer.model.network import AST
 from trainer.run.folder import METRICS_FILE
-from trainer.training.checkpoints import CheckpointError, load_initial
+from trainer.run.initial import CheckpointError
+from trainer.training.checkpoints import load_initial
 from trainer.training.train import train
 
 DIM, DEPTH, HEADS = 128, 2, 2
@@ -287,8 +289,10 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 # --- the hub, without a network
 
 OFFLINE = """
-from trainer.training.checkpoints import CheckpointError, load_initial
-from trainer.model.network import AST, ModelConfig
+from trainer.run.initial import CheckpointError
+from trainer.training.checkpoints import load_initial
+from trainer.model.config import ModelConfig
+from trainer.model.network import AST
 model = AST(ModelConfig(dim=128, depth=2, heads=2, mlp_ratio=2.0))
 print(load_initial("hub:somebody/ast", model))
 for name in ("somebody/other", "no such/name/at all"):
@@ -340,7 +344,7 @@ def test_a_run_begins_there_and_goes_on_without_the_file(tmp_path: Path) -> None
     train(whole, _folder(tmp_path / "whole"), known, resume=False, minutes=None, watcher=Silent())
     half, known = toy_fit(corpus, tmp_path / "cache", **changes)
     train(half, _folder(tmp_path / "half"), known, resume=False, minutes=0.0, watcher=Silent())
-    assert half.progress.epochs_done == 1
+    assert (half.progress.epochs_done, half.progress.steps_done) == (0, 1)
     shutil.rmtree(tmp_path / "ast")
     half, known = toy_fit(corpus, tmp_path / "cache", **changes)
     train(half, tmp_path / "half", known, resume=True, minutes=None, watcher=Silent())

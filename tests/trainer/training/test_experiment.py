@@ -11,7 +11,8 @@ from trainer.corpora import Source
 from trainer.corpora.protocols import examples, stretch_protocol
 from trainer.corpora.splits import SplitError, family
 from trainer.run.recipe import with_changes
-from trainer.training.experiment import Prepared, Request, prepare
+from trainer.run.request import Request
+from trainer.training.experiment import Prepared, prepare
 
 
 def prepared(root: Path, members: int) -> Prepared:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -26,8 +27,17 @@ from trainer.corpora import Corpus, load_corpus
 from trainer.corpora.audio_cache import with_audio
 from trainer.corpora.splits import patient_folds
 from trainer.metrics import calibrate
-from trainer.model.mobilenet import MobileNet, MobileNetConfig
-from trainer.run.folder import CHECKPOINT_FILE, METRICS_FILE, RunError, load_tensors, member_folder
+from trainer.model.config import MobileNetConfig
+from trainer.model.mobilenet import MobileNet
+from trainer.run.folder import (
+    CHECKPOINT_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    RunError,
+    load_tensors,
+    member_folder,
+    save_tensors,
+)
 from trainer.run.machine import start
 from trainer.run.recipe import AugmentationRecipe, DataRecipe, OptimizerRecipe
 from trainer.training.crops import SPANS, TrainingCrops
@@ -40,8 +50,8 @@ from trainer.training.train import (
     measure_normalisation,
     moving_average,
     pooled,
-    prepare_folder,
     probabilities,
+    run_folder,
     soft_targets,
     train,
 )
@@ -129,8 +139,42 @@ def test_a_run_interrupted_in_an_epoch_ends_as_one_that_was_not(toy: Toy, tmp_pa
 def test_a_run_stopped_by_the_clock_ends_as_one_that_was_not(toy: Toy, tmp_path: Path) -> None:
     for done in range(1, EPOCHS + 1):
         fit, known = toy_fit(toy.corpus, toy.cache)
-        train(fit, tmp_path, known, resume=True, minutes=1e-9, watcher=Silent())
+        train(fit, tmp_path, known, resume=True, minutes=1e-9, watcher=Silent(), whole_epochs=True)
         assert fit.progress.epochs_done == done, "one epoch is always done, the next one does not fit"
+    same_result(tmp_path, toy.whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_stopped_within_its_epochs_ends_as_one_that_was_not(toy: Toy, tmp_path: Path, workers: int) -> None:
+    """One step a call: dropout, mixtures, crops, batch norms, the average, the mean loss and the best are all kept."""
+    where = []
+    for _ in range(2 * EPOCHS):
+        fit, known = toy_fit(toy.corpus, toy.cache, machine=start("cpu", workers=workers))
+        train(fit, tmp_path, known, resume=True, minutes=1e-9, watcher=Silent())
+        where.append((fit.progress.epochs_done, fit.progress.steps_done))
+    assert where == [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
+    same_result(tmp_path, toy.whole)
+    fit, known = toy_fit(toy.corpus, toy.cache)
+    train(fit, tmp_path, known, resume=True, minutes=1.0, watcher=Silent())
+    assert fit.progress.epochs_done == EPOCHS
+
+
+def test_no_time_left_trains_a_model_that_has_trained_no_further(toy: Toy, tmp_path: Path) -> None:
+    for expected in (1, 1):
+        fit, known = toy_fit(toy.corpus, toy.cache)
+        train(fit, tmp_path, known, resume=True, minutes=0.0, watcher=Silent())
+        assert (fit.progress.epochs_done, fit.progress.steps_done) == (0, expected)
+
+
+def test_a_checkpoint_of_before_runs_could_stop_within_an_epoch_goes_on(toy: Toy, tmp_path: Path) -> None:
+    fit, known = toy_fit(toy.corpus, toy.cache)
+    with pytest.raises(KeyboardInterrupt):
+        train(fit, tmp_path, known, resume=False, minutes=None, watcher=Interrupting(1))
+    tensors, metadata = load_tensors(tmp_path / CHECKPOINT_FILE)
+    for name in ("steps_done", "seconds_spent"):
+        del metadata["progress"][name]
+    save_tensors(tmp_path / CHECKPOINT_FILE, tensors, metadata)
+    run(toy.corpus, toy.cache, tmp_path, resume=True)
     same_result(tmp_path, toy.whole)
 
 
@@ -164,18 +208,22 @@ def test_another_seed_is_another_run(toy: Toy, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"optimizer__rho": 0.1}, "recipe;"), ({"data__draws": 32}, "recipe;"), ({"seed": 1}, "held out, seed;")],
+    [
+        ({"optimizer__rho": 0.1}, "optimizer.rho (0.05 there, 0.1 here);"),
+        ({"data__draws": 32}, "data.draws (16 there, 32 here);"),
+        ({"seed": 1}, "held_out, seed (0 there, 1 here);"),
+    ],
 )
 def test_a_checkpoint_of_another_recipe_or_seed_is_refused(toy: Toy, change: dict[str, Any], said: str) -> None:
     fit, known = toy_fit(toy.corpus, toy.cache, **change)
-    with pytest.raises(FitError, match=f"of a run that differs in {said} go on with the same"):
+    with pytest.raises(RunError, match=re.escape(f"of a run that differs in {said} go on with the same")):
         train(fit, toy.whole, known, resume=True, minutes=None, watcher=Silent())
 
 
 def test_a_checkpoint_of_another_corpus_is_refused(toy: Toy, tmp_path: Path) -> None:
     root = make_sprsound(tmp_path / "corpus", seed=1)
     fit, known = toy_fit(root, tmp_path / "cache")
-    with pytest.raises(FitError, match="of a run that differs in recordings"):
+    with pytest.raises(RunError, match="of a run that differs in recordings"):
         train(fit, toy.whole, known, resume=True, minutes=None, watcher=Silent())
 
 
@@ -204,16 +252,29 @@ def test_a_damaged_checkpoint_is_named(toy: Toy, tmp_path: Path) -> None:
         train(fit, tmp_path, known, resume=True, minutes=None, watcher=Silent())
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(toy: Toy, tmp_path: Path) -> None:
-    shutil.copytree(toy.whole, member_folder(tmp_path / "begun", 0))
-    with pytest.raises(FitError, match="--resume"):
-        prepare_folder(tmp_path / "begun", resume=False)
-    prepare_folder(tmp_path / "begun", resume=True)
-    prepare_folder(tmp_path / "new" / "run", resume=False)
-    assert (tmp_path / "new" / "run").is_dir()
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder(toy: Toy, tmp_path: Path) -> None:
+    def fail(folder: Path, made: str | None = None) -> None:
+        with pytest.raises(FitError, match="no"), run_folder(folder):
+            assert (folder / LOG_FILE).is_file()
+            if made:
+                shutil.copytree(toy.whole, member_folder(folder, 0))
+            (folder / "tensorboard").mkdir()
+            raise FitError("no")
+
+    fail(tmp_path / "runs" / "fit-1")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").touch()
+    fail(tmp_path / "own")
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["notes.txt"]
+    fail(tmp_path / "begun", made="a checkpoint")
+    assert (member_folder(tmp_path / "begun", 0) / CHECKPOINT_FILE).is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(FitError, match="cannot be written"):
-        prepare_folder(tmp_path / "file" / "run", resume=False)
+    with pytest.raises(FitError, match="cannot be written"), run_folder(tmp_path / "file" / "run"):
+        pass
 
 
 # --- what a run leaves

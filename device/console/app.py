@@ -1,0 +1,313 @@
+"""The pages and what they call; every answer is small, and every error one line of text."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from device.console.accounts import Accounts, Login, Logins, Role, at_least
+from device.console.archive import Archive
+from device.console.guard import COOKIE, token_of
+from device.console.hub import Client, Hub, OrderError
+from device.console.report import STATIC, pdf, report
+from firmware_config.errors import RespSAMError
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+PAGES: Final = {"/": "live", "/exam": "exam", "/history": "history", "/sessions/{number:int}": "session"}
+KINDS: Final = ("exam", "session")
+STALLED_SECONDS: Final = 20.0  # a browser that takes no message for so long is given up
+MOST_CLIENTS: Final = 20
+MOST_NUMBER: Final = 2**63 - 1
+MISSING, BUSY = ("there is no", "no sessions are stored", "has no"), 409
+
+
+def page(name: str, needed: Role = "viewer") -> Endpoint:
+    """One of our files of HTML."""
+
+    async def answer(request: Request) -> Response:
+        return FileResponse(STATIC / f"{name}.html")
+
+    return allowed(answer, needed)
+
+
+def allowed(endpoint: Endpoint, needed: Role) -> Endpoint:
+    """The endpoint for those whose role suffices."""
+
+    async def answer(request: Request) -> Response:
+        login: Login = request.scope["login"]
+        if not at_least(login.role, needed):
+            raise HTTPException(403, f"this needs the role {needed}; {login.name} is {login.role}")
+        return await endpoint(request)
+
+    return answer
+
+
+async def _given(request: Request) -> dict[str, Any]:
+    """The JSON object in a request's body."""
+    try:
+        found = json.loads(await request.body() or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the request is not JSON") from error
+    if not isinstance(found, dict):
+        raise HTTPException(400, "the request is no JSON object")
+    return found
+
+
+def _age(value: Any) -> float | None:
+    if value is None:
+        return None
+    # bool is a number for Python, and NaN is not in any range
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 120:
+        raise HTTPException(400, "an age is a number of years from 0 to 120")
+    return float(value)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise HTTPException(400, f"{what} is a text")
+    return value.strip()
+
+
+def _number(request: Request, name: str = "number") -> int:
+    number = int(request.path_params[name])
+    if number > MOST_NUMBER:
+        raise HTTPException(404, f"there is no {name} {number}")
+    return number
+
+
+class Live:
+    """The endpoints of what is running."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    async def state(self, request: Request) -> Response:
+        """Everything but the sound."""
+        return JSONResponse({**self.hub.state(), "role": request.scope["login"].role})
+
+    async def listen(self, request: Request) -> Response:
+        """Begin a session."""
+        self.hub.listen(_age((await _given(request)).get("age")))
+        return Response(status_code=204)
+
+    async def stop(self, request: Request) -> Response:
+        """End the running session."""
+        self.hub.stop()
+        return Response(status_code=204)
+
+    async def begin_exam(self, request: Request) -> Response:
+        """Begin an exam with a subject, an age, and sites in order."""
+        given = await _given(request)
+        sites = given.get("sites")
+        if not isinstance(sites, list) or not all(isinstance(code, str) for code in sites):
+            raise HTTPException(400, "sites is a list of texts")
+        subject, age = _text(given.get("subject", ""), "subject"), _age(given.get("age"))
+        self.hub.begin_exam(subject, age, tuple(sites), bool(given.get("advance")))
+        return Response(status_code=204)
+
+    async def begin_site(self, request: Request) -> Response:
+        """Listen at a site."""
+        self.hub.begin_site(_text((await _given(request)).get("site"), "site"))
+        return Response(status_code=204)
+
+    async def finish_exam(self, request: Request) -> Response:
+        """End the exam."""
+        self.hub.finish_exam()
+        return Response(status_code=204)
+
+    async def doubts(self, request: Request) -> Response:
+        """Why the model is not validated for this patient."""
+        try:
+            age = json.loads(request.query_params.get("age", "null"))
+        except ValueError:
+            age = ""
+        return JSONResponse(self.hub.doubts(_age(age), request.query_params.get("site")))
+
+    async def socket(self, socket: WebSocket) -> None:
+        """Everything as it happens, until the browser goes or stops to read."""
+        if self.hub.clients >= MOST_CLIENTS:
+            await socket.close(1013, f"{MOST_CLIENTS} pages are open already")
+            return
+        await socket.accept()
+        client = Client(socket.scope["login"].role, sound=socket.query_params.get("sound") != "0")
+        self.hub.connect(client)
+        reading = asyncio.create_task(_read_until_closed(socket))
+        sending = asyncio.create_task(self._send(socket, client))
+        try:
+            await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.hub.disconnect(client)
+            for task in (reading, sending):
+                task.cancel()
+            with suppress(Exception):  # it may be closed already, or may not answer
+                await asyncio.wait_for(socket.close(), 1.0)
+
+    async def _send(self, socket: WebSocket, client: Client) -> None:
+        with suppress(WebSocketDisconnect, asyncio.TimeoutError, OSError, RuntimeError):
+            while True:
+                message = await client.waiting.get()
+                send = socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message)
+                await asyncio.wait_for(send, STALLED_SECONDS)
+                self.hub.caught_up(client)
+
+
+async def _read_until_closed(socket: WebSocket) -> None:
+    with suppress(WebSocketDisconnect, RuntimeError):
+        while True:
+            await socket.receive_text()
+
+
+class Stored:
+    """The endpoints of what is stored."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive = archive
+        self._one_pdf = asyncio.Lock()  # a browser is heavy
+
+    async def history(self, request: Request) -> Response:
+        """All sessions and exams."""
+        return JSONResponse(await run_in_threadpool(self.archive.history))
+
+    async def session(self, request: Request) -> Response:
+        """One session with its cycles, timeline and opinions."""
+        return JSONResponse(await run_in_threadpool(self.archive.session, _number(request)))
+
+    async def sound(self, request: Request) -> Response:
+        """A cycle's sound."""
+        sound = await run_in_threadpool(self.archive.sound, _number(request), _number(request, "cycle"))
+        return Response(sound, media_type="audio/wav")
+
+    async def picture(self, request: Request) -> Response:
+        """A cycle's spectrogram."""
+        made = await run_in_threadpool(self.archive.picture, _number(request), _number(request, "cycle"))
+        return Response(made, media_type="image/png")
+
+    async def opinion(self, request: Request) -> Response:
+        """Agree or disagree with a cycle's class."""
+        opinion = _text((await _given(request)).get("opinion"), "opinion")
+        numbers = (_number(request), _number(request, "cycle"))
+        await run_in_threadpool(self.archive.exams.give_opinion, *numbers, opinion, request.scope["login"].name)
+        return Response(status_code=204)
+
+    async def assign(self, kind: str, request: Request) -> Response:
+        """Give an exam or a session another subject."""
+        subject = _text((await _given(request)).get("subject"), "subject")
+        await run_in_threadpool(self.archive.exams.assign, kind, _number(request), subject)
+        return Response(status_code=204)
+
+    async def delete(self, kind: str, request: Request) -> Response:
+        """Remove an exam or a session for good."""
+        await run_in_threadpool(self.archive.delete, kind, _number(request))
+        return Response(status_code=204)
+
+    async def report(self, request: Request) -> Response:
+        """The report of an exam."""
+        return HTMLResponse(report(await run_in_threadpool(self.archive.exams.document, _number(request))))
+
+    async def pdf(self, request: Request) -> Response:
+        """The same as PDF."""
+        document = await run_in_threadpool(self.archive.exams.document, _number(request))
+        disposition = {"content-disposition": f'inline; filename="exam-{document["id"]}.pdf"'}
+        async with self._one_pdf:
+            made = await pdf(document)
+        return Response(made, media_type="application/pdf", headers=disposition)
+
+
+class Door:
+    """Logging in and out."""
+
+    def __init__(self, accounts: Accounts | None, logins: Logins, secure: bool) -> None:
+        self._accounts, self._logins, self._secure = accounts, logins, secure
+        self._one_at_a_time = asyncio.Lock()  # argon2 takes 64 MB and a core
+
+    async def page(self, request: Request) -> Response:
+        """Where one logs in."""
+        return FileResponse(STATIC / "login.html") if self._accounts else RedirectResponse("/", 303)
+
+    async def enter(self, request: Request) -> Response:
+        """Check name and password."""
+        if self._accounts is None:
+            return RedirectResponse("/", 303)
+        form = parse_qs((await request.body()).decode(errors="replace"))
+        name, password = (form.get(field, [""])[0] for field in ("name", "password"))
+        keys = (f"name {name}", f"address {request.client.host if request.client else ''}")
+        async with self._one_at_a_time:
+            if wait := self._logins.wait_seconds(*keys):
+                return RedirectResponse(f"/login?wait={wait:.0f}", 303, {"retry-after": f"{wait:.0f}"})
+            role = await run_in_threadpool(self._accounts.role, name, password)
+            if role is None:
+                self._logins.failed(*keys)
+                return RedirectResponse("/login?wrong=1", 303)
+        answer = RedirectResponse("/", 303)
+        token = self._logins.begin(name, role)
+        answer.set_cookie(COOKIE, token, path="/", secure=self._secure, httponly=True, samesite="strict")
+        return answer
+
+    async def leave(self, request: Request) -> Response:
+        """Log out."""
+        self._logins.end(token_of(request.headers.get("cookie", "")))
+        return RedirectResponse("/login", 303)
+
+
+async def _one_line(request: Request, error: Exception) -> Response:
+    """Every refusal as one line."""
+    if isinstance(error, HTTPException):
+        return PlainTextResponse(f"{error.detail}\n", error.status_code)
+    text = str(error)
+    status = BUSY if isinstance(error, OrderError) else 404 if any(words in text for words in MISSING) else 400
+    return PlainTextResponse(f"{text}\n", status)
+
+
+def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
+    """The pages and their endpoints, without the guard."""
+    live, stored = Live(hub), Stored(archive)
+    get, post = partial(_route, "GET"), partial(_route, "POST")
+    cycle = "/api/sessions/{number:int}/cycles/{cycle:int}"
+    return Starlette(
+        routes=[
+            *(Route(path, page(name)) for path, name in PAGES.items()),
+            Route("/login", door.page, methods=["GET"]),
+            Route("/login", door.enter, methods=["POST"]),
+            Route("/logout", door.leave, methods=["POST"]),
+            Mount("/static", StaticFiles(directory=Path(STATIC))),
+            WebSocketRoute("/live", live.socket),
+            get("/api/state", live.state),
+            get("/api/doubts", live.doubts),
+            post("/api/listen", live.listen),
+            post("/api/stop", live.stop),
+            post("/api/exam", live.begin_exam),
+            post("/api/exam/site", live.begin_site),
+            post("/api/exam/finish", live.finish_exam),
+            get("/api/history", stored.history),
+            get("/api/sessions/{number:int}", stored.session),
+            get(f"{cycle}/sound.wav", stored.sound),
+            get(f"{cycle}/picture.png", stored.picture),
+            post(f"{cycle}/opinion", stored.opinion),
+            get("/exams/{number:int}/report", stored.report),
+            get("/exams/{number:int}/report.pdf", stored.pdf),
+            *(post(f"/api/{kind}s/{{number:int}}/subject", partial(stored.assign, kind)) for kind in KINDS),
+            *(_route("DELETE", f"/api/{kind}s/{{number:int}}", partial(stored.delete, kind)) for kind in KINDS),
+        ],
+        exception_handlers={HTTPException: _one_line, RespSAMError: _one_line},
+    )
+
+
+NEEDED: Final[dict[str, Role]] = {"GET": "viewer", "POST": "examiner", "DELETE": "admin"}
+
+
+def _route(method: str, path: str, endpoint: Endpoint) -> Route:
+    return Route(path, allowed(endpoint, NEEDED[method]), methods=[method])

@@ -1,0 +1,64 @@
+"""The view that sends a session to the console: sound, cycles as found and as judged, events, the summary."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from device.breath.segmenter import Segment
+from device.capture.timeline import Entry
+from device.console.line import Line
+from device.listening.agreement import Agreement
+from device.listening.cycle import CycleResult
+from device.service import Service
+from device.signal import SAMPLE_RATE, FloatArray
+from device.verdict.summary import Summary
+from device.view.view import View
+
+
+class ConsoleView(View):
+    """Sends everything and waits for nothing."""
+
+    def __init__(self, service: Service, line: Line, order: int) -> None:
+        """`order` is the number of the order that this session answers; 0 for none."""
+        self.service, self.line, self.order = service, line, order
+
+    def __enter__(self) -> "ConsoleView":
+        service = self.service
+        self.line.send(
+            "begin",
+            order=self.order,
+            session=service.stored_as,
+            source=service.source.name,
+            demo=service.source.demo,
+            age=service.subject.age_years,
+            site=service.subject.site,
+            not_validated=service.not_validated(),
+        )
+        return self
+
+    def sound(self, start_sample: int, samples: FloatArray) -> None:
+        """Send a block of sound."""
+        if samples.size:
+            self.line.sound(start_sample, samples)
+
+    def found(self, segment: Segment) -> None:
+        """Send where a cycle lies, before its verdict."""
+        phase = None if segment.phase is None else round(segment.phase / SAMPLE_RATE, 3)
+        start, end = round(segment.start_seconds, 3), round(segment.end_seconds, 3)
+        self.line.send("found", start=start, end=end, phase=phase, kind=segment.kind)
+
+    def show(self, item: CycleResult | Entry) -> None:
+        """Send a timeline entry, or a cycle with the summary so far."""
+        if isinstance(item, Entry):
+            self.line.send("timeline", **_without_type(item.as_json(self.service.source.demo)))
+        else:
+            summary = asdict(self.service.session.summary)
+            self.line.send("cycle", **_without_type(item.as_json()), summary=summary)
+
+    def end(self, summary: Summary, agreement: Agreement | None) -> None:
+        """Send the summary."""
+        self.line.send("end", order=self.order, summary=asdict(summary))
+
+
+def _without_type(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name != "type"}

@@ -1,0 +1,229 @@
+"""The pages in a real browser, fed by `listen --source demo --console`."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.device.bundle_maker import make_bundle
+from tests.device.console.conftest import for_children
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+PATIENCE_MILLISECONDS = 90_000  # machines that run tests are slow
+ABNORMAL = (0.0, 0.0, 9.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine; the console was not looked at in a browser")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: "Browser") -> Iterator["Page"]:
+    """A page that may not complain: an error in a script, or a rule of the CSP broken, fails the test."""
+    errors: list[str] = []
+    context = browser.new_context(viewport={"width": 400, "height": 860})
+    made = context.new_page()
+    made.set_default_timeout(PATIENCE_MILLISECONDS)
+    made.on("pageerror", lambda error: errors.append(str(error)))
+    made.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
+    yield made
+    context.close()
+    assert not errors
+
+
+class Daemon:
+    """`respsam-device listen --source demo --console` on a port of its own."""
+
+    def __init__(self, folder: Path, bundle: Path, *options: str, **settings: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+        own = {"RESPSAM_CONSOLE__PORT": str(self.port), "RESPSAM_STORE__PATH": str(folder / "store.sqlite"), **settings}
+        self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **own}
+        arguments = ["listen", "--source", "demo", "--console", "--bundle", str(bundle), *options]
+        self._command = [sys.executable, "-m", "device", *arguments]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        assert self.process.stderr.readline() == f"respsam-device: the console is at {self.url}\n"
+
+    def state(self) -> Any:
+        with urllib.request.urlopen(f"{self.url}api/state", timeout=60) as answer:
+            return json.load(answer)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    started: list[Daemon] = []
+
+    def start(*options: str, logits: tuple[float, ...] | None = None, **settings: str) -> Daemon:
+        started.append(
+            Daemon(
+                tmp_path, make_bundle(tmp_path / "bundle", logits=logits, changes=for_children), *options, **settings
+            )
+        )
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+def text(page: "Page", selector: str) -> str:
+    return page.inner_text(selector)
+
+
+def until(page: "Page", expression: str) -> None:
+    """Wait until this is true; Playwright's own waiting needs an eval, which the pages forbid."""
+    waited_until = time.monotonic() + PATIENCE_MILLISECONDS / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < waited_until, expression
+        page.wait_for_timeout(100)
+
+
+def test_the_live_page_follows_a_session_in_two_browsers_and_over_a_restart(
+    page: "Page", browser: "Browser", daemon: Callable[..., Daemon]
+) -> None:
+    running = daemon("--no-store", logits=ABNORMAL)
+    page.goto(running.url)
+    other = browser.new_page()
+    other.goto(f"{running.url}history")
+    for watching in (page, other):
+        watching.wait_for_selector("#demo:visible")
+    until(page, "document.querySelectorAll('#cycles tr').length >= 3")
+    first = page.locator("#cycles tr").first.inner_text()
+    assert re.search(r"(crackle|wheeze|both)\s+\d\.\d\d|not gradable", first), first
+    assert re.match(r"-?\d+ dBFS", text(page, "#dbfs"))
+    assert page.get_attribute("#dots", "aria-label") in [f"{count} of 6 good breaths" for count in range(7)]
+    # the picture is drawn: many colours, and other ones a moment later
+    drawn = "document.getElementById('scope').toDataURL()"
+    before = page.evaluate(drawn)
+    until(page, f"{drawn} !== {before!r}")
+    # everything on a phone's width
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+    assert running.stop() == 0
+    page.wait_for_selector("#offline:visible")
+    running.start()
+    page.wait_for_selector("#offline", state="hidden")
+    until(page, "document.querySelectorAll('#cycles tr').length >= 1")
+    # a session that is stopped in the page ends, and another one begins
+    page.click("#stop")
+    page.click("#listen")
+    until(page, "document.getElementById('stop').offsetParent")
+    assert running.stop(signal.SIGINT) == 130
+    other.close()
+
+
+def test_an_exam_from_its_start_to_its_pdf(page: "Page", daemon: Callable[..., Daemon]) -> None:
+    running = daemon("--fast", logits=ABNORMAL, RESPSAM_STORE__AUDIO="true", RESPSAM_DEMO__SECONDS="30")
+    page.goto(f"{running.url}exam")
+    page.wait_for_selector("#begin:visible")
+    page.fill("#age", "118")
+    until(page, "document.getElementById('doubts').textContent.startsWith('NOT VALIDATED: age 118')")
+    page.fill("#age", "48")
+    page.select_option("#unit", "12")
+    page.fill("#subject", "kid-17")
+    page.uncheck("#advance")
+    page.click("text=Begin the exam")
+    for words in ("left posterior", "left lateral", "right posterior", "right lateral"):
+        until(page, f"document.getElementById('start').textContent.includes('{words}')")
+        page.wait_for_selector("#start:visible")
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("Space")  # as a glove presses it
+        until(page, f"document.querySelector('[aria-label^=\"{words}\"]').ariaLabel.includes('flagged')")
+    page.click("#finish")
+    page.wait_for_selector("#report:visible")
+    assert text(page, "#verdict").endswith("flagged")
+    assert "left" in text(page, "#sides") and text(page, "#pairs").count("▲ flagged") == 4
+    assert page.locator("#evidence img").count() == 3
+    page.click("#report")
+    page.wait_for_selector("main .notice")
+    assert "kid-17" in text(page, "dl") and "4 years" in text(page, "dl")
+    with page.expect_download(timeout=PATIENCE_MILLISECONDS) as download:
+        page.click("#pdf")
+    made = Path(download.value.path()).read_bytes()
+    assert made.startswith(b"%PDF") and made.count(b"/Type /Page\n") == 1
+    assert download.value.suggested_filename == "exam-1.pdf"
+
+    # the history leads to each breath, to be played, and agreed with or not
+    page.goto(f"{running.url}history")
+    page.wait_for_selector("#exams tr")
+    page.fill("#subject", "kid-17")
+    page.wait_for_selector("#trendCard:visible")
+    page.fill("#subject", "")
+    page.click("#sessions tr >> nth=0 >> text=Open")
+    page.wait_for_selector("#cycles img")
+    page.click("text=Disagree >> nth=0")
+    page.wait_for_selector("button:text('Disagree')[aria-pressed=true]")
+    page.reload()
+    page.wait_for_selector("button:text('Disagree')[aria-pressed=true]")
+    sound = page.request.get(f"{page.url.replace('/sessions', '/api/sessions')}/cycles/1/sound.wav")
+    assert sound.status == 200 and sound.body()[:4] == b"RIFF"
+
+    # deleted for good: the exam, its sessions and their sound
+    page.goto(f"{running.url}history")
+    page.click("#exams tr >> text=Delete")
+    page.click("text=Delete for good")
+    page.wait_for_selector("#noExams:visible")
+    assert page.request.get(f"{running.url}exams/1/report").status == 404
+    assert running.stop() == 0
+
+
+def test_a_browser_that_never_reads_is_given_up_and_listening_goes_on(daemon: Callable[..., Daemon]) -> None:
+    running = daemon("--no-store", "--fast", RESPSAM_DEMO__SECONDS="600")
+    lines = (
+        "GET /live HTTP/1.1",
+        f"Host: 127.0.0.1:{running.port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        f"Origin: http://127.0.0.1:{running.port}",
+    )
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as deaf:
+        deaf.sendall("\r\n".join([*lines, "", ""]).encode())
+        # minutes of sound and of results, which nobody reads, go by
+        until_ended = time.monotonic() + PATIENCE_MILLISECONDS / 1000
+        while running.state()["running"]:
+            assert time.monotonic() < until_ended
+            time.sleep(0.5)
+        assert running.state()["summary"]["seconds"]["heard"] == 600.0
+    assert running.stop() == 0
