@@ -9,8 +9,8 @@ ARGS   ?=
 TORCH ?= torch==2.13.0
 
 # Sound for the tests of the microphone, a browser for those of report and console, strace for those of what leaves the machine,
-# systemd-analyze for the service's unit, a Debian to boot for its package; without them they are skipped.
-SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace systemd systemd-container debootstrap
+# systemd-analyze for the service's unit; without them they are skipped.
+SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace systemd
 
 # A core each. A file's tests stay together, for they share what takes long to make.
 TESTS_AT_ONCE ?= 2
@@ -47,6 +47,7 @@ test: system-packages lint
 	@$(TEST)/bin/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile $(ARGS)
 
 # The faults of a month in an hour: every repetition of the tests that .ci/run runs in a shortened form.
+soak: SYSTEM_PACKAGES += systemd-container debootstrap # a Debian to boot for the package
 soak: system-packages test-environment
 	@RESPSAM_SOAK=1 $(TEST)/bin/python -m pytest tests/device tests/test_debian.py $(ARGS)
 

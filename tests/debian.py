@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.full_disk import mounted
 
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+SUITE = "bookworm"
 PACKAGES = "systemd,systemd-sysv,udev,dbus,python3,libportaudio2,libasound2-plugins,libasound2-data"
 KEPT = REPOSITORY / "build" / f"{SUITE}.tar"  # debootstrap takes minutes
 ROOT_BYTES = 2_500_000_000
@@ -96,7 +96,7 @@ def unpack(root: Path) -> None:
         pytest.skip(f"no Debian: {', '.join(missing) or 'root'} needed")
     if not KEPT.exists():
         made = root.parent / "made"
-        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(made), MIRROR]
+        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"no Debian: debootstrap says {done.stdout.strip().splitlines()[-1:]}")

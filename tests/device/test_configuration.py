@@ -52,6 +52,10 @@ class Played(MicrophoneSource):
     def unverified(self) -> str:
         return ""
 
+    @property
+    def silent_seconds(self) -> float:
+        return 0.0
+
     def _until_sound(self) -> Iterator[Block]:
         return iter(())
 
