@@ -1,12 +1,14 @@
 """The bundle: the contract between the desktop that trains and the device that listens.
 
-A folder, or its zip with the suffix `.respsam`. It is used only after the manifest's schema and all hashes are checked.
+It is a folder, or the folder's zip with the suffix `.respsam`. A device checks the manifest's schema and all hashes
+before it uses a bundle.
 """
 
 import hashlib
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -17,6 +19,7 @@ from device.labels import LABELS, Label
 from device.signal import FrontEnd
 from firmware_config.errors import RespSAMError
 from firmware_config.files import is_clutter
+from firmware_config.trust import SIGNATURE, Signature, Trust
 
 SCHEMA: Final = 2
 MANIFEST: Final = "manifest.json"
@@ -38,11 +41,11 @@ class ModelFile(_Part):
     path: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """File name inside the bundle."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Of the file's bytes."""
+    """Hash of the file's bytes."""
     precision: Literal["fp32", "fp16", "int8"]
-    """Of the weights and the matrix products."""
+    """Number format of the weights and the matrix products."""
     target: Literal["cpu", "tensorrt", "any"]
-    """What it was built for."""
+    """The engine that it is built for."""
     opset: int
     """ONNX operator set."""
     temperature: float = Field(gt=0.0)
@@ -55,9 +58,9 @@ class ThresholdChoice(_Part):
     """How a threshold was chosen."""
 
     rule: str
-    """As a sentence."""
+    """One sentence."""
     protocol: str
-    """The reading it was chosen on."""
+    """The protocol whose results chose it."""
     curve: tuple[tuple[float, float, float], ...]
     """Rows (threshold, sensitivity, specificity) on held-out patients, thresholds ascending."""
 
@@ -76,36 +79,36 @@ class Segmentation(_Part):
     """How the stream is cut into cycles."""
 
     method: Literal["breath", "windows"] = "breath"
-    """'breath' finds breaths and falls back to windows between them; 'windows' cuts nothing else."""
+    """'breath' finds breaths, and cuts windows where it finds none; 'windows' cuts windows only."""
     window_seconds: float = Field(default=2.5, gt=0.0, le=8.0)
-    """Length of a fallback window; windows do not overlap each other, so each is sound of its own."""
+    """Length of a window; windows do not overlap."""
     shortest_seconds: float = Field(default=0.6, gt=0.0)
-    """A breath sounds for at least this long."""
+    """The shortest breath."""
     longest_seconds: float = Field(default=6.0, gt=0.0, le=8.0)
-    """And at most this."""
+    """The longest breath."""
     pause_seconds: float = Field(default=0.3, ge=0.0, le=2.0)
-    """So much of the silence after a breath belongs to it, unless the next one begins sooner."""
+    """The silence after a breath that belongs to it, unless the next breath begins sooner."""
     context_seconds: float = Field(default=0.0, ge=0.0, le=8.0)
-    """A cycle shorter than this is judged in so much of the sound around it, as far as that was received in time."""
+    """A shorter cycle is judged together with the sound around it, up to this length, if that was received in time."""
 
 
 class SiteRule(_Part):
-    """When a site is flagged: by the gradable cycles of its first stretch, which has a stated number of them, together.
+    """When a site is flagged: the gradable cycles of its first stretch decide together.
 
-    On held-out patients of all corpora their mean log-odds ranked recordings better (AUROC 0.94) than the strongest
-    cycle (0.91), or that which a sixth, a third or half of them reach (0.91 to 0.93).
+    On held-out patients of all corpora the mean log-odds of the cycles ranked recordings better (AUROC 0.94) than the
+    strongest cycle (0.91), or the probability that a sixth, a third or half of the cycles reach (0.91 to 0.93).
     """
 
     threshold: float = Field(ge=0.0, le=1.0)
-    """That the mean log-odds of the cycles must reach, as a calibrated probability."""
+    """The mean log-odds of the cycles must reach it; it is a calibrated probability."""
     stretch_cycles: int = Field(ge=1)
-    """Gradable cycles of a stretch: its verdict is then complete and does not change."""
+    """Gradable cycles of a stretch; after so many its verdict is complete and does not change."""
     least_cycles: int = Field(ge=1)
     """A session that ends with fewer gradable cycles than this is 'not enough'."""
 
     @property
     def in_words(self) -> str:
-        """`A site is flagged when` this."""
+        """The end of the sentence `A site is flagged when ...`."""
         return f"its first {self.stretch_cycles} gradable cycles reach {self.threshold:.3f} together (mean log-odds)"
 
     @model_validator(mode="after")
@@ -121,7 +124,7 @@ class CalibrationBounds(_Part):
     healthy_flagged: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of healthy people that may be flagged."""
     largest_shift: float = Field(ge=0.0)
-    """Log-odds by which the threshold may rise at most; known from validation to keep the sensitivity."""
+    """Log-odds by which the threshold may rise at most; validation has shown that the sensitivity stays."""
     sensitivity_floor: float = Field(ge=0.0, le=1.0)
     """The sensitivity that the largest shift still reached on held-out patients."""
 
@@ -130,7 +133,7 @@ class Population(_Part):
     """The people on whom the model was trained; it is validated for nobody else."""
 
     youngest_years: float | None
-    """Age of the youngest subject; null when the corpus gives no ages."""
+    """Age of the youngest patient; null when the corpus gives no ages."""
     oldest_years: float | None
     """Age of the oldest."""
     sites: tuple[str, ...]
@@ -138,29 +141,29 @@ class Population(_Part):
     stethoscopes: tuple[str, ...]
     """Recording devices."""
     patients: int
-    """How many subjects."""
+    """Number of patients."""
 
 
 class SelfTest(_Part):
-    """What the model must answer to simulated breaths: `doctor`, `export verify` and updates run it."""
+    """The answers that a model must give to simulated breaths; `doctor`, `export verify` and updates check them."""
 
     seeds: tuple[int, ...]
     """Seeds of `device.breath.simulator.breath`."""
     labels: tuple[Label, ...]
     """Their simulated classes."""
     expected_probability: tuple[float, ...]
-    """Of being abnormal, by the fp32 file."""
+    """Probability of being abnormal, from the fp32 file."""
     tolerance: float = Field(gt=0.0)
     """Largest deviation that passes."""
 
 
 class Manifest(_Part):
-    """Everything about a bundle but the weights; schema version 2."""
+    """Everything about a bundle except the weights; schema version 2."""
 
     schema_version: Literal[2] = 2
-    """Raised when a reader of the old one would go wrong."""
+    """A new number where an older program would misread the bundle."""
     name: str
-    """What people call this model."""
+    """The model's name."""
     architecture: dict[str, JsonValue]
     """The model's sizes."""
     labels: tuple[str, ...]
@@ -172,7 +175,7 @@ class Manifest(_Part):
     threshold: ThresholdChoice
     """Where the threshold came from."""
     site_rule: SiteRule
-    """From cycles to a site's verdict."""
+    """How cycles decide about a site."""
     site_threshold: ThresholdChoice | None = None
     """Where the site rule's threshold came from; null where no whole recordings were annotated."""
     calibration: CalibrationBounds | None = None
@@ -180,7 +183,7 @@ class Manifest(_Part):
     segmentation: Segmentation
     """From the stream to cycles."""
     population: Population
-    """Whom it was trained on."""
+    """The people in the training data."""
     corpus: str
     """Training corpus."""
     split: str
@@ -194,7 +197,7 @@ class Manifest(_Part):
     versions: dict[str, str]
     """Of the software that made it."""
     self_test: SelfTest
-    """What it must answer to simulated breaths."""
+    """The answers that it must give to simulated breaths."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +221,32 @@ class Bundle:
         return chosen[0]
 
     def read(self, name: str) -> bytes:
-        """Bytes of one file of the bundle; BundleError when it cannot be read."""
-        return _read_file(self.path, name)
+        """Bytes of one file of the bundle; BundleError when it cannot be read or is not what the manifest says.
+
+        The hash is that of these bytes: a file may be replaced after the bundle was opened.
+        """
+        data = _read_file(self.path, name)
+        for file in self.manifest.files:
+            if file.path == name:
+                _require_hash(self.path, file, data)
+        return data
+
+    def contents(self) -> dict[str, bytes]:
+        """Every file of the bundle by name; BundleError when one cannot be read or is not what the manifest says."""
+        return {name: self.read(name) for name in _names(self.path)}
+
+    def require_trust(self, trust: Trust) -> Signature | None:
+        """The bundle's signature; None where no key is trusted. TrustError when no trusted key has signed it."""
+        if not trust.keys:
+            return None
+        contents = self.contents()
+        signature = contents.pop(SIGNATURE, None)
+        return trust.require(self.path, self.hashes(contents), signature)
+
+    def hashes(self, contents: Mapping[str, bytes]) -> dict[str, str]:
+        """sha256 of every file to be signed; of the manifest that of what was checked, not of what is there now."""
+        found = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items() if name != SIGNATURE}
+        return {**found, MANIFEST: self.fingerprint}
 
 
 def _read_file(path: Path, name: str) -> bytes:
@@ -242,6 +269,21 @@ def _folder_inside(archive: zipfile.ZipFile) -> str:
     return f"{ours[0].as_posix()}/" if len(ours) == 1 and ours[0] != Path() else ""
 
 
+def _names(path: Path) -> list[str]:
+    """The names of all files of a bundle, without what a Mac or Windows leaves beside them."""
+    try:
+        if path.is_dir():
+            found = [item.name for item in path.iterdir() if item.is_file()]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                folder = _folder_inside(archive)
+                inside = [name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)]
+                found = [name for name in inside if name and "/" not in name]
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}); copy the bundle again") from error
+    return sorted(name for name in found if not is_clutter(Path(name)))
+
+
 def read_bundle(path: Path) -> Bundle:
     """Open a bundle, and check the manifest's schema and every file's hash; BundleError names what is wrong."""
     if not path.exists():
@@ -258,14 +300,19 @@ def read_bundle(path: Path) -> Bundle:
         ) from error
     if manifest.labels != LABELS:
         raise BundleError(f"{path}/{MANIFEST}: labels {', '.join(manifest.labels)} are not {', '.join(LABELS)}")
+    bundle = Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
     for file in manifest.files:
-        found = hashlib.sha256(_read_file(path, file.path)).hexdigest()
-        if found != file.sha256:
-            raise BundleError(
-                f"{path}: {file.path} has sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…; it was "
-                "changed or damaged, copy or build the bundle again"
-            )
-    return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
+        bundle.read(file.path)
+    return bundle
+
+
+def _require_hash(path: Path, file: ModelFile, data: bytes) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != file.sha256:
+        raise BundleError(
+            f"{path}: {file.path} has sha256 {found[:12]}…, the manifest says {file.sha256[:12]}…; it was "
+            "changed or damaged, copy or build the bundle again"
+        )
 
 
 def _refuse_other_schema(path: Path, manifest: bytes) -> None:
@@ -284,6 +331,11 @@ def _refuse_other_schema(path: Path, manifest: bytes) -> None:
 
 def pack(folder: Path, archive: Path) -> None:
     """Zip a bundle folder; fixed times and order, so the same folder gives the same bytes."""
+    pack_files({item.name: item.read_bytes() for item in folder.iterdir()}, archive)
+
+
+def pack_files(contents: Mapping[str, bytes], archive: Path) -> None:
+    """As `pack`, for files by name."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for item in sorted(folder.iterdir()):
-            packed.writestr(zipfile.ZipInfo(item.name, (1980, 1, 1, 0, 0, 0)), item.read_bytes(), zipfile.ZIP_DEFLATED)
+        for name, data in sorted(contents.items()):
+            packed.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)

@@ -1,7 +1,6 @@
 """`respsam-device`: parses arguments and prints; the work is in functions that a notebook can call."""
 
 import json
-import logging
 import math
 import secrets
 import signal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TextIO, cast
 
 import typer
 
+from device import bundle_commands
 from firmware_config.command_line import (
     ConfigOption,
     application,
@@ -19,6 +19,7 @@ from firmware_config.command_line import (
     one_line,
     printable,
     run,
+    show_warning,
     wrapped,
 )
 from firmware_config.errors import GateRefused
@@ -61,6 +62,8 @@ app = application(
 )
 sessions = typer.Typer(help="List, show, export and delete what is stored.", rich_markup_mode=None)
 app.add_typer(sessions, name="sessions")
+app.add_typer(bundle_commands.bundle, name="bundle")
+app.add_typer(bundle_commands.trust, name="trust")
 engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundle for this GPU.", rich_markup_mode=None)
 app.add_typer(engine, name="engine")
 configuration = typer.Typer(help="Show, check and describe the settings.", rich_markup_mode=None)
@@ -151,7 +154,8 @@ def listen(
         opened = _source(source, fast, seconds, ready.settings, channel=chosen, site=place, waits=ready.service)
         known = ready.with_stethoscope(opened, _warn)
         subject = Subject(age_years, site, live=source == "mic", fallback=known.classifier.fallback)
-        return _service(known, opened, subject, seconds)
+        # the console's pages show one bundle
+        return _service(known, opened, subject, seconds, follow=not console)
 
     first = open_service(age, site)
     return _code(_run_with_console(first, open_service, json_output) if console else _run_service(first, json_output))
@@ -238,11 +242,14 @@ def _configure(config: Path | None, flags: "dict[str, object]", service: bool = 
     return ready
 
 
-def _service(ready: "Configuration", source: "Source", subject: "Subject", seconds: float | None) -> "Service":
+def _service(
+    ready: "Configuration", source: "Source", subject: "Subject", seconds: float | None, *, follow: bool = False
+) -> "Service":
+    """`follow`: a bundle that is installed meanwhile is used."""
     from device.service import Service
 
-    under = ready.circumstances
-    return Service(source, ready.classifier, ready.settings, subject, seconds, _warn, circumstances=under)
+    common = (source, ready.classifier, ready.settings, subject, seconds, _warn)
+    return Service(*common, circumstances=ready.circumstances, follow=ready if follow else None)
 
 
 def _code(received: "list[Signals]") -> int:
@@ -251,11 +258,14 @@ def _code(received: "list[Signals]") -> int:
 
 
 def _run_service(service: "Service", json_output: bool) -> "list[Signals]":
-    """Run and show one session; returns the signals that stopped it."""
+    """Run and show a session, and the next ones where a bundle is installed meanwhile; returns the signals received."""
     from device.listening.live import stopped_by_signals
 
-    with stopped_by_signals(service.session) as received:
-        _show_service(service, json_output, received)
+    with stopped_by_signals(service) as received:
+        running = True
+        while running:
+            _show_service(service, json_output, received)
+            running = service.advance()
     return received
 
 
@@ -345,10 +355,12 @@ def screen_recordings(
 
     from device.listening.results import Results
     from device.listening.screening import ScreenOptions, find_recordings, model, screen
+    from device.model.opening import chosen_bundle
     from device.view.json_lines import stamped
 
     run = secrets.token_hex(16)
     settings = _settings(config, bundle, precision, sensitivity, channel=channel)
+    chosen_bundle(settings.bundle, _warn)
     options = ScreenOptions("auto" if channel == AUTO else settings.audio.channel, age, site)
     found = find_recordings(paths)
     recordings = found.recordings
@@ -468,12 +480,44 @@ def sessions_delete(
 
     file = _store_file(config)
     about = about_lines(read_session(file, session))
-    if not yes:
-        if not sys.stdin.isatty():
-            raise typer.BadParameter("stdin is no terminal, so nobody can confirm; give the option", param_hint="--yes")
-        typer.confirm("\n".join([*about, "remove this session and its audio for good?"]), abort=True, err=True)
+    _confirm("\n".join([*about, "remove this session and its audio for good?"]), yes)
     delete_session(file, session)
     typer.echo(f"session {session} is removed", err=True)
+
+
+@app.command()
+def wipe(
+    expired: Annotated[
+        bool,
+        typer.Option("--expired", help="Only the sound that is beyond store.audio_days and store.audio_megabytes."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Remove everything stored of patients for good: sessions, sound, and what was set aside; bundles stay.
+
+    With store.audio_key the key is replaced too, so that nothing that is left on the disk can be read as sound.
+    """
+    from device.store.wiping import remove_expired, wipe
+
+    store = _settings(config).store
+    if expired:
+        if warning := remove_expired(store):
+            _warn(warning)
+        return
+    _confirm(f"remove all sessions and all sound of {store.file} for good?", yes)
+    wiped = wipe(store)
+    new_key = "; the key of the sound was replaced" * wiped.new_key
+    typer.echo(f"{counted(wiped.files, 'file')} removed, {wiped.megabytes:.1f} MB{new_key}", err=True)
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Ask on a terminal; without one the option --yes has to be given."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("stdin is no terminal, so nobody can confirm; give the option", param_hint="--yes")
+    typer.confirm(question, abort=True, err=True)
 
 
 @app.command("replay")
@@ -486,8 +530,10 @@ def replay_session(
 ) -> int:
     """Judge a session's stored audio again; exit code 0 when every result is identical bit for bit, else 3."""
     from device.store.replay import replay
+    from device.store.sealing import read_key
 
-    done = replay(_store_file(config), session, bundle, anyway=anyway, warn=_warn)
+    store = _settings(config).store
+    done = replay(store.file, session, bundle, anyway=anyway, warn=_warn, key=read_key(store))
     typer.echo(json.dumps(done.as_json()) if json_output else "\n".join(done.lines()))
     return 0 if done.exact else GateRefused.exit_code
 
@@ -501,11 +547,11 @@ def engine_build(
     config: ConfigOption = None,
 ) -> None:
     """Build the bundle's engine with this machine's TensorRT and test it; takes minutes, nothing when it is there."""
-    from device.bundle import DEFAULT_BUNDLE, read_bundle
     from device.model.engines import build_engine, open_gpu
+    from device.model.opening import chosen_bundle
 
     settings = _settings(config, bundle)
-    opened, gpu = read_bundle(settings.bundle.chosen or DEFAULT_BUNDLE), open_gpu()
+    opened, gpu = chosen_bundle(settings.bundle, _warn), open_gpu()
     with _engine_progress(f"TensorRT {gpu.version} builds for {gpu.name}") as progress:
         built = build_engine(opened, precision, settings.bundle.engines, gpu, progress)
     typer.echo(
@@ -950,5 +996,4 @@ def _warn_of_fallback(classifier: "Classifier") -> None:
 
 
 def _warn(message: str) -> None:
-    logging.getLogger("device").warning(one_line(message))
-    typer.echo(wrapped(f"{PROGRAM}: warning: {one_line(message)}", sys.stderr), err=True)
+    show_warning(PROGRAM, "device", message)

@@ -33,6 +33,8 @@ class Configuration:
     """The settings file in force; in safe mode the last good one."""
     circumstances: Circumstances = PLAIN
     service: bool = False
+    passport: PassportFile | None = None
+    """Of the stethoscope; None without one."""
 
     def with_stethoscope(self, source: Source, warn: Warn) -> "Configuration":
         """The configuration for this source: a microphone's passport sets gain, calibration and plug-in test.
@@ -55,9 +57,19 @@ class Configuration:
         source.gain_db = settings.audio.gain_db
         if found.passport.measured is not None:
             source.plug_in_test = PlugInTest(found.passport.measured, source.gain_db)
-        classifier, name = calibrated_classifier(self.classifier, found, warn)
-        circumstances = replace(self.circumstances, passport=found.key, calibration=name)
-        return replace(self, settings=settings, classifier=classifier, circumstances=circumstances)
+        return replace(self, settings=settings, passport=found).with_classifier(self.classifier, warn)
+
+    def with_classifier(self, classifier: Classifier, warn: Warn) -> "Configuration":
+        """The configuration with this classifier, under the passport's calibration for its bundle."""
+        if self.passport is None:
+            return replace(self, classifier=classifier)
+        calibrated, name = calibrated_classifier(classifier, self.passport, warn)
+        circumstances = replace(self.circumstances, passport=self.passport.key, calibration=name)
+        return replace(self, classifier=calibrated, circumstances=circumstances)
+
+    def with_active_bundle(self, warn: Warn) -> "Configuration":
+        """The configuration with the bundle that is active now; raises what `open_classifier` raises."""
+        return self.with_classifier(open_classifier(self.settings.bundle, warn), warn)
 
 
 def calibrated_classifier(classifier: Classifier, found: PassportFile, warn: Warn) -> tuple[Classifier, str]:
@@ -85,7 +97,7 @@ def configure(load: Load, config: Path | None, warn: Warn, *, service: bool = Fa
     """
     try:
         loaded = load(config, ())
-        classifier = open_classifier(loaded.settings.bundle)
+        classifier = open_classifier(loaded.settings.bundle, warn)
     except RespSAMError as error:
         kept = last_good_file(config) if service and config is not None else None
         if kept is None or not kept.is_file():
@@ -93,7 +105,7 @@ def configure(load: Load, config: Path | None, warn: Warn, *, service: bool = Fa
         settings = load(kept, ()).settings
         safe_mode = Circumstances(safe_mode=safe_mode_words(str(error), kept))
         warn(f"SAFE MODE: {safe_mode.safe_mode}")
-        return Configuration(settings, open_classifier(settings.bundle), load, kept, safe_mode, service)
+        return Configuration(settings, open_classifier(settings.bundle, warn), load, kept, safe_mode, service)
     if service and config is not None:
         try:
             keep_as_good(config, loaded.text)

@@ -182,6 +182,9 @@ def _bundle(settings: BundleSettings, real_time_factor: float) -> Iterator[Findi
         yield Finding("bundle", "FAIL", str(error))
     else:
         manifest = classifier.bundle.manifest
+        if settings.chosen is None:
+            failed = _failed_updates(settings)
+            yield from [Finding("update", "warning", failed)] * bool(failed)
         tested = f"self-test of {len(manifest.self_test.seeds)} breaths within {worst:.4f}"
         yield Finding("bundle", "ok", f"{manifest.name} ({classifier.fingerprint[:12]}), {tested}")
         yield _speed(classifier, real_time_factor)
@@ -193,6 +196,17 @@ def _bundle(settings: BundleSettings, real_time_factor: float) -> Iterator[Findi
             return
     providers = ", ".join(onnxruntime.get_available_providers())
     yield Finding("engine", "ok", f"onnxruntime {onnxruntime.__version__} ({providers})")
+
+
+def _failed_updates(settings: BundleSettings) -> str:
+    """Which bundles failed on this box, and why; empty without one."""
+    from device.model.opening import open_slots
+
+    try:
+        failed = open_slots(settings).state().failed
+        return "; ".join(f"bundle {fingerprint[:12]} failed here: {why}" for fingerprint, why in failed.items())
+    except RespSAMError as error:
+        return str(error)
 
 
 def _store(settings: StoreSettings) -> Iterator[Finding]:

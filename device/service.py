@@ -9,15 +9,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from device.bundle import BundleError
 from device.capture.blocks import Source
 from device.capture.microphone import MicrophoneSource
 from device.capture.recording import Channel, looks_like_sound
 from device.capture.sources import DemoSource, FileSource
-from device.configuration import configured
+from device.configuration import Configuration, configured
 from device.listening.agreement import Agreement, agreement_of
 from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.model.classifier import Classifier
+from device.model.opening import is_active, roll_back, watch
+from device.signal import SAMPLE_RATE
 from device.store.recorder import Beginning, Recorder, Store
 from device.store.sessions import Warn
 from device.verdict.circumstances import PLAIN, Circumstances
@@ -68,7 +71,12 @@ def open_source(
 
 
 class Service:
-    """One session as a service: `run` it once; `session.stop` ends it from any thread or signal handler."""
+    """A session as a service: `run` it once; `stop` ends it from any thread or signal handler.
+
+    With `follow` a bundle that is installed meanwhile is used from the end of a stretch on: `run` returns, `advance`
+    begins the next session on the same sound, and `run` is called again. `follow` is the configuration that the
+    classifier is from.
+    """
 
     def __init__(
         self,
@@ -80,6 +88,7 @@ class Service:
         warn: Warn = LOG.warning,
         keep_cycles: bool = False,
         circumstances: Circumstances = PLAIN,
+        follow: Configuration | None = None,
     ) -> None:
         """`seconds` limits the sound; `warn` gets one line for each problem that does not end the session.
 
@@ -91,6 +100,32 @@ class Service:
         self.cycles: list[CycleResult] = []
         self._keep_cycles = keep_cycles or source.demo
         self._recorder = Recorder(None, warn)
+        self._seconds, self._stopped, self._advanced = seconds, "", False
+        self._follow = follow
+        self._successor: Configuration | None = None
+        self._installed = None if follow is None else watch(settings.bundle)
+
+    def stop(self, note: str) -> None:
+        """End at the next block; safe in a signal handler."""
+        self._stopped = note
+        self.session.stop(note)
+
+    def advance(self) -> bool:
+        """Begin the next session on the same sound with the bundle installed meanwhile; False without one."""
+        blocks, self.session.left = self.session.left, None
+        if self._seconds is not None:
+            self._seconds -= self.session.timeline.position / SAMPLE_RATE
+        over = self._stopped or (self._seconds is not None and self._seconds <= 0.0)
+        if self._successor is None or blocks is None or over:
+            return False
+        self._follow, self._successor, self._advanced, self.cycles = self._successor, None, True, []
+        self.classifier, circumstances = self._follow.classifier, self._follow.circumstances
+        self.subject = replace(self.subject, fallback=self.classifier.fallback)
+        common = (self.settings.quality, self._seconds, self.not_validated)
+        self.session = Session(self.source, self.classifier, *common, circumstances, blocks)
+        if self._stopped:  # by a signal in between
+            self.session.stop(self._stopped)
+        return True
 
     def run(self, views: Sequence[View] = ()) -> Summary:
         """Listen until the source ends or the session is stopped; source and model errors come after shutdown."""
@@ -106,6 +141,10 @@ class Service:
                         self.cycles.append(item.without_samples())
                     for view in watching:
                         view.show(item)
+                    self._look_for_successor()
+            except BundleError as error:
+                roll_back(self.settings.bundle, self.classifier.bundle, str(error), self.warn)
+                raise
             finally:
                 # also when the microphone is lost: the results are stored and shown before the error
                 self._shutdown(watching)
@@ -125,8 +164,27 @@ class Service:
 
     @property
     def agreement(self) -> Agreement | None:
-        """Of the flags with the simulated breaths; None when the sound is real."""
-        return agreement_of(self.cycles, self.source.breaths) if isinstance(self.source, DemoSource) else None
+        """Of the flags with the simulated breaths; None when the sound is real, or began in another session."""
+        if self._advanced or not isinstance(self.source, DemoSource):
+            return None
+        return agreement_of(self.cycles, self.source.breaths)
+
+    def _look_for_successor(self) -> None:
+        """Load a bundle that was installed meanwhile, while sound waits, and end the session between two stretches."""
+        if self._follow is None or self._installed is None:
+            return
+        if not self.session.between_stretches or not self._installed.changed():
+            return
+        if is_active(self.settings.bundle, self.classifier.bundle):
+            return
+        try:
+            successor = self._follow.with_active_bundle(self.warn)
+        except RespSAMError as error:
+            self.warn(f"{error}; {self.classifier.bundle.manifest.name} is used until the next start")
+            return
+        if successor.classifier.fingerprint != self.classifier.fingerprint:
+            self._successor = successor
+            self.session.hand_over(f"{successor.classifier.bundle.manifest.name} is used from here on")
 
     def _startup(self) -> None:
         name, classifier = self.classifier.bundle.manifest.name, self.classifier

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from firmware_config.command_line import ConfigOption, application, json_text, next_step, run
+from firmware_config.command_line import ConfigOption, application, counted, json_text, next_step, run
 from trainer.cli import (
     CorpusOption,
     DataOption,
@@ -229,6 +229,36 @@ def bench(
         typer.echo(f"{out} and {benchmark.write(measured, timings, out)}", err=True)
     if not json_output:
         next_step(f"respsam-export verify {bundle} with --corpus and --data: what it reaches on recordings")
+
+
+@app.command()
+def sign(
+    bundle: BundleArgument,
+    key: Annotated[Path, typer.Option("--key", help="Private Ed25519 key (PEM).")],
+) -> None:
+    """Sign a bundle for boxes that trust the key: 'respsam-device trust add'."""
+    from device.bundle import read_bundle
+    from export.signing import sign_bundle
+
+    opened = read_bundle(bundle)
+    typer.echo(f"{opened.manifest.name} ({opened.fingerprint[:12]}) is signed by key {sign_bundle(opened, key)}")
+
+
+@app.command()
+def offer(
+    bundle: BundleArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder that the boxes poll, or that a web server shows them.")],
+    ring: Annotated[
+        list[str] | None,
+        typer.Option("--ring", metavar="BOX,BOX", help="Boxes that install together; give the first ring first."),
+    ] = None,
+) -> None:
+    """Offer a bundle to many boxes, ring by ring; they take it with 'respsam-device bundle poll'."""
+    from device.bundle import read_bundle
+    from export.signing import offer as offer_bundle
+
+    rings = [[name.strip() for name in names.split(",")] for names in ring or ()]
+    typer.echo(f"{offer_bundle(read_bundle(bundle), to, rings)} is offered, in {counted(len(rings) or 1, 'ring')}")
 
 
 def _show(built: "Built") -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 internal error (or nobody reads our output any more), 2 ba
 
 import errno
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -157,6 +158,12 @@ def wrapped(line: str, out: TextIO) -> str:
         return line
     width = shutil.get_terminal_size().columns
     return textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def show_warning(program: str, package: str, message: str) -> None:
+    """A warning in one line on stderr, and in the log of the package."""
+    logging.getLogger(package).warning(one_line(message))
+    typer.echo(wrapped(f"{program}: warning: {one_line(message)}", sys.stderr), err=True)
 
 
 def one_line(message: str) -> str:

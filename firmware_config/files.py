@@ -1,5 +1,6 @@
-"""Atomic writing of files, and the names of files that no reader wants."""
+"""Atomic writing of files, a lock on a folder, and the names of files that no reader wants."""
 
+import fcntl
 import glob
 import os
 import time
@@ -12,6 +13,7 @@ from firmware_config.errors import RespSAMError
 
 CLUTTER: Final = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
 ABANDONED_SECONDS: Final = 3600.0  # no writer takes so long; on a shared disk the process may be on another machine
+LOCK_POLL_SECONDS: Final = 0.02
 
 
 class FileError(RespSAMError):
@@ -34,21 +36,13 @@ def whole_file(path: Path, partial: Path, mode: int = 0o666, *, flushed: bool = 
         os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, mode))
         yield partial
         if flushed:
-            _flush(partial, os.O_RDWR)
+            sync(partial)
         os.replace(partial, path)
         if flushed:  # the rename itself must survive a power cut too
-            _flush(path.parent, os.O_RDONLY)
+            sync(path.parent)
     finally:
         with suppress(OSError):
             partial.unlink()
-
-
-def _flush(path: Path, mode: int) -> None:
-    descriptor = os.open(path, mode)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -78,3 +72,37 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file; a reader sees the old or the new content, never a part. FileError when it cannot be written."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk: a rename must survive a power cut too. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(folder: Path, seconds: float) -> Iterator[None]:
+    """Lock the folder: one process must not set aside the new file of another one.
+
+    Raises TimeoutError when another process keeps the lock for longer than `seconds`.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, time.monotonic() + seconds)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError("another process holds a lock on its folder") from None
+        time.sleep(LOCK_POLL_SECONDS)

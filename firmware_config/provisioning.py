@@ -29,10 +29,18 @@ RECORD: Final = f"{STATE}/record.json"
 BEFORE: Final = f"{STATE}/before"
 SETTINGS: Final = "etc/respsam/respsam.toml"
 UNITS: Final = "etc/systemd/system"
-WANTS: Final = f"{UNITS}/multi-user.target.wants"
+STARTED_BY: Final = {".service": "multi-user.target.wants", ".timer": "timers.target.wants"}
 PROGRAM: Final = Path("/usr/bin/respsam-device")  # of the Debian package
 SERVICE: Final = "respsam.service"
 POWER: Final = "respsam-power.service"
+WIPE: Final = "respsam-wipe.timer"
+UPDATE: Final = ("respsam-update.service", "respsam-update.timer")
+# what a source of updates needs beyond the box itself
+NETWORK: Final = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK"
+FOLDER: Final = """PrivateNetwork=yes
+IPAddressDeny=any
+RestrictAddressFamilies=AF_UNIX
+ReadWritePaths="-{}\""""
 HOMES: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # what the service does not see
 
 # Of a file: its bytes, the target of a link, or None without one.
@@ -151,19 +159,36 @@ def render(settings: Settings, program: Path) -> dict[str, Content]:
         "power_mode": board.power_mode,
         "clocks": "ExecStart=/usr/bin/jetson_clocks" if board.jetson_clocks else "",
         "journal_megabytes": f"{settings.log.journal_megabytes:.0f}",
+        "source_access": _access(settings.bundle.updates),
     }
     files = sorted(file for file in TEMPLATES.rglob("*") if file.is_file())
     rendered: dict[str, Content] = {
         str(file.relative_to(TEMPLATES)): Template(file.read_text()).substitute(words).encode() for file in files
     }
-    units = [SERVICE, *[POWER] * bool(board.power_mode)]
-    if missing := {SETTINGS, f"{UNITS}/{SERVICE}", f"{UNITS}/{POWER}"} - rendered.keys():
+    if missing := {SETTINGS, *(f"{UNITS}/{unit}" for unit in (SERVICE, POWER, WIPE, *UPDATE))} - rendered.keys():
         raise ProvisionError(
             f"{TEMPLATES / min(missing)}: missing, so this installation is incomplete; install it again"
         )
-    if not board.power_mode:
-        del rendered[f"{UNITS}/{POWER}"]
-    return rendered | {f"{WANTS}/{unit}": Path(f"../{unit}") for unit in units}
+    for unit in [*[POWER] * (not board.power_mode), *UPDATE * (not settings.bundle.updates)]:
+        del rendered[f"{UNITS}/{unit}"]
+    installed = [
+        path for path, content in rendered.items() if isinstance(content, bytes) and b"\n[Install]\n" in content
+    ]
+    return rendered | {_link(Path(path)): Path(f"../{Path(path).name}") for path in installed}
+
+
+def _link(unit: Path) -> str:
+    """The place of the link that starts a unit with the system."""
+    return str(unit.parent / STARTED_BY[unit.suffix] / unit.name)
+
+
+def _access(updates: str) -> str:
+    """What the unit of updates may reach, by the source; ProvisionError for a folder that is not absolute."""
+    if updates.lower().startswith(("http://", "https://")):
+        return NETWORK
+    if updates and not Path(updates).is_absolute():
+        raise ProvisionError(f"bundle.updates = {updates!r}: not absolute; give the whole path of the folder, or a URL")
+    return FOLDER.format(updates.replace("%", "%%"))
 
 
 def apply(plan: Plan) -> None:
@@ -195,13 +220,13 @@ def activate(root: Path = Path("/"), restart: bool = True) -> None:
     if _runs(root):
         _command("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/respsam.conf")
         reload(root)
-        _command("systemctl", "restart" if restart else "start", "--no-block", SERVICE)
+        _command("systemctl", "restart" if restart else "start", "--no-block", SERVICE, *_timers(root))
 
 
 def stop(root: Path = Path("/")) -> None:
-    """Stop the service of this running system, before its unit goes."""
+    """Stop the units of this running system, before they go."""
     if _runs(root) and (root / UNITS / SERVICE).exists():
-        _command("systemctl", "stop", SERVICE)
+        _command("systemctl", "stop", SERVICE, *_timers(root))
 
 
 def reload(root: Path = Path("/")) -> None:
@@ -211,6 +236,10 @@ def reload(root: Path = Path("/")) -> None:
         _command("systemctl", "try-restart", "systemd-journald.service")
         if Path("/run/udev/control").exists():  # a container has no udevd that runs
             _command("udevadm", "control", "--reload")
+
+
+def _timers(root: Path) -> list[str]:
+    return [timer for timer in (WIPE, UPDATE[1]) if (root / UNITS / timer).exists()]
 
 
 def _runs(root: Path) -> bool:

@@ -27,6 +27,7 @@ else:
 DEFAULTS: Final = Path(__file__).with_name("defaults.toml")
 PROFILES: Final = Path(__file__).with_name("profiles")
 ENVIRONMENT_PREFIX: Final = "RESPSAM_"
+TRUST_OF_THE_BOX: Final = Path("/etc/respsam/trust")  # a box's service and its administrator need the same keys
 LONGEST_SHOWN: Final = 100  # characters of a wrong value in an error
 NOT_SETTINGS: Final = frozenset({"RESPSAM_DATA", "RESPSAM_SOAK"})  # used by the tests
 
@@ -76,7 +77,13 @@ class BundleSettings(Section):
     """The model that listens."""
 
     path: str
-    """Folder or .respsam file; empty is the bundle shipped with the device."""
+    """Folder or .respsam file; empty is the installed bundle, or the shipped one if none is installed."""
+    slots: str
+    """Folder of the installed bundles; empty is bundles in the state folder, beside the store."""
+    trust: str
+    """Folder of the trusted keys; empty is `/etc/respsam/trust` if it exists, else `~/.config/respsam/trust`."""
+    updates: str
+    """Folder or URL that `bundle poll` looks at, on a provisioned box by a timer every hour; empty is no updates."""
     engine: Literal["cpu", "tensorrt"]
     """ONNX Runtime on the CPU, or the TensorRT engine that 'respsam-device engine build' made for this GPU."""
     precision: Literal["auto", "fp32", "fp16", "int8"]
@@ -88,8 +95,20 @@ class BundleSettings(Section):
 
     @property
     def chosen(self) -> Path | None:
-        """The bundle that the settings name; None is the one shipped with the device."""
+        """The bundle that the settings name; None is the installed one, or the one shipped with the device."""
         return _expanded(self.path, "bundle.path") if self.path else None
+
+    @property
+    def installed(self) -> Path:
+        """The folder of the slots; in the state folder where the settings name none."""
+        return _expanded(self.slots, "bundle.slots") if self.slots else state_folder() / "bundles"
+
+    @property
+    def trusted(self) -> Path:
+        """The folder of the trusted keys: a box's, else the user's, following the XDG base directories."""
+        if not self.trust and os.path.isdir(TRUST_OF_THE_BOX):
+            return TRUST_OF_THE_BOX
+        return _given_or(self.trust, "bundle.trust", "XDG_CONFIG_HOME", ".config", "respsam/trust")
 
     @property
     def engine_precision(self) -> Literal["fp32", "fp16", "int8"]:
@@ -132,6 +151,8 @@ class StoreSettings(Section):
     """SQLite file; empty is respsam.sqlite in the state folder (`$STATE_DIRECTORY`, else `~/.local/state/respsam`)."""
     audio: bool
     """Whether the sound of every cycle is stored for a replay; it is personal data of the patient."""
+    audio_key: str
+    """File of 32 bytes, the key that encrypts the sound; empty stores the sound without encryption."""
     audio_days: Annotated[float, above(0.0, 36_500.0, "days")]
     """Sound older than this is removed; the verdicts stay."""
     audio_megabytes: Annotated[float, above(0.0, 10_000_000.0, "MB")]
@@ -141,6 +162,11 @@ class StoreSettings(Section):
     def file(self) -> Path:
         """The SQLite file; in the state folder where the settings name none."""
         return _expanded(self.path, "store.path") if self.path else state_folder() / "respsam.sqlite"
+
+    @property
+    def key_file(self) -> Path | None:
+        """The file with the key of the sound; None where it is stored in the clear."""
+        return _expanded(self.audio_key, "store.audio_key") if self.audio_key else None
 
 
 class DemoSettings(Section):

@@ -14,8 +14,10 @@ from device.signal import SAMPLE_RATE, FloatArray, FrontEnd
 from device.store.audio import AudioStore
 from device.store.database import KEPT, StoreError
 from device.store.exams import Exams
+from device.store.sealing import read_key
 from device.store.sessions import delete_session, list_sessions, read_session, sound_is_its_own
 from device.verdict.site import together
+from firmware_config.settings import StoreSettings
 
 Row = dict[str, Any]
 
@@ -30,9 +32,10 @@ SHOWN: Final = (
 class Archive:
     """Reads and removes; without a store there are only the exams since the start."""
 
-    def __init__(self, file: Path | None, exams: Exams, front_end: FrontEnd, rule: SiteRule) -> None:
+    def __init__(self, store: StoreSettings, exams: Exams, front_end: FrontEnd, rule: SiteRule) -> None:
         """`rule` divides sessions into stretches."""
-        self._file, self.exams, self._front_end, self._rule = file, exams, front_end, rule
+        self._file = store.file if store.enabled else None
+        self._store, self.exams, self._front_end, self._rule = store, exams, front_end, rule
 
     def history(self) -> Row:
         """Sessions and exams, the newest first."""
@@ -83,7 +86,7 @@ class Archive:
         found = [one for one in read_session(self._path, number)["cycles"] if one["number"] == cycle]
         if not found or found[0]["audio"] != KEPT or not sound_is_its_own(self._path, number):
             raise StoreError(f"session {number} has no sound of cycle {cycle}; it is kept if store.audio is set")
-        row, samples = found[0], AudioStore(self._path).read(number, cycle)
+        row, samples = found[0], AudioStore(self._path, key=read_key(self._store)).read(number, cycle)
         before = 0 if row["context_start_sample"] is None else row["start_sample"] - row["context_start_sample"]
         return samples[before : before + row["end_sample"] - row["start_sample"]]
 

@@ -90,6 +90,9 @@ def console_line(service: Service, take: Callable[[Message], None], warn: Warn) 
         "site_threshold": classifier.site_rule.threshold,
         "stretch_cycles": classifier.site_rule.stretch_cycles,
     }
-    store = str(settings.store.file) if settings.store.enabled else ""
-    manifest = classifier.bundle.manifest.model_dump_json()
-    return Line(settings.console, {"manifest": manifest, "model": model, "store": store}, take, warn)
+    setup = {
+        "manifest": classifier.bundle.manifest.model_dump_json(),
+        "model": model,
+        "store": settings.store.model_dump(),
+    }
+    return Line(settings.console, setup, take, warn)

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
@@ -28,7 +27,7 @@ from device.console.guard import Guard
 from device.console.hub import Hub
 from device.console.line import GOODBYE
 from device.store.exams import Exams
-from firmware_config.settings import ConsoleSettings
+from firmware_config.settings import ConsoleSettings, StoreSettings
 
 NICENESS: Final = 5  # listening comes first
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -56,11 +55,11 @@ def main() -> None:
 
 
 async def serve(setup: dict[str, Any], line: Connection, listening: socket.socket) -> None:
-    """Serve the pages; `setup` has the console's settings, the store's file, the bundle's manifest and the model."""
+    """Serve the pages; `setup` has the settings of console and store, the bundle's manifest and the model."""
     settings = ConsoleSettings.model_validate(setup["console"])
     manifest = Manifest.model_validate_json(setup["manifest"])
-    store = Path(setup["store"]) if setup["store"] else None
-    exams = Exams(store)
+    store = StoreSettings.model_validate(setup["store"])
+    exams = Exams(store.file if store.enabled else None)
     hub = Hub(manifest, setup["model"], exams, lambda order: line.send_bytes(json.dumps(order).encode()))
     rule = manifest.site_rule.model_copy(update={"threshold": setup["model"]["site_threshold"]})
     local = is_loopback(settings.host)

@@ -90,10 +90,12 @@ class Session:
         seconds: float | None = None,
         not_validated: Callable[[], tuple[str, ...]] = tuple,
         circumstances: Circumstances = PLAIN,
+        blocks: Iterator[Block] | None = None,
     ) -> None:
         """`not_validated` gives the reasons why the model is not validated here; they are part of every summary.
 
-        It is called each time: the bandwidth of a microphone is known only after it was opened.
+        It is called each time: the bandwidth of a microphone is known only after it was opened. `blocks` is what the
+        session before on the same source has left.
         """
         self.source, self.model, self.quality, self.not_validated = source, model, quality, not_validated
         self.id = secrets.token_hex(16)
@@ -101,6 +103,11 @@ class Session:
         self.circumstances = circumstances
         self._limit = None if seconds is None else round(seconds * SAMPLE_RATE)
         self._ending = ""
+        self.hands_over = False
+        """Whether another session goes on with the sound."""
+        self._before = blocks
+        self.left: Iterator[Block] | None = None
+        """The sound for the next session, after `hand_over`."""
         self.watchers: Sequence[Watcher] = ()
         self.timeline = Timeline()
         self.segmenter = Segmenter(model.segmentation)
@@ -132,7 +139,7 @@ class Session:
             yield self.timeline.entry("passport", known.passport + under)
         try:
             try:
-                for block in self.source.blocks():
+                for block in self._blocks():
                     yield from self._receive(block)
                     if self._ending:
                         break
@@ -152,7 +159,31 @@ class Session:
 
     def stop(self, note: str) -> None:
         """End at the next block; safe in a signal handler."""
-        self._ending = note
+        self._ending, self.hands_over = note, False
+
+    def hand_over(self, note: str) -> None:
+        """End at the next block and leave the source open for the next session, unless the session ends already.
+
+        No sample is lost between the two sessions.
+        """
+        if not self._ending:
+            self._ending, self.hands_over = note, True
+
+    @property
+    def between_stretches(self) -> bool:
+        """Whether no stretch has begun or the last one is complete, sound comes, and the session does not end yet."""
+        complete = self.decision.breaths_wanted == self.decision.rule.stretch_cycles
+        return complete and not self._ending and self.lost_seconds is None
+
+    def _blocks(self) -> Iterator[Block]:
+        blocks, self._before = self._before or self.source.blocks(), None
+        try:
+            for block in blocks:  # noqa: UP028 - `yield from` would close what is left
+                yield block
+        except GeneratorExit:
+            if self.hands_over:
+                self.left = blocks
+            raise
 
     def _receive(self, block: Block) -> Iterator[CycleResult | Entry]:
         broken = bool(block.missing) or (bool(block.note) and block.kind in BREAKS)

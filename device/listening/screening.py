@@ -132,7 +132,8 @@ def screen(
     settings = settings or load_settings()
     recordings = find_recordings([Path(path) for path in paths]).recordings
     jobs = [_Job(path, settings.bundle, settings.quality, options) for path in recordings]
-    _ = model(settings.bundle)
+    # the same bundle in every process, also when another one is activated meanwhile
+    fixed = settings.bundle.model_copy(update={"path": str(model(settings.bundle).bundle.path)})
     processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
     if processes < 2:
         yield from map(_screen_one, jobs)
@@ -142,7 +143,7 @@ def screen(
         # spawn: ONNX Runtime's threads do not survive a fork
         with ProcessPoolExecutor(processes, get_context("spawn"), _exit_with_parent) as pool:
             with _interrupts_held_back():
-                screened = pool.map(_screen_one, jobs, chunksize=4)
+                screened = pool.map(_screen_one, [replace(job, bundle=fixed) for job in jobs], chunksize=4)
             for one in screened:
                 done += 1
                 yield one

@@ -1,5 +1,6 @@
 """The sound of stored cycles: one FLAC a cycle beside the database, removed again by age and size."""
 
+import glob
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from typing import Final
 import numpy as np
 
 from device.signal import INT24, SAMPLE_RATE, FloatArray
+from device.store.database import StoreError
 from device.store.database_file import close_to_others
+from device.store.sealing import seal, unseal
 from firmware_config.errors import RespSAMError
 from firmware_config.files import whole_file
 
 AUDIO_SUFFIX: Final = ".flac"
+SEALED_SUFFIX: Final = ".sealed"  # of an encrypted one
 UNFINISHED: Final = ".part"  # of a file that kill -9 interrupted
 OWNER: Final = "owner"  # the file in a session's folder with the mark of its writer
 PRIVATE: Final = 0o600  # a file of its user alone
@@ -45,13 +49,15 @@ class AudioStore:
     number neither overwrites its sound nor deletes it.
     """
 
-    def __init__(self, database: Path, owner: str = "") -> None:
-        """`owner` is the mark of what is written; empty: nothing is marked."""
-        self.folder, self._owner = database.with_name(f"{database.name}-audio"), owner
+    def __init__(self, database: Path, owner: str = "", key: bytes | None = None) -> None:
+        """`owner` is the mark of what is written; empty: nothing is marked. `key` encrypts it."""
+        self.folder, self._owner, self._key = database.with_name(f"{database.name}-audio"), owner, key
 
     def path(self, session: int, number: int) -> Path:
         """The path of a cycle's sound, whether it exists or not."""
-        return self.folder / str(session) / f"{number:06d}{AUDIO_SUFFIX}"
+        plain = self.folder / str(session) / f"{number:06d}{AUDIO_SUFFIX}"
+        sealed = plain.with_suffix(SEALED_SUFFIX)
+        return sealed if sealed.exists() or (self._key is not None and not plain.exists()) else plain
 
     def owner(self, session: int) -> str:
         """The mark of a session's sound; empty without one."""
@@ -86,7 +92,8 @@ class AudioStore:
         whole = np.round(samples.astype(np.float64) * INT24).astype(np.int32) << 8
         soundfile.write(encoded, whole, SAMPLE_RATE, subtype="PCM_24", format="FLAC")
         with whole_file(path, path.with_suffix(UNFINISHED), PRIVATE) as unfinished:
-            unfinished.write_bytes(encoded.getbuffer())
+            content = encoded.getvalue()
+            unfinished.write_bytes(seal(content, self._key, _place(path)) if self._key else content)
 
     def _claim(self, folder: Path) -> None:
         """Make the session's folder with this writer's mark; ForeignSoundError when it has another mark."""
@@ -109,10 +116,34 @@ class AudioStore:
                 self.path(session, number).unlink()
 
     def read(self, session: int, number: int) -> FloatArray:
-        """Samples (n,), bit for bit as judged; AudioError when the file is missing or damaged."""
+        """Samples (n,), bit for bit as judged.
+
+        AudioError when the file is missing, damaged or locked with another key; StoreError without a key.
+        """
         from device.capture.recording import read_audio
 
-        return read_audio(self.path(session, number))[0]
+        path = self.path(session, number)
+        if path.suffix != SEALED_SUFFIX:
+            return read_audio(path)[0]
+        return self._unsealed(path)
+
+    def _unsealed(self, path: Path) -> FloatArray:
+        import soundfile
+
+        from device.capture.recording import AudioError
+
+        if self._key is None:
+            raise StoreError(f"{path}: encrypted; set store.audio_key to the file with its key")
+        try:
+            content = unseal(path.read_bytes(), self._key, _place(path))
+        except (OSError, ValueError) as error:
+            raise AudioError(f"{path}: cannot be read ({error})") from error
+        return np.asarray(soundfile.read(BytesIO(content), dtype="float32")[0])
+
+    def set_aside(self) -> list["AudioStore"]:
+        """The sound of databases that were damaged and renamed."""
+        asides = self.folder.parent.glob(f"{glob.escape(self.folder.name.removesuffix('-audio'))}.damaged-*-audio")
+        return [AudioStore(folder.with_name(folder.name.removesuffix("-audio"))) for folder in asides]
 
     def surplus(self, now: float, days: float, megabytes: float) -> list[AudioFile]:
         """Files older than `days`, and the oldest ones above `megabytes` in all; `now` is seconds since 1970."""
@@ -141,8 +172,17 @@ class AudioStore:
         """The files of one session, or of all; only files with names of this class."""
         found = []
         for path in self.folder.glob(f"{'*' if session is None else session}/*"):
-            if path.suffix in (AUDIO_SUFFIX, UNFINISHED) and path.stem.isdecimal() and path.parent.name.isdecimal():
+            if (
+                path.suffix in (AUDIO_SUFFIX, SEALED_SUFFIX, UNFINISHED)
+                and path.stem.isdecimal()
+                and path.parent.name.isdecimal()
+            ):
                 with suppress(FileNotFoundError):  # another process on the same store was faster
                     known = path.stat()
                     found.append(AudioFile(int(path.parent.name), int(path.stem), path, known.st_size, known.st_mtime))
         return found
+
+
+def _place(path: Path) -> str:
+    """`SESSION/CYCLE`: encrypted sound is valid in its place only."""
+    return f"{path.parent.name}/{path.stem}"

@@ -1,16 +1,13 @@
 """The database file: private to its user, and at each write checked to be still the file that was opened."""
 
-import fcntl
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 SIDE_FILES: Final = ("-wal", "-shm")
 OTHERS: Final = 0o077  # permissions of the group and of others
-LOCK_POLL_SECONDS: Final = 0.02
 Identity = tuple[int, int]
 """Device and inode."""
 
@@ -64,31 +61,6 @@ class OpenFile:
             for suffix, before in self._side.items()
             if (before is not None and file_identity(side_file(self.file, suffix)) == before) == ours
         ]
-
-
-@contextmanager
-def alone(folder: Path, seconds: float) -> Iterator[None]:
-    """Lock the folder: one process must not set aside the new file of another one.
-
-    Raises TimeoutError when another process keeps the lock for longer than `seconds`.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, time.monotonic() + seconds)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, until: float) -> None:
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise TimeoutError("another process holds a lock on its folder") from None
-        time.sleep(LOCK_POLL_SECONDS)
 
 
 def make_private(file: Path, *, own_folder: bool) -> None:

@@ -29,10 +29,12 @@ from device.store.database import (
     set_aside,
     transaction,
 )
-from device.store.database_file import OpenFile, alone, make_private
+from device.store.database_file import OpenFile, make_private
+from device.store.sealing import read_key
 from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.summary import Summary
-from firmware_config.settings import Settings, SettingsError
+from firmware_config.files import alone
+from firmware_config.settings import Settings, SettingsError, StoreSettings
 
 RETRY_SECONDS: Final = (5.0, 60.0)  # between two tries while nothing can be stored: the first, and the longest
 CLOCK_JUMP_SECONDS: Final = 3 * 86_400.0  # between two sessions; more may be a wrong clock
@@ -105,12 +107,13 @@ class Store:
         self.warning = ""
         """What went wrong when the file was opened; empty if nothing did."""
         self._owner = secrets.token_hex(16)
+        key = read_key(settings.store) if settings.store.audio else None
         with as_store_error(self.file, "sessions cannot be stored"):
             make_private(self.file, own_folder=not settings.store.path)
             with alone(self.file.parent, LOCK_SECONDS):
                 self._database = self._open()
                 self._opened = OpenFile(self.file)
-        self.audio = AudioStore(self.file, self._owner)
+        self.audio = AudioStore(self.file, self._owner, key)
         self._settings = settings.store
         self._cycles_to_retention = 0
         try:
@@ -240,22 +243,32 @@ class Store:
         if self._cycles_to_retention >= 0:
             return
         self._cycles_to_retention = RETENTION_CYCLES - 1
-        latest = self._database.execute("SELECT started_at FROM sessions ORDER BY id DESC LIMIT 1000").fetchall()
-        now = time.time()
-        trusted = trusted_time([began for (began,) in reversed(latest)], now)
-        limits = (self._settings.audio_days, self._settings.audio_megabytes)
-        surplus = self.audio.surplus(trusted, *limits)
-        if trusted < now and (spared := len(self.audio.surplus(now, *limits)) - len(surplus)):
-            self.warning = self.warning or (
-                f"the clock jumped by {(now - trusted) / 86_400:.0f} days; {spared} cycles' sound that it calls too "
-                "old is kept until the clock has been right for a day"
-            )
-        with transaction(self._database):
-            self._database.executemany(
-                f"UPDATE cycles SET audio='{DELETED}' WHERE session=? AND number=?",
-                [(file.session, file.number) for file in surplus],
-            )
-        self.audio.remove(surplus)
+        self.warning = self.warning or retain(self._database, self.audio, self._settings)
+
+
+def retain(database: sqlite3.Connection, audio: AudioStore, settings: StoreSettings) -> str:
+    """Remove audio that is too old or too much; a warning about the clock, empty without one.
+
+    First the rows change, so that none refers to a missing file. The sound of a store that was set aside has no rows.
+    """
+    latest = database.execute("SELECT started_at FROM sessions ORDER BY id DESC LIMIT 1000").fetchall()
+    now = time.time()
+    trusted = trusted_time([began for (began,) in reversed(latest)], now)
+    limits = (settings.audio_days, settings.audio_megabytes)
+    surplus = audio.surplus(trusted, *limits)
+    with transaction(database):
+        database.executemany(
+            f"UPDATE cycles SET audio='{DELETED}' WHERE session=? AND number=?",
+            [(file.session, file.number) for file in surplus],
+        )
+    audio.remove(surplus)
+    for aside in audio.set_aside():
+        aside.remove(aside.surplus(trusted, *limits))
+    spared = len(audio.surplus(now, *limits)) if trusted < now else 0
+    return (
+        f"the clock jumped by {(now - trusted) / 86_400:.0f} days; {spared} cycles' sound that it calls too "
+        "old is kept until the clock has been right for a day"
+    ) * bool(spared)
 
 
 class Recorder:

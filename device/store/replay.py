@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from device.capture.recording import AudioError
-from device.model.opening import open_classifier
+from device.model.opening import bundle_of, open_classifier
 from device.signal import Span
 from device.store.audio import AudioStore
 from device.store.database import KEPT, UNSTORED, StoreError
@@ -69,12 +69,18 @@ class Replay:
 
 
 def replay(
-    file: Path, number: int, bundle: Path | None = None, *, anyway: bool = False, warn: Warn = no_warning
+    file: Path,
+    number: int,
+    bundle: Path | None = None,
+    *,
+    anyway: bool = False,
+    warn: Warn = no_warning,
+    key: bytes | None = None,
 ) -> Replay:
     """Judge a session's stored audio again, one cycle at a time, with its own settings; nothing is written.
 
     Probabilities, classes and the site's verdict must be equal, without a tolerance. Raises StoreError when no audio
-    is stored, and when the bundle is not the session's, unless `anyway`.
+    is stored or `key` does not open it, and when the bundle is not the session's, unless `anyway`.
     """
     session = read_session(file, number, warn)
     if not session["cycles"]:
@@ -85,6 +91,7 @@ def replay(
         raise StoreError(f"{file}: no audio of session {number} is stored; set store.audio before listening")
     # settings that are newer than the session have their defaults
     own = load_settings(environment={}, layers=[Layer(f"session {number}", session["settings"])]).bundle
+    bundle = bundle or bundle_of(own, session["bundle"])
     classifier = open_classifier(own if bundle is None else own.model_copy(update={"path": str(bundle)}))
     other = classifier.fingerprint != session["bundle"]
     if other and not anyway:
@@ -95,7 +102,7 @@ def replay(
     rule = classifier.site_rule
     if session["calibration"] and not other:
         rule = rule.model_copy(update={"threshold": session["site_threshold"]})
-    audio, decision, replayed = AudioStore(file), SiteDecision(rule), 0
+    audio, decision, replayed = AudioStore(file, key=key), SiteDecision(rule), 0
     differing: list[ReplayDifference] = []
     left_out: dict[str, tuple[int, ...]] = {}
     for cycle in session["cycles"]:

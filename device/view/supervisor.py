@@ -43,11 +43,11 @@ class SupervisorView(View):
         return self
 
     def show(self, item: CycleResult | Entry) -> None:
-        """Say at once that the microphone is lost or back, and that the session ends."""
+        """Say at once that the microphone is lost or back, and that the last session ends."""
         if isinstance(item, CycleResult) or item.kind not in ("lost", "back", "end"):
             return
         self._trouble = one_line(item.note) if item.kind == "lost" else ""
-        if item.kind == "end":
+        if item.kind == "end" and not self.session.hands_over:
             self._send("STOPPING=1", f"STATUS={one_line(item.note)}")
         else:
             self._send(f"STATUS={self.status()}")

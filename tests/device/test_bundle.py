@@ -19,7 +19,7 @@ from device.model.classifier import Classifier, self_test
 from device.model.judgement import abnormal_probability, moments_of, pool
 from device.model.opening import open_classifier
 from device.signal import SAMPLE_RATE, SignalError, Span, split, window
-from firmware_config.settings import BundleSettings
+from firmware_config.settings import load_settings
 from tests.device.bundle_maker import FRONT_END, make_bundle
 
 
@@ -134,9 +134,8 @@ def test_a_damaged_archive_is_refused_or_whole(data: st.DataObject, archive: Pat
 
 def test_the_settings_choose_the_file(folder: Path) -> None:
     def precision(wanted: str) -> str:
-        settings = BundleSettings.model_validate(
-            {"path": str(folder), "engine": "cpu", "precision": wanted, "threads": 1, "sensitivity": 0.0}
-        )
+        settings = load_settings(environment={}).bundle
+        settings = settings.model_copy(update={"path": str(folder), "precision": wanted})
         return open_classifier(settings).file.precision
 
     assert (precision("auto"), precision("fp32"), precision("int8")) == ("fp32", "fp32", "int8")

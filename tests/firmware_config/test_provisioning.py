@@ -32,7 +32,7 @@ from tests.conftest import RunCli
 from tests.full_disk import mounted
 
 MOST_EXPOSED = 1.5
-MOST_WRITES = 9  # one original that is kept, the record, seven files
+MOST_WRITES = 12  # one original that is kept, the record, ten files
 UNIT = f"{UNITS}/{SERVICE}"
 JOURNAL = "etc/systemd/journald.conf.d/respsam.conf"
 Tree = dict[str, "bytes | str | None"]
@@ -62,6 +62,10 @@ def test_every_profile_renders_a_whole_tree_that_is_undone(tmp_path: Path, profi
     assert settings.board.profile == profile and settings.audio.device == "stethoscope"
     assert f"SystemMaxUse={settings.log.journal_megabytes:.0f}M" in (tmp_path / JOURNAL).read_text()
     assert (f"{UNITS}/{POWER}" in made) == bool(settings.board.power_mode)
+    assert made["etc/systemd/system/timers.target.wants/respsam-wipe.timer"] == "../respsam-wipe.timer"
+    assert not [name for name in made if "respsam-update" in name]
+    assert "etc/respsam/trust/README" in made
+    assert "d /etc/respsam/trust 0755 root root" in (tmp_path / "etc/tmpfiles.d/respsam.conf").read_text()
     assert not [name for name, text in made.items() if isinstance(text, bytes) and b"${" in text]
     assert all((tmp_path / name).stat().st_mode & 0o444 == 0o444 for name in made if made[name] is not None)
     assert plan_provision(profile, PROGRAM, tmp_path).changes == []
@@ -104,15 +108,17 @@ def test_a_dry_run_shows_every_line_and_changes_nothing(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["provision", "--profile", "desktop", "--root", str(tmp_path), "--dry-run"])
     assert done.exit_code == 0 and tree(tmp_path) == {}
     assert f"+++ after/{UNIT}" in done.output and "+WatchdogSec=30" in done.output
-    assert f"{tmp_path}: 8 files to change" in done.output
+    assert f"{tmp_path}: 12 files to change" in done.output
 
 
 def test_a_newer_package_changes_what_differs_and_shows_it(tmp_path: Path) -> None:
     provision(tmp_path)
     apply(plan_provision("desktop", Path("/opt/respsam/bin/respsam-device"), tmp_path))
-    (change,) = plan_provision("desktop", PROGRAM, tmp_path).changes
-    assert "-ExecStart=/opt/respsam/bin/respsam-device" in change.diff()
-    assert f"+ExecStart={PROGRAM}" in change.diff()
+    changes = plan_provision("desktop", PROGRAM, tmp_path).changes
+    assert [change.path for change in changes] == [f"{UNITS}/respsam-wipe.service", UNIT]
+    for change in changes:
+        assert "-ExecStart=/opt/respsam/bin/respsam-device" in change.diff()
+        assert f"+ExecStart={PROGRAM}" in change.diff()
 
 
 def test_settings_are_somebody_s_own_from_their_first_change_on(tmp_path: Path) -> None:
@@ -128,6 +134,37 @@ def test_settings_are_somebody_s_own_from_their_first_change_on(tmp_path: Path) 
     apply(plan)
     assert tree(tmp_path).keys() == {"etc", "etc/respsam", SETTINGS}
     assert "was changed by hand and stays" in plan.notes[0]
+
+
+def updating(root: Path, source: str) -> str:
+    """Provision a root with settings that name a source of updates; the unit that polls it."""
+    (root / SETTINGS).parent.mkdir(parents=True, exist_ok=True)
+    (root / SETTINGS).write_text(f'board.profile = "desktop"\nbundle.updates = "{source}"\n')
+    provision(root)
+    return (root / UNITS / "respsam-update.service").read_text()
+
+
+def test_a_source_of_updates_is_polled_by_a_timer_with_no_more_access_than_it_needs(tmp_path: Path) -> None:
+    unit = updating(tmp_path, "/srv/all boxes/100%")
+    assert f"ExecStart={PROGRAM} bundle poll --config /{SETTINGS}" in unit
+    assert 'ReadWritePaths="-/srv/all boxes/100%%"\n' in unit and "PrivateNetwork=yes" in unit
+    link = tmp_path / UNITS / "timers.target.wants/respsam-update.timer"
+    assert link.resolve().is_file()
+    unit = updating(tmp_path, "https://updates.example.org/respsam")
+    assert "ReadWritePaths" not in unit and "PrivateNetwork" not in unit and "AF_INET" in unit
+    (tmp_path / SETTINGS).write_text('board.profile = "desktop"\nbundle.updates = "boxes"\n')
+    assert "bundle.updates = 'boxes': not absolute" in refused(tmp_path)
+    (tmp_path / SETTINGS).write_text('board.profile = "desktop"\n')
+    provision(tmp_path)
+    assert not link.is_symlink() and not list((tmp_path / UNITS).glob("respsam-update*"))
+
+
+def test_a_trusted_key_stays_when_the_service_goes(tmp_path: Path) -> None:
+    provision(tmp_path)
+    key = tmp_path / "etc/respsam/trust/0123456789abcdef.pem"
+    key.touch()
+    apply(plan_unprovision(tmp_path))
+    assert [name for name, content in tree(tmp_path).items() if content is not None] == [str(key.relative_to(tmp_path))]
 
 
 def test_a_unit_that_somebody_changed_is_named_before_it_goes(tmp_path: Path) -> None:
@@ -281,11 +318,24 @@ def units(tmp_path: Path) -> Path:
     """The units of a Jetson with programs that exist here."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze")
+    (tmp_path / SETTINGS).parent.mkdir(parents=True)
+    (tmp_path / SETTINGS).write_text('board.profile = "jetson-orin-nano"\nbundle.updates = "/srv/respsam"\n')
     apply(plan_provision("jetson-orin-nano", Path("/bin/true"), tmp_path))
     return tmp_path / UNITS
 
 
-@pytest.mark.parametrize("unit", [SERVICE, POWER])
+@pytest.mark.parametrize("source", ["/srv/respsam", "https://updates.example.org/respsam"])
+@pytest.mark.parametrize(("unit", "most_exposed"), [("respsam-wipe.service", 1.5), ("respsam-update.service", 3.0)])
+def test_the_helpers_are_locked_up_too(tmp_path: Path, unit: str, most_exposed: float, source: str) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze")
+    updating(tmp_path, source)
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={most_exposed * 10:.0f}"]
+    done = subprocess.run([*command, str(tmp_path / UNITS / unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+@pytest.mark.parametrize("unit", [SERVICE, POWER, "respsam-wipe.timer", "respsam-update.timer"])
 def test_systemd_finds_no_fault(units: Path, unit: str) -> None:
     (units / POWER).write_text((units / POWER).read_text().replace("/usr/sbin/nvpmodel -m", "/bin/echo -m"))
     command = ["systemd-analyze", "verify", "--recursive-errors=no", "--man=no", str(units / unit)]

@@ -148,10 +148,11 @@ def setup_of(folder: Path, store: Path | None) -> Message:
     bundle = make_bundle(folder / "bundle", changes=for_children)
     manifest = Manifest.model_validate_json((bundle / "manifest.json").read_text())
     model = {"name": "<model>", "fingerprint": "ab" * 32, "cycle_threshold": 0.5, "site_threshold": 0.4}
+    where = {"store.enabled": store is not None, "store.path": str(store or "")}
     return {
         "manifest": manifest.model_dump_json(),
         "model": {**model, "stretch_cycles": 6},
-        "store": "" if store is None else str(store),
+        "store": load_settings(flags=where).store.model_dump(),
     }
 
 
