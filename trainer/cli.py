@@ -486,7 +486,7 @@ def compare(
         _print_json(compared.as_json())
     else:
         show_comparison(compared, Console())
-        next_step("respsam-export build RUN --int8 --out BUNDLE, of the better run")
+        next_step("respsam-export build RUN --int8 --out BUNDLE")
 
 
 @app.command()

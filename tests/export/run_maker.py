@@ -15,6 +15,7 @@ from firmware_config.files import write_atomically
 from firmware_config.settings import load_settings
 from trainer.corpora import Source
 from trainer.corpora.audio_cache import open_corpora
+from trainer.corpora.cycle import number_of_grain
 from trainer.corpora.splits import patient_folds
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.served import of_run
@@ -144,6 +145,7 @@ def make_run(
             readings={},
         ),
         epochs_done=[5] * members,
+        label_grains=number_of_grain(corpus.recordings),
         weights=file_digest(run / WEIGHTS_FILE),
         versions=versions(),
     )

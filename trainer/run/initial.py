@@ -68,6 +68,7 @@ def _from_hub(name: str) -> Path:
 
 def _reach_hub() -> None:
     """OSError where nothing answers at the hub's address; behind a proxy its client finds out."""
+    disable_telemetry()
     from huggingface_hub import constants
 
     address = urlsplit(constants.ENDPOINT)

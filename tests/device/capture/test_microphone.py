@@ -43,6 +43,7 @@ class NeverOpens:
         self.error = self.says[min(NeverOpens.started_so_far, len(self.says) - 1)]
         NeverOpens.started_so_far += 1
         self.started, self.opened, self.ended, self.waiting, self.hopeless = time.monotonic(), None, True, 0, False
+        self.absent = True
 
     def pump(self, seconds: float) -> None: ...
 

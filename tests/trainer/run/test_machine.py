@@ -100,8 +100,8 @@ def test_two_processes_that_stop_within_an_epoch_go_on_as_if_they_had_not(
     """Each has its own dropout, its own losses, and the batch norms' averages of its own windows."""
 
     def fit(out: str, *more: str) -> None:
-        line = [sys.executable, "-m", "tests.trainer.toy_fit", *map(str, (*corpus, tmp_path / out)), "--processes=2"]
-        changes = ["optimizer.epochs=1", "optimizer.accumulation=1"]
+        line = [sys.executable, "-m", "tests.trainer.toy_fit", *map(str, (*corpus, tmp_path / out))]
+        changes = ["optimizer.epochs=1", "optimizer.accumulation=1", "--processes=2"]
         subprocess.run([*line, *changes, *more], cwd=REPOSITORY, env=environment(), check=True, timeout=200)
 
     fit("whole")
