@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from device.bundle import DEFAULT_BUNDLE, read_bundle
 from device.capture.recording import AudioError
+from device.console.archive import Archive
 from device.signal import quantise
 from device.store.audio import AudioStore
 from device.store.database import StoreError
+from device.store.exams import Exams
 from device.store.sealing import KEY_BYTES, read_key
 from firmware_config.settings import StoreSettings, load_settings
 from tests.device.conftest import Device, one_error
@@ -79,7 +82,13 @@ def test_a_session_is_sealed_and_replayed_and_without_the_key_nothing_is_in_the_
     kept = [path for path in (box / "state").rglob("*") if path.suffix in (".flac", ".sealed")]
     assert kept and {path.suffix for path in kept} == {".sealed"}
     assert respsam_device("replay", 1).code == 0
+    store, manifest = load_settings().store, read_bundle(DEFAULT_BUNDLE).manifest
+    archive = Archive(store, Exams(store.file), manifest.front_end, manifest.site_rule)
+    graded = next(int(path.stem) for path in kept)
+    assert archive.sound(1, graded).startswith(b"RIFF")
     (box / "audio.key").unlink()
+    with pytest.raises(StoreError, match="the key of the sound cannot be read"):
+        archive.sound(1, graded)
     answer = respsam_device(*listen)
     assert answer.code == 0 and "the key of the sound cannot be read" in answer.error
     assert not list((box / "state").rglob("*.flac"))

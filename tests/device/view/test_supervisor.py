@@ -131,6 +131,7 @@ def test_a_session_says_ready_alive_and_stopping(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, tmp_path: Path
 ) -> None:
     run(monkeypatch, supervisor, make_bundle(tmp_path / "bundle"))
+    supervisor.wait_for("STOPPING=1")
     first, last = supervisor.messages[0][1], supervisor.messages[-1][1]
     assert first.splitlines() == ["READY=1", "STATUS=listening to noise, 0 breaths"]
     assert last.splitlines() == ["STOPPING=1", "STATUS=the source ended"]
