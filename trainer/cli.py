@@ -28,7 +28,10 @@ from trainer.choices import (
 )
 
 if TYPE_CHECKING:
+    from firmware_config.settings import Settings
+    from trainer.api import Studied
     from trainer.corpora import Corpus, Source
+    from trainer.run.request import Request
 
 
 def versions() -> list[str]:
@@ -300,22 +303,31 @@ def fit(
         next_step(next_of(out))
         return
     check_weights(request, out)
+    where = (device, processes, nodes, compiled, checkpointing)
+    left = None if minutes is None else minutes - (time.monotonic() - began) / 60
+    _fit_and_show(request, out, where, settings, resume=resume, minutes=left)
+
+
+def _fit_and_show(
+    request: "Request",
+    out: Path,
+    where: tuple[str, int, int, bool, bool],
+    settings: "Settings",
+    *,
+    resume: bool,
+    minutes: float | None,
+) -> None:
+    """`trainer.fit`, with its progress and its result; `where` are the fields of `api.Where`."""
     from rich.console import Console
 
     from trainer import api
     from trainer.run.machine import follows
+    from trainer.run.preflight import next_of
     from trainer.training.progress import FitView
     from trainer.view import show_fit
 
-    fitted = api.fit(
-        request,
-        out,
-        api.Where(device, processes, nodes, compiled, checkpointing),
-        resume=resume,
-        minutes=None if minutes is None else minutes - (time.monotonic() - began) / 60,
-        view=FitView(Console(stderr=True, quiet=follows())),
-        settings=settings,
-    )
+    view = FitView(Console(stderr=True, quiet=follows()))
+    fitted = api.fit(request, out, api.Where(*where), resume=resume, minutes=minutes, view=view, settings=settings)
     if fitted is not None:
         show_fit(fitted.facts, Console())
         typer.echo(f"report in {fitted.report} (it holds patients' sound)")
@@ -408,7 +420,6 @@ def study(
     from trainer import api
     from trainer.run.machine import resolved
     from trainer.studies.cells import Plan
-    from trainer.studies.report import tables
     from trainer.training.progress import FitView
 
     plan = Plan(
@@ -432,18 +443,25 @@ def study(
         name=Path(name).stem,
         view=FitView(Console(stderr=True)),
     )
-    if studied.lines:
-        shown = Console(soft_wrap=True)
-        for table in tables(studied.lines):
-            shown.print(table, soft_wrap=False)
-        for note in studied.notes:
-            shown.print(f"- {note}", highlight=False, markup=False)
-        shown.print(
-            f"in full in {out / Path(name).stem}.md, as a picture in {out / Path(name).stem}.svg", highlight=False
-        )
+    _show_study(studied, out / f"{Path(name).stem}.md")
     if studied.failed:
         raise StudyError(f"{studied.failed} of {studied.cells} cells failed, see above; what the others gave is kept")
     next_step(f"read {out / Path(name).stem}.md, and change the recipe by what it shows")
+
+
+def _show_study(studied: "Studied", page: Path) -> None:
+    """Tables and notes, and where the page and the picture are; nothing while no cell is read."""
+    from rich.console import Console
+
+    from trainer.studies.report import tables
+
+    console = Console(soft_wrap=True)
+    for one in tables(studied.lines):
+        console.print(one, soft_wrap=False)
+    if studied.lines:
+        for note in studied.notes:
+            console.print(f"- {note}", highlight=False, markup=False)
+        console.print(f"in full in {page}, as a picture in {page.with_suffix('.svg')}", highlight=False)
 
 
 @app.command()
