@@ -18,11 +18,14 @@ from typing import Any
 
 import pytest
 
+import device.cli
 import device.updates
 from device.bundle import pack, read_bundle
+from device.listening.cycle import CycleResult
 from device.model.opening import open_classifier
 from device.slots import Slots
 from device.store.sessions import list_sessions, read_session
+from device.view.view import View
 from export.signing import offer, sign_bundle
 from firmware_config.passports import PassportFile
 from firmware_config.settings import load_settings
@@ -197,16 +200,43 @@ def test_an_update_that_fails_while_it_listens_is_rolled_back(
     monkeypatch.undo()
 
 
+class Operator(View):
+    """Installs the update in the middle of a stretch."""
+
+    def __init__(self, update: Path) -> None:
+        self.update, self.cycles = update, 0
+
+    def show(self, item: object) -> None:
+        self.cycles += isinstance(item, CycleResult)
+        if self.cycles == 3 and isinstance(item, CycleResult):
+            device.updates.install(self.update, load_settings().bundle, print)
+
+    def end(self, *_arguments: object) -> None:
+        """Nothing to show."""
+
+
+def test_listen_goes_on_with_the_next_session_after_an_update(
+    respsam_device: Device, one: Path, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.updates.install(one, load_settings().bundle, print)
+    show, operator = device.cli._show_service, Operator(two)
+    monkeypatch.setattr(device.cli, "_show_service", partial(show, views=[operator]))
+    answer = respsam_device("listen", "--source", "demo", "--fast", "--seconds", 60, "--json")
+    assert answer.code == 0, answer.error
+    summaries = [line for line in answer.objects if line["type"] == "summary"]
+    assert [line["bundle"] for line in summaries] == [read_bundle(path).fingerprint for path in (one, two)]
+    assert sum(line["seconds"]["heard"] for line in summaries) == 60.0
+    assert list(dict.fromkeys(line["session"] for line in answer.objects)) == [line["session"] for line in summaries]
+
+
 def test_a_session_changes_to_a_bundle_between_two_stretches_without_losing_sound(
     one: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The passport's calibration for the new bundle, the next JSON session and systemd's watchdog go with it."""
     from device.capture.sources import DemoSource
     from device.configuration import configured
-    from device.listening.cycle import CycleResult
     from device.service import Service
     from device.view.terminal import JsonView
-    from device.view.view import View
 
     supervisor = Supervisor(tmp_path)
     for name, value in supervisor.environment.items():
@@ -229,21 +259,7 @@ def test_a_session_changes_to_a_bundle_between_two_stretches_without_losing_soun
         follow=ready,
     )
 
-    class Operator(View):
-        """Installs the update in the middle of a stretch."""
-
-        def __init__(self) -> None:
-            self.cycles = 0
-
-        def show(self, item: object) -> None:
-            self.cycles += isinstance(item, CycleResult)
-            if self.cycles == 3 and isinstance(item, CycleResult):
-                device.updates.install(two, settings.bundle, warnings.append)
-
-        def end(self, *_arguments: object) -> None:
-            """Nothing to show."""
-
-    operator, lines = Operator(), StringIO()
+    operator, lines = Operator(two), StringIO()
     service.run([operator, JsonView(service.session, lines)])
     assert service.session.decision.stretches == 1 and service.session.between_stretches is False
     assert not supervisor.times("STOPPING=1")
