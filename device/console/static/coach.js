@@ -1,6 +1,6 @@
 // What to do now, in one line, and what is known so far: from the state and what happened since.
 
-import { clock, counted, element, find, styleName, VERDICT_MARKS } from "./shell.js";
+import { clock, connect, counted, element, find, styleName, VERDICT_MARKS } from "./shell.js";
 
 const LOUDEST = -3, QUIETEST = -80; // dBFS
 
@@ -30,15 +30,43 @@ export function ratio(cycles) {
   return ratios.length < 3 ? null : ratios[Math.floor(ratios.length / 2)];
 }
 
-export function apply(state, event) {
+function apply(state, event) {
   // Bring a state up to date with one event.
   if (event.type === "cycle") {
     state.summary = event.summary;
-    state.cycles = [...state.cycles, { ...event, judged: true }].slice(-40);
+    state.cycles = [...state.cycles, event].slice(-40);
   } else if (event.type === "timeline") {
     state.timeline = [...state.timeline, event].slice(-20);
     if (event.kind === "lost") state.lost ??= event.seconds;
   } else if (event.type === "exam") state.exam = event.exam;
+}
+
+export function follow(scope, { onState, show }) {
+  // Draw sound and cycles on the scope as they come; `onState` gets each whole state, `show` draws it after every change.
+  let state = null;
+  connect({
+    onState(message) {
+      const again = state && state.session?.began === message.session?.began;
+      state = message;
+      if (!again) scope.reset(state.picture);
+      state.cycles.forEach((cycle) => scope.add({ ...cycle, judged: true }));
+      onState(state);
+      show();
+    },
+    onEvent(event) {
+      if (!state) return;
+      if (event.type === "found") { scope.add(event); return; }
+      if (event.type === "cycle") scope.add({ ...event, judged: true });
+      apply(state, event);
+      show();
+    },
+    onSound(buffer) {
+      const level = scope.sound(buffer);
+      if (level === null) return;
+      if (state && (state.lost ?? null) !== null) { state.lost = null; show(); }
+      showLevel(level);
+    },
+  });
 }
 
 export function showVerdict(place, verdict, prefix = "") {

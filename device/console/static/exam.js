@@ -1,8 +1,8 @@
 // The exam: age first, then site by site on the chest map, then the result.
 
-import { advice, apply, showAdvice, showDots, showLevel, showVerdict } from "./coach.js";
+import { advice, follow, showAdvice, showDots, showVerdict } from "./coach.js";
 import { Scope } from "./scope.js";
-import { attempt, call, connect, element, find, get, styleName, VERDICT_MARKS } from "./shell.js";
+import { attempt, call, element, find, get, styleName, VERDICT_MARKS } from "./shell.js";
 
 const COUNT_MILLISECONDS = 250;
 const scope = new Scope(find("scope"));
@@ -171,28 +171,12 @@ function showAll() {
 }
 
 await buildMap();
-connect({
+follow(scope, {
   onState(message) {
-    const again = state && state.session?.began === message.session?.began;
     state = message;
     advanceAt = state.advance_seconds ? Date.now() + 1000 * state.advance_seconds : 0;
-    if (!again) scope.reset(state.picture);
-    state.cycles.forEach((cycle) => scope.add({ ...cycle, judged: true }));
-    showAll();
   },
-  onEvent(event) {
-    if (!state) return;
-    if (event.type === "found") { scope.add(event); return; }
-    if (event.type === "cycle") scope.add({ ...event, judged: true });
-    apply(state, event);
-    showAll();
-  },
-  onSound(buffer) {
-    const level = scope.sound(buffer);
-    if (level === null) return;
-    if (state && (state.lost ?? null) !== null) { state.lost = null; showAll(); }
-    showLevel(level);
-  },
+  show: showAll,
 });
 
 find("start").onclick = () => listenAt(state.exam.next);

@@ -1,8 +1,8 @@
 // The live page.
 
-import { apply, good, ratio, showAdvice, showDots, showLevel, showVerdict } from "./coach.js";
+import { follow, good, ratio, showAdvice, showDots, showVerdict } from "./coach.js";
 import { Scope } from "./scope.js";
-import { attempt, call, clock, connect, element, find, mark } from "./shell.js";
+import { attempt, call, clock, element, find, mark } from "./shell.js";
 
 const ROWS = 8;
 const scope = new Scope(find("scope"));
@@ -58,29 +58,7 @@ function showAll() {
   if (stored) find("open").href = `/sessions/${stored}`;
 }
 
-connect({
-  onState(message) {
-    const again = state && state.session?.began === message.session?.began;
-    state = message;
-    state.cycles = state.cycles.map((cycle) => ({ ...cycle, judged: true }));
-    if (!again) scope.reset(state.picture);
-    state.cycles.forEach((cycle) => scope.add(cycle));
-    showAll();
-  },
-  onEvent(event) {
-    if (!state) return;
-    if (event.type === "found") { scope.add(event); return; }
-    if (event.type === "cycle") scope.add({ ...event, judged: true });
-    apply(state, event);
-    showAll();
-  },
-  onSound(buffer) {
-    const level = scope.sound(buffer);
-    if (level === null) return;
-    if (state && (state.lost ?? null) !== null) { state.lost = null; showAdvice(state); }
-    showLevel(level);
-  },
-});
+follow(scope, { onState: (message) => { state = message; }, show: showAll });
 
 find("listen").onclick = () => attempt(() => call("/api/listen", { age: state?.session?.age ?? null }));
 find("stop").onclick = () => attempt(() => call("/api/stop"));
