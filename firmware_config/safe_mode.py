@@ -26,9 +26,9 @@ def last_good_file(config: Path) -> Path:
 
 def keep_as_good(config: Path, text: str) -> None:
     """Keep the content of a settings file that worked; FileError when it cannot be written."""
-    kept = last_good_file(config)
-    if not kept.is_file() or kept.read_text(encoding="utf-8") != text:
-        write_atomically(kept, text)
+    kept, content = last_good_file(config), text.encode()
+    if not kept.is_file() or kept.read_bytes() != content:
+        write_atomically(kept, content)
 
 
 def safe_mode_words(reason: str, kept: Path) -> str:

@@ -243,7 +243,8 @@ class Store:
         if self._cycles_to_retention >= 0:
             return
         self._cycles_to_retention = RETENTION_CYCLES - 1
-        self.warning = self.warning or retain(self._database, self.audio, self._settings)
+        warning = retain(self._database, self.audio, self._settings)
+        self.warning = self.warning or warning
 
 
 def retain(database: sqlite3.Connection, audio: AudioStore, settings: StoreSettings) -> str:

@@ -104,6 +104,15 @@ def spoil(config: Path) -> None:
     config.write_text(config.read_text() + "sed = 6\n")
 
 
+def test_a_damaged_copy_of_the_last_good_file_stops_no_service(respsam_device: Device, config: Path) -> None:
+    listen = ("listen", "--source", "demo", "--fast", "--service", "--config", config)
+    kept = last_good_file(config)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"\xff\xfe")
+    assert respsam_device(*listen).code == 0
+    assert kept.read_bytes() == config.read_bytes()
+
+
 def test_a_service_with_a_broken_file_listens_with_the_last_good_one_and_says_so_everywhere(
     respsam_device: Device, config: Path, state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

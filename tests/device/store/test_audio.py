@@ -106,6 +106,19 @@ def test_beyond_its_size_the_oldest_sound_goes_while_listening(
     assert foreign.read_text() == "not ours"
 
 
+def test_a_warning_ends_no_retention(file: Path, demo: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "RETENTION_CYCLES", 5)
+    file.parent.mkdir()
+    file.write_bytes(b"no database" * 1000)
+    store = Store(beginning(file, audio=True, audio_megabytes=0.5))
+    assert "was damaged" in store.warning
+    for one in zip(endless(demo[0]), range(43), strict=False):
+        store.add(one[0])
+    store.close()
+    kept = AudioStore(file).files()
+    assert sum(one.bytes for one in kept) <= 0.5e6 + 5 * max(one.bytes for one in kept)
+
+
 def test_what_kill_9_left_unfinished_is_removed_with_the_rest(file: Path) -> None:
     audio = AudioStore(file)
     audio.keep(1, 1, on_the_grid())
