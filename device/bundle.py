@@ -239,14 +239,14 @@ class Bundle:
         """The bundle's signature; None where no key is trusted. TrustError when no trusted key has signed it."""
         if not trust.keys:
             return None
-        contents = self.contents()
-        signature = contents.pop(SIGNATURE, None)
-        return trust.require(self.path, self.hashes(contents), signature)
+        signature = self.read(SIGNATURE) if SIGNATURE in _names(self.path) else None
+        return trust.require(self.path, self.hashes(), signature)
 
-    def hashes(self, contents: Mapping[str, bytes]) -> dict[str, str]:
-        """sha256 of every file to be signed; of the manifest that of what was checked, not of what is there now."""
-        found = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items() if name != SIGNATURE}
-        return {**found, MANIFEST: self.fingerprint}
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file to be signed; of manifest and models what was checked, not what is there now."""
+        checked = {**{file.path: file.sha256 for file in self.manifest.files}, MANIFEST: self.fingerprint}
+        others = set(_names(self.path)) - checked.keys() - {SIGNATURE}
+        return {**checked, **{name: hashlib.sha256(self.read(name)).hexdigest() for name in others}}
 
 
 def _read_file(path: Path, name: str) -> bytes:

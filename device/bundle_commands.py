@@ -3,7 +3,7 @@
 import json
 import platform
 import re
-import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -192,5 +192,5 @@ def _warn(message: str) -> None:
     show_warning(PROGRAM, "device", message)
 
 
-def _time(seconds: str | float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(seconds)))
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")

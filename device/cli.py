@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TextIO, cast
 import typer
 
 from device import bundle_commands
+from device.bundle_commands import PROGRAM, JsonOption, _warn
 from firmware_config.command_line import (
     ConfigOption,
     application,
@@ -19,7 +20,6 @@ from firmware_config.command_line import (
     one_line,
     printable,
     run,
-    show_warning,
     wrapped,
 )
 from firmware_config.errors import GateRefused
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from firmware_config.provisioning import Plan
     from firmware_config.settings import Settings
 
-PROGRAM: Final = "respsam-device"
 INTERRUPTED: Final = 130
 AUTO: Final = "auto"
 MOST_SECONDS: Final = 7 * 86_400.0  # of one session
@@ -102,7 +101,6 @@ ChannelOption = Annotated[
 SiteOption = Annotated[str | None, typer.Option("--site", help="Where the stethoscope sits, in the bundle's words.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="A file or the demo without waiting.")]
 NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Store nothing.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 SessionArgument = Annotated[
     int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
 ]
@@ -360,7 +358,9 @@ def screen_recordings(
 
     run = secrets.token_hex(16)
     settings = _settings(config, bundle, precision, sensitivity, channel=channel)
-    chosen_bundle(settings.bundle, _warn)
+    # every process of the screening takes the same bundle, whatever is installed meanwhile
+    fixed = settings.bundle.model_copy(update={"path": str(chosen_bundle(settings.bundle, _warn).path)})
+    settings = settings.model_copy(update={"bundle": fixed})
     options = ScreenOptions("auto" if channel == AUTO else settings.audio.channel, age, site)
     found = find_recordings(paths)
     recordings = found.recordings
@@ -511,13 +511,17 @@ def wipe(
     typer.echo(f"{counted(wiped.files, 'file')} removed, {wiped.megabytes:.1f} MB{new_key}", err=True)
 
 
-def _confirm(question: str, yes: bool) -> None:
-    """Ask on a terminal; without one the option --yes has to be given."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
+def _require_terminal(yes: bool) -> None:
+    """BadParameter without a terminal, where nobody can confirm, unless --yes is given."""
+    if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("stdin is no terminal, so nobody can confirm; give the option", param_hint="--yes")
-    typer.confirm(question, abort=True, err=True)
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Ask on a terminal, unless --yes is given."""
+    _require_terminal(yes)
+    if not yes:
+        typer.confirm(question, abort=True, err=True)
 
 
 @app.command("replay")
@@ -731,8 +735,7 @@ def calibrate(
         removed, now = undo_calibration(found, ready.classifier.fingerprint)
         typer.echo(f"{removed.name} is removed; in force: {now.name if now else 'the threshold of the bundle'}")
         return
-    if not yes and not sys.stdin.isatty():
-        raise typer.BadParameter("stdin is no terminal, so nobody can confirm; give the option", param_hint="--yes")
+    _require_terminal(yes)
     draft = Draft(found.key, ready.classifier.fingerprint)
     if recordings is not None:
         recorded = recorded_people(recordings, ready.classifier, ready.settings.quality)
@@ -744,8 +747,7 @@ def calibrate(
     made_at = datetime.now().astimezone().isoformat(timespec="seconds")
     proposal = propose(recorded, ready.classifier, found.key, made_at)
     typer.echo("\n".join(proposal.lines()))
-    if not yes:
-        typer.confirm("calibrate this stethoscope so?", abort=True, err=True)
+    _confirm("calibrate this stethoscope so?", yes)
     file = write_calibration(found, proposal.calibration)
     draft.discard()
     typer.echo(f"{printable(file)}: calibration {proposal.calibration.name}; 'calibrate --undo' removes it")
@@ -993,7 +995,3 @@ def _screened_line(screened: "Screened") -> str:
 def _warn_of_fallback(classifier: "Classifier") -> None:
     if classifier.fallback:
         _warn(f"{classifier.fallback}; verdicts are marked as not validated")
-
-
-def _warn(message: str) -> None:
-    show_warning(PROGRAM, "device", message)

@@ -202,7 +202,7 @@ def undo_calibration(found: PassportFile, bundle: str) -> tuple[Calibration, Cal
         raise CalibrationError(f"{found.file}: passport {found.key} has no calibration for this bundle to undo")
     left = tuple(one for one in found.passport.calibrations if one is not last)
     _write(found, left)
-    return last, next((one for one in reversed(left) if one.bundle == bundle), None)
+    return last, found.passport.model_copy(update={"calibrations": left}).calibration(bundle)
 
 
 def _write(found: PassportFile, calibrations: tuple[Calibration, ...]) -> Path:

@@ -6,7 +6,6 @@ writes it where the place is a folder.
 """
 
 import http.client
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,11 +24,10 @@ from device.model.opening import open_classifier, open_slots
 from device.slots import Slot, State
 from firmware_config.errors import GateRefused, RespSAMError
 from firmware_config.files import write_atomically
-from firmware_config.settings import BundleSettings
+from firmware_config.settings import WEB, BundleSettings
 
 ROLLOUT: Final = "rollout.json"
 REPORTS: Final = "reports"
-WEB: Final = re.compile(r"https?://", re.IGNORECASE)
 SILENT_SECONDS: Final = 30.0  # of a server, before it is given up
 LARGEST_BYTES: Final = 4_000_000_000  # of a bundle; AST base has 350 MB
 LARGEST_TEXT: Final = 1_000_000  # bytes of a roll-out or a report

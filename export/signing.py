@@ -16,7 +16,7 @@ def sign_bundle(bundle: Bundle, key: Path) -> str:
     After a BundleError, TrustError or FileError the bundle is as it was.
     """
     contents = bundle.contents()
-    signature = sign(bundle.hashes(contents), key, round(time.time()))
+    signature = sign(bundle.hashes(), key, round(time.time()))
     if bundle.path.is_dir():
         write_atomically(bundle.path / SIGNATURE, signature)
     else:

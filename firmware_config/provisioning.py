@@ -21,7 +21,7 @@ from typing import Final
 from firmware_config.board import board_name, check_board
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
-from firmware_config.settings import Settings, load_settings, profile_names, read_profile
+from firmware_config.settings import WEB, Settings, load_settings, profile_names
 
 TEMPLATES: Final = Path(__file__).with_name("templates")
 STATE: Final = "var/lib/respsam-provision"  # root's own: the service can write below var/lib/respsam
@@ -116,9 +116,8 @@ def default_profile(root: Path = Path("/")) -> str:
         return named
     name = board_name(root).casefold()
     for profile in profile_names():
-        board = read_profile(profile).values["board"]
-        model = str(board.get("model", "")) if isinstance(board, dict) else ""
-        if model and model.casefold() in name:
+        model = load_settings(None, {"board.profile": profile}, {}).board.model.casefold()
+        if model and model in name:
             return profile
     return "desktop"
 
@@ -184,7 +183,7 @@ def _link(unit: Path) -> str:
 
 def _access(updates: str) -> str:
     """What the unit of updates may reach, by the source; ProvisionError for a folder that is not absolute."""
-    if updates.lower().startswith(("http://", "https://")):
+    if WEB.match(updates):
         return NETWORK
     if updates and not Path(updates).is_absolute():
         raise ProvisionError(f"bundle.updates = {updates!r}: not absolute; give the whole path of the folder, or a URL")

@@ -7,6 +7,7 @@ Precedence: flag > environment > file > passport > profile > default. The enviro
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+WEB: Final = re.compile(r"https?://", re.IGNORECASE)  # the beginning of a URL
 DEFAULTS: Final = Path(__file__).with_name("defaults.toml")
 PROFILES: Final = Path(__file__).with_name("profiles")
 ENVIRONMENT_PREFIX: Final = "RESPSAM_"
