@@ -981,7 +981,7 @@ def _engine_progress(title: str) -> "Iterator[BuildProgress]":
 
 
 def _screened_line(screened: "Screened") -> str:
-    from device.view.terminal import NOT_VALIDATED
+    from device.verdict.population import NOT_VALIDATED
 
     summary = screened.summary
     assert summary is not None

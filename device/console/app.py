@@ -5,7 +5,6 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -35,13 +34,13 @@ MOST_NUMBER: Final = 2**63 - 1
 MISSING, BUSY = ("there is no", "no sessions are stored", "has no"), 409
 
 
-def page(name: str, needed: Role = "viewer") -> Endpoint:
+def page(name: str) -> Endpoint:
     """One of our files of HTML."""
 
     async def answer(request: Request) -> Response:
         return FileResponse(STATIC / f"{name}.html")
 
-    return allowed(answer, needed)
+    return answer
 
 
 def allowed(endpoint: Endpoint, needed: Role) -> Endpoint:
@@ -135,7 +134,7 @@ class Live:
             age = json.loads(request.query_params.get("age", "null"))
         except ValueError:
             age = ""
-        return JSONResponse(self.hub.doubts(_age(age), request.query_params.get("site")))
+        return JSONResponse(self.hub.doubts(_age(age)))
 
     async def socket(self, socket: WebSocket) -> None:
         """Everything as it happens, until the browser goes or stops to read."""
@@ -279,11 +278,11 @@ def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
     cycle = "/api/sessions/{number:int}/cycles/{cycle:int}"
     return Starlette(
         routes=[
-            *(Route(path, page(name)) for path, name in PAGES.items()),
+            *(get(path, page(name)) for path, name in PAGES.items()),
             Route("/login", door.page, methods=["GET"]),
             Route("/login", door.enter, methods=["POST"]),
             Route("/logout", door.leave, methods=["POST"]),
-            Mount("/static", StaticFiles(directory=Path(STATIC))),
+            Mount("/static", StaticFiles(directory=STATIC)),
             WebSocketRoute("/live", live.socket),
             get("/api/state", live.state),
             get("/api/doubts", live.doubts),

@@ -34,13 +34,12 @@ SPRSOUND: Final = (
     ChestSite("p4", "right lateral", "front", "right", 30, 60, "p2"),
 )
 PLANS: Final = {"sprsound": SPRSOUND, "icbhi": ICBHI}
-WORDS: Final = {site.code: site.words for plan in PLANS.values() for site in plan}
 SITES: Final = {site.code: site for plan in PLANS.values() for site in plan}
 
 
 def in_words(code: str) -> str:
     """`left posterior (p1)`; the code itself where it has no words."""
-    return f"{WORDS[code]} ({code})" if code in WORDS else code
+    return f"{SITES[code].words} ({code})" if code in SITES else code
 
 
 def plans_as_json() -> dict[str, list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ import numpy as np
 from device.breath.quality import level_dbfs
 from device.bundle import Manifest
 from device.console.chest import SITES, plans_as_json
-from device.console.line import SOUND, unpacked_sound
+from device.console.line import SOUND, Message, unpacked_sound
 from device.console.picture import COLUMNS_PER_SECOND, Stream, hertz_ticks, outline, palette, png
 from device.console.visit import ADVANCE_SECONDS, Visit
 from device.signal import FloatArray
@@ -24,8 +24,6 @@ from device.verdict.circumstances import Circumstances
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
 from firmware_config.errors import RespSAMError
-
-Message = dict[str, Any]
 
 KEPT_SECONDS: Final = 40  # of the picture, for browsers that come later and for the evidence
 MOST_CYCLES: Final = 40  # that a browser gets when it comes
@@ -165,8 +163,7 @@ class Hub:
 
     def listen(self, age_years: float | None) -> None:
         """Begin a session without an exam."""
-        if self.visit is not None and not self.visit.finished:
-            raise OrderError(f"{REFUSED}an exam is running; finish it first")
+        self._check_no_exam()
         self._give("listen", age_years)
 
     def stop(self) -> None:
@@ -176,8 +173,7 @@ class Hub:
 
     def begin_exam(self, subject: str, age_years: float | None, required: tuple[str, ...], advance: bool) -> None:
         """Begin an exam; the first session begins with `begin_site`."""
-        if self.visit is not None and not self.visit.finished:
-            raise OrderError(f"{REFUSED}an exam is running; finish it first")
+        self._check_no_exam()
         unknown = [code for code in required if code not in SITES]
         if unknown or not required or len(set(required)) != len(required):
             raise OrderError(f"an exam needs known sites, each once, not {', '.join(unknown or required) or 'none'}")
@@ -213,9 +209,13 @@ class Hub:
         self.visit.finished = True
         self._save()
 
-    def doubts(self, age_years: float | None, site: str | None) -> tuple[str, ...]:
-        """Why the model is not validated for a patient of this age at this site."""
-        return not_validated(self.manifest, Subject(age_years, site, live=True))
+    def doubts(self, age_years: float | None) -> tuple[str, ...]:
+        """Why the model is not validated for a patient of this age."""
+        return not_validated(self.manifest, Subject(age_years, live=True))
+
+    def _check_no_exam(self) -> None:
+        if self.visit is not None and not self.visit.finished:
+            raise OrderError(f"{REFUSED}an exam is running; finish it first")
 
     def _running_visit(self) -> Visit:
         if self.visit is None or self.visit.finished:
@@ -313,8 +313,9 @@ class Hub:
         self._send(json.dumps(event))
 
     def _send_state(self) -> None:
+        state = self.state()
         for client in self._clients:
-            client.put(json.dumps({**self.state(), "role": client.role}))
+            client.put(json.dumps({**state, "role": client.role}))
 
     def _send_exam(self) -> None:
         assert self.visit is not None

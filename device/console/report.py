@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from device.console.chest import SITES
 from device.console.markup import Markup, element, joined
+from device.verdict.population import NOT_VALIDATED
 from device.verdict.summary import ACCOUNT
-from device.view.terminal import NOT_VALIDATED
 from firmware_config.command_line import counted
 from firmware_config.errors import RespSAMError
 

@@ -1,8 +1,6 @@
 """The view that sends a session to the console: sound, cycles as found and as judged, events, the summary."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from device.breath.segmenter import Segment
 from device.capture.timeline import Entry
@@ -50,15 +48,11 @@ class ConsoleView(View):
     def show(self, item: CycleResult | Entry) -> None:
         """Send a timeline entry, or a cycle with the summary so far."""
         if isinstance(item, Entry):
-            self.line.send("timeline", **_without_type(item.as_json(self.service.source.demo)))
+            self.line.send("timeline", **item.as_json(self.service.source.demo))
         else:
             summary = asdict(self.service.session.summary)
-            self.line.send("cycle", **_without_type(item.as_json()), summary=summary)
+            self.line.send("cycle", **item.as_json(), summary=summary)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """Send the summary."""
         self.line.send("end", order=self.order, summary=asdict(summary))
-
-
-def _without_type(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in event.items() if name != "type"}

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from device.console.chest import SITES, in_words
-from device.verdict.exam import Exam, answer
+from device.console.chest import in_words
+from device.verdict.exam import Exam, answer, remaining
 from device.verdict.summary import Summary
 
 Cycle = dict[str, Any]
 
 EVIDENCE_CYCLES: Final = 3
 ADVANCE_SECONDS: Final = 8.0  # to move the stethoscope, when sites follow each other by themselves
-NOT_DONE: Final = ("not enough", "poor quality")
 
 
 @dataclass
@@ -60,8 +59,7 @@ class Visit:
         """The first site without an answer; empty when every one has one."""
         summaries = self.exam.summaries
         # a site of poor quality is offered again after those that were not recorded yet
-        order = sorted(self.required, key=lambda code: code in summaries)
-        return next((code for code in order if code not in summaries or answer(summaries[code]) in NOT_DONE), "")
+        return min(remaining(self.required, summaries), key=lambda code: code in summaries, default="")
 
     def begin(self, code: str) -> None:
         """A session begins at a site; what was there before is replaced."""
@@ -119,7 +117,6 @@ class Visit:
         needed = self.model["stretch_cycles"]
         return {
             "words": in_words(code),
-            "opposite": SITES[code].opposite,
             "verdict": None if summary is None else answer(summary),
             "reasons": [] if summary is None else list(summary.reasons),
             "summary": None if summary is None else summary.as_json(),

@@ -1,8 +1,11 @@
 """Subjects, sources and engines for which the model was not validated."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from device.bundle import Manifest
+
+NOT_VALIDATED: Final = "NOT VALIDATED for this subject"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.signal import SAMPLE_RATE
 from device.verdict.exam import Exam
+from device.verdict.population import NOT_VALIDATED
 from device.verdict.summary import Summary
 from device.view.json_lines import stamped
 from device.view.view import View
@@ -25,7 +26,6 @@ LINES_AROUND_ROWS: Final = 14  # frame, header, table head, footer, and one for 
 BAR_CELLS: Final = 10
 METER_DBFS: Final = (-80.0, 0.0)
 REFRESHES_PER_SECOND: Final = 8
-NOT_VALIDATED: Final = "NOT VALIDATED for this subject"
 AID: Final = "screening aid, not a diagnosis"
 # blue and orange: different also with red-green blindness
 STYLES: Final = {"flagged": "bold orange1", "nothing flagged": "bold dodger_blue1"}

@@ -9,7 +9,7 @@ export function advice(state) {
   if (state.error) return ["Listening has stopped", state.error];
   if (!state.session) return ["Starting…", ""];
   if (!state.running) return ["Not listening", state.timeline.at(-1)?.note ?? ""];
-  if (state.lost !== undefined && state.lost !== null) return [`No sound since ${clock(state.lost)}`, "Check the cable and the plug; it goes on by itself."];
+  if (state.lost !== null) return [`No sound since ${clock(state.lost)}`, "Check the cable and the plug; it goes on by itself."];
   const latest = state.cycles.at(-1);
   if (latest?.reason) {
     const [what, todo] = latest.reason.split(": ");
@@ -49,21 +49,21 @@ export function follow(scope, { onState, show }) {
       const again = state && state.session?.began === message.session?.began;
       state = message;
       if (!again) scope.reset(state.picture);
-      state.cycles.forEach((cycle) => scope.add({ ...cycle, judged: true }));
+      state.cycles.forEach((cycle) => scope.add(cycle));
       onState(state);
       show();
     },
     onEvent(event) {
       if (!state) return;
-      if (event.type === "found") { scope.add(event); return; }
-      if (event.type === "cycle") scope.add({ ...event, judged: true });
+      if (event.type === "found" || event.type === "cycle") scope.add(event);
+      if (event.type === "found") return;
       apply(state, event);
       show();
     },
     onSound(buffer) {
       const level = scope.sound(buffer);
       if (level === null) return;
-      if (state && (state.lost ?? null) !== null) { state.lost = null; show(); }
+      if (state && state.lost !== null) { state.lost = null; show(); }
       showLevel(level);
     },
   });

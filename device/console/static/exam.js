@@ -2,7 +2,7 @@
 
 import { advice, follow, showAdvice, showDots, showVerdict } from "./coach.js";
 import { Scope } from "./scope.js";
-import { attempt, call, element, find, get, styleName, VERDICT_MARKS } from "./shell.js";
+import { attempt, call, element, find, get, notValidated, styleName, VERDICT_MARKS } from "./shell.js";
 
 const COUNT_MILLISECONDS = 250;
 const scope = new Scope(find("scope"));
@@ -21,7 +21,7 @@ async function showDoubts() {
   const given = age();
   if (given === null) { find("doubts").textContent = ""; return; }
   const doubts = await attempt(() => get(`/api/doubts?age=${given}`));
-  find("doubts").textContent = doubts?.length ? `NOT VALIDATED: ${doubts.join("; ")}` : "";
+  find("doubts").textContent = notValidated(doubts);
 }
 
 find("age").oninput = find("unit").onchange = showDoubts;
@@ -136,7 +136,7 @@ function showPairs(exam) {
 
 function showResult(exam) {
   showVerdict(find("verdict"), exam.verdict);
-  find("doubt").textContent = exam.not_validated.length ? `NOT VALIDATED: ${exam.not_validated.join("; ")}` : "";
+  find("doubt").textContent = notValidated(exam.not_validated);
   find("report").hidden = !exam.id;
   if (exam.id) find("report").href = `/exams/${exam.id}/report`;
 }
@@ -162,7 +162,7 @@ function showAll() {
     return;
   }
   const age = exam.age_years === null ? "age not given" : `${Number(exam.age_years.toFixed(2))} years`;
-  find("patient").textContent = `Subject ${exam.subject || "without an id"}, ${age}. ${exam.not_validated.length ? "NOT VALIDATED: " + exam.not_validated.join("; ") : ""}`;
+  find("patient").textContent = `Subject ${exam.subject || "without an id"}, ${age}. ${notValidated(exam.not_validated)}`;
   showMap(exam);
   showPairs(exam);
   if (finished) showResult(exam);

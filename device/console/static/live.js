@@ -2,7 +2,7 @@
 
 import { follow, good, ratio, showAdvice, showDots, showVerdict } from "./coach.js";
 import { Scope } from "./scope.js";
-import { attempt, call, clock, element, find, mark } from "./shell.js";
+import { attempt, call, clock, element, eventItem, find, mark, notValidated } from "./shell.js";
 
 const ROWS = 8;
 const scope = new Scope(find("scope"));
@@ -14,7 +14,7 @@ function showSummary() {
   find("reasons").textContent = (summary?.reasons ?? []).join("; ");
   const doubts = summary?.not_validated ?? state.session?.not_validated ?? [];
   const safe = summary?.safe_mode ? [`SAFE MODE: ${summary.safe_mode}`] : [];
-  find("doubt").textContent = [...safe, ...(doubts.length ? [`NOT VALIDATED: ${doubts.join("; ")}`] : [])].join(". ");
+  find("doubt").textContent = [...safe, notValidated(doubts)].filter(Boolean).join(". ");
   find("rate").textContent = summary?.breaths_per_minute ? Math.round(summary.breaths_per_minute) : "–";
   const found = ratio(state.cycles);
   find("ratio").textContent = found ? `1:${found.toFixed(1)}` : "–";
@@ -39,8 +39,7 @@ function row(cycle) {
 function showLists() {
   find("cycles").replaceChildren(...state.cycles.slice(-ROWS).reverse().map(row));
   const events = state.timeline.slice(-5).reverse();
-  find("events").replaceChildren(...events.map((event) =>
-    element("li", {}, `${clock(event.seconds)} ${event.kind}${event.note ? `: ${event.note}` : ""}`)));
+  find("events").replaceChildren(...events.map(eventItem));
 }
 
 function showAll() {

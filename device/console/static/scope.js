@@ -180,7 +180,8 @@ export class Scope {
     for (const cycle of this.cycles) {
       const x = this.x(cycle.start), width = this.x(cycle.end) - x;
       if (x + width < GUTTER || x > this.width) continue;
-      const kind = cycle.judged ? classOf(cycle) : "waiting";
+      const kind = cycle.type === "cycle" ? classOf(cycle) : "waiting";
+      const filled = kind !== "none" && kind !== "waiting";
       const colour = kind === "normal" ? colours.normal : kind === "none" || kind === "waiting" ? colours.dim : colours.abnormal;
       pen.strokeStyle = "rgba(255,255,255,.75)";
       pen.lineWidth = 1.5;
@@ -191,9 +192,9 @@ export class Scope {
       pen.lineWidth = 2;
       pen.beginPath();
       pen.roundRect(x + 1.5, 2, Math.max(2, width - 3), LANE - 4, 6);
-      if (cycle.judged && kind !== "none") pen.fill();
+      if (filled) pen.fill();
       else { pen.setLineDash([5, 4]); pen.stroke(); pen.setLineDash([]); pen.fillStyle = colours.dim; }
-      if (cycle.judged && kind !== "none") pen.fillStyle = colours["on-mark"];
+      if (filled) pen.fillStyle = colours["on-mark"];
       this.write(kind, x, width);
     }
   }

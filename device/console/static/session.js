@@ -1,6 +1,6 @@
 // One session: the strip of stretches, and each breath to see, to play and to agree with or not.
 
-import { attempt, call, clock, connect, element, find, get, mark, say, styleName, VERDICT_MARKS } from "./shell.js";
+import { attempt, call, clock, connect, element, eventItem, find, get, mark, say, styleName, VERDICT_MARKS } from "./shell.js";
 import { showVerdict } from "./coach.js";
 
 const number = Number(location.pathname.split("/").at(-1));
@@ -80,7 +80,7 @@ function show() {
   find("doubt").textContent = session.not_validated ? `NOT VALIDATED: ${session.not_validated}` : "";
   find("about").textContent = `${new Date(session.started_at * 1000).toLocaleString()}, ${session.source}; subject ${session.subject || "not given"}; model ${session.bundle_name} (${session.bundle.slice(0, 12)})`;
   if (!session.cycles.some((cycle) => cycle.audio)) find("about").textContent += "; no sound is kept (store.audio)";
-  find("events").replaceChildren(...session.timeline.map((event) => element("li", {}, `${clock(event.seconds)} ${event.kind}${event.note ? `: ${event.note}` : ""}`)));
+  find("events").replaceChildren(...session.timeline.map(eventItem));
   showStrip();
 }
 

@@ -31,6 +31,10 @@ export const classOf = (cycle) => cycle.class ?? "none";
 
 export const mark = (cycle) => element("span", { className: `mark ${classOf(cycle)}`, ariaHidden: "true" }, MARKS[classOf(cycle)]);
 
+export const notValidated = (doubts) => (doubts?.length ? `NOT VALIDATED: ${doubts.join("; ")}` : "");
+
+export const eventItem = (event) => element("li", {}, `${clock(event.seconds)} ${event.kind}${event.note ? `: ${event.note}` : ""}`);
+
 export async function call(path, given, method = "POST") {
   // An answer that is no success becomes an Error with its one line.
   const options = { method, headers: { "content-type": "application/json" } };
@@ -96,7 +100,7 @@ function setTheme(name) {
   document.dispatchEvent(new Event("theme"));
 }
 
-export function showDemo(state) {
+function showDemo(state) {
   find("demo").hidden = !state.session?.demo;
   find("link").textContent = state.session ? state.session.source : "";
 }
