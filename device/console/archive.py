@@ -47,13 +47,15 @@ class Archive:
     def session(self, number: int) -> Row:
         """One session with its cycles (times in seconds), timeline, subject and opinions. Raises StoreError."""
         row = read_session(self._path, number)
-        opinions = self.exams.opinions(number)
+        opinions, own = self.exams.opinions(number), row["site_threshold"]
+        # a session keeps the threshold that it was judged by: a calibration or another bundle may have come since
+        rule = self._rule if own is None else self._rule.model_copy(update={"threshold": own})
         return {
             **_session(row, (*SHOWN[:7], "reasons", "not_validated", "bundle_name", "bundle")),
             "subject": self.exams.subjects().get(number, ""),
             "heard": (row["heard_samples"] or 0) / SAMPLE_RATE,
             "cycles": [_cycle(cycle, opinions) for cycle in row["cycles"]],
-            "stretches": stretches(row["cycles"], self._rule),
+            "stretches": stretches(row["cycles"], rule),
             "timeline": [_entry(entry) for entry in row["timeline"]],
         }
 

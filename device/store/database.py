@@ -148,7 +148,8 @@ def open_database(file: Path, *, check: bool = False) -> sqlite3.Connection:
     """Open the database; make or migrate it where needed. StoreError when that fails; the file is then unchanged."""
     with as_store_error(file, "cannot be opened"):
         # autocommit: every statement outside `transaction` is its own transaction
-        database = sqlite3.connect(file, isolation_level=None, timeout=LOCK_SECONDS)
+        # whoever shares a connection among threads lets one use it at a time
+        database = sqlite3.connect(file, isolation_level=None, timeout=LOCK_SECONDS, check_same_thread=False)
     try:
         with as_store_error(file, "cannot be opened"):
             version = _version(file, database)

@@ -3,9 +3,10 @@
 import json
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,18 +50,17 @@ class Exams:
     def __init__(self, file: Path | None) -> None:
         self.file = file or IN_MEMORY
         self._memory = open_database(IN_MEMORY) if file is None else None
+        self._one_at_a_time = threading.Lock()  # threads share the connection to memory
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        if self._memory is None:
-            make_private(self.file, own_folder=False)
-            with closing(open_database(self.file)) as database:
-                yield from self._prepared(database)
-        else:
-            yield from self._prepared(self._memory)
-
-    def _prepared(self, database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-        with as_store_error(self.file, "exams cannot be stored or read"):
+        with as_store_error(self.file, "exams cannot be stored or read"), ExitStack() as opened:
+            if self._memory is None:
+                make_private(self.file, own_folder=False)
+                database = opened.enter_context(closing(open_database(self.file)))
+            else:
+                opened.enter_context(self._one_at_a_time)
+                database = self._memory
             database.row_factory = sqlite3.Row
             for statement in TABLES:
                 database.execute(statement)

@@ -1,5 +1,6 @@
 """Removing what a box knows of patients: all of it, or the sound that is beyond its time."""
 
+import glob
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,9 +29,8 @@ def wipe(settings: StoreSettings) -> Wiped:
     Raises StoreError when a file cannot be removed, and FileError when the key cannot be replaced; it can be repeated.
     """
     file = settings.file
-    found = [
-        path for name in (file.name, f"{file.name}-*", f"{file.name}.damaged-*") for path in file.parent.glob(name)
-    ]
+    patterns = [f"{glob.escape(file.name)}{end}" for end in ("", "-*", ".damaged-*")]
+    found = [path for pattern in patterns for path in file.parent.glob(pattern)]
     inside = [path for one in found for path in (one.rglob("*") if one.is_dir() else [one]) if path.is_file()]
     megabytes = sum(path.stat().st_size for path in inside) / 1e6
     # without the key the sound is lost at once, whatever interrupts the rest

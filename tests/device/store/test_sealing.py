@@ -14,8 +14,10 @@ from device.store.audio import AudioStore
 from device.store.database import StoreError
 from device.store.exams import Exams
 from device.store.sealing import KEY_BYTES, read_key
+from device.store.wiping import wipe
 from firmware_config.settings import StoreSettings, load_settings
 from tests.device.conftest import Device, one_error
+from tests.device.storing import settings_for
 
 SOUND = quantise(np.random.default_rng(3).normal(0.0, 0.1, 16_000).astype(np.float32))
 
@@ -117,6 +119,15 @@ def test_wipe_leaves_nothing_and_replaces_the_key(
     assert len(after) == KEY_BYTES and after != before
     assert (box / "audio.key").stat().st_mode & 0o077 == 0
     assert respsam_device("wipe", "--yes").code == 0
+
+
+def test_wipe_takes_the_name_of_the_store_to_the_letter(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for name in ("box[1].sqlite", "box[1].sqlite-wal", "box1.sqlite", "box[1].sqlite.damaged-1"):
+        (folder / name).write_bytes(b"x")
+    assert wipe(settings_for(folder / "box[1].sqlite").store).files == 3
+    assert [path.name for path in folder.iterdir()] == ["box1.sqlite"]
 
 
 def test_expired_sound_goes_without_a_session_and_that_of_damaged_stores_too(
