@@ -174,17 +174,18 @@ def _bundle(settings: BundleSettings, real_time_factor: float) -> Iterator[Findi
     from device.model.opening import open_classifier
     from device.runtime import load_onnxruntime
 
-    onnxruntime = load_onnxruntime()
+    onnxruntime, warnings = load_onnxruntime(), list[str]()
     try:
-        classifier = open_classifier(settings)
+        classifier = open_classifier(settings, warnings.append)
         worst = self_test(classifier)
     except RespSAMError as error:
         yield Finding("bundle", "FAIL", str(error))
     else:
         manifest = classifier.bundle.manifest
         if settings.chosen is None:
-            failed = _failed_updates(settings)
-            yield from [Finding("update", "warning", failed)] * bool(failed)
+            # why another bundle than the active one is in use now, else what failed here before
+            wrong = "; ".join(warnings) or _failed_updates(settings)
+            yield from [Finding("update", "warning", wrong)] * bool(wrong)
         tested = f"self-test of {len(manifest.self_test.seeds)} breaths within {worst:.4f}"
         yield Finding("bundle", "ok", f"{manifest.name} ({classifier.fingerprint[:12]}), {tested}")
         yield _speed(classifier, real_time_factor)

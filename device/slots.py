@@ -251,9 +251,9 @@ class Slots:
             try:
                 return self._started(state, check, write)
             except TrustError as error:
-                # nothing is wrong with the bundle, and trust may return: nothing is written
+                # nothing is wrong with the bundle, and trust may return: nothing is written from here on
                 warn(f"{state.named(state.active)}: {error}; {state.named(fallback)} is used")
-                state = state.model_copy(update={"active": fallback})
+                state, write = state.model_copy(update={"active": fallback}), lambda unwritten: unwritten
             except BundleError as error:
                 state = write(self._after_failure(state, fallback, str(error)))
                 warn(state.events[-1].what)

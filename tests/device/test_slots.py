@@ -211,6 +211,26 @@ def test_a_box_with_keys_takes_signed_bundles_in_their_order(
     assert slots.state() == before  # trust may return
 
 
+def test_a_revoked_key_moves_nothing_also_when_the_other_slot_is_damaged(
+    slots: Slots, bundles: Bundles, tmp_path: Path
+) -> None:
+    private, public = key_pair(tmp_path, "key")
+    key = slots.trust.add(public)
+    for name in ("one", "two"):
+        bundle = read_bundle(make_bundle(tmp_path / name, changes=named(name)))
+        sign_bundle(bundle, private)
+        slots.install(bundle, passes)
+        assert started(slots) is not None
+    before = slots.state()
+    assert before.other is not None
+    (slots.path(before.other) / "manifest.json").unlink()
+    slots.trust.remove(key.fingerprint)
+    warnings: list[str] = []
+    assert slots.settle(passes, warnings.append) is None
+    assert "revoked" in warnings[0] and len(warnings) == 2
+    assert slots.state() == before
+
+
 def test_a_folder_that_cannot_be_written_keeps_what_works(slots: Slots, bundles: Bundles) -> None:
     if os.geteuid() == 0:
         pytest.skip("root writes everywhere")

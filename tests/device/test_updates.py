@@ -319,6 +319,15 @@ def test_doctor_says_which_update_failed(one: Path) -> None:
     ]
 
 
+def test_doctor_says_why_another_bundle_is_in_use(respsam_device: Device, one: Path, tmp_path: Path) -> None:
+    from device.doctor import _bundle
+
+    respsam_device("bundle", "install", one)
+    respsam_device("trust", "add", key_pair(tmp_path, "key")[1])
+    (warning,) = [finding for finding in _bundle(load_settings().bundle, 1.0) if finding.state == "warning"]
+    assert warning.check == "update" and "not signed" in warning.found and "the shipped bundle is used" in warning.found
+
+
 def test_poll_installs_what_is_offered_once(respsam_device: Device, one: Path, two: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     assert "rollout.json: cannot be read" in one_error(respsam_device("bundle", "poll", shared))
