@@ -78,7 +78,12 @@ def _not_nan(value: float | None) -> float | None:
     return value
 
 
-BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder or .respsam; else the shipped one.")]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle", help="Bundle folder or .respsam; else that of the settings, the installed or the shipped one."
+    ),
+]
 SensitivityOption = Annotated[
     float | None,
     typer.Option(
