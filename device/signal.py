@@ -57,7 +57,7 @@ class FrontEnd(BaseModel):
     """Hz."""
     window_seconds: Literal[8] = WINDOW_SECONDS
     """Length every cycle is padded to."""
-    padding: Literal["cyclic", "zero", "reflect"] = "cyclic"
+    padding: Literal["cyclic"] = "cyclic"
     """How a cycle shorter than the window fills it."""
     seam: Literal["crossfade", "hard"] = "crossfade"
     """What joins two repeats of a cycle; 'hard' reproduces arXiv 2512.22564 and clicks like a crackle."""
@@ -148,11 +148,8 @@ def cyclic_pad(samples: FloatArray, length: int, seam_samples: int = SEAM_SAMPLE
 
 
 def pad(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
-    """Fill the window (WINDOW_SAMPLES,) from samples (n <= WINDOW_SAMPLES,) by the front end's padding."""
-    missing = WINDOW_SAMPLES - samples.size
-    if front_end.padding == "cyclic":
-        return cyclic_pad(samples, WINDOW_SAMPLES, SEAM_SAMPLES if front_end.seam == "crossfade" else 0)
-    return np.pad(samples, (0, missing), mode="reflect" if front_end.padding == "reflect" else "constant")
+    """Fill the window (WINDOW_SAMPLES,) with repeats of samples (n <= WINDOW_SAMPLES,), by the front end's seam."""
+    return cyclic_pad(samples, WINDOW_SAMPLES, SEAM_SAMPLES if front_end.seam == "crossfade" else 0)
 
 
 def mel_edges(mels: int, low_hz: float, high_hz: float) -> Float64Array:

@@ -234,15 +234,6 @@ def test_a_cycle_of_one_or_two_samples_fills_the_window() -> None:
         cyclic_pad(np.zeros(0, np.float32), 9)
 
 
-def test_zero_and_reflect_padding() -> None:
-    cycle = noise(1000)
-    zero, reflected = (pad(cycle, FrontEnd(padding=padding)) for padding in ("zero", "reflect"))
-    np.testing.assert_array_equal(zero[:1000], cycle)
-    assert not zero[1000:].any()
-    np.testing.assert_array_equal(reflected[:1999], np.concatenate([cycle, cycle[-2::-1]]))
-    assert reflected.shape == zero.shape == (WINDOW_SAMPLES,)
-
-
 # --- long cycles
 
 

@@ -139,7 +139,7 @@ def on_seam(size: int, front_end: FrontEnd) -> BoolArray:
 
 
 def silent(normalised: FloatArray, front_end: FrontEnd) -> BoolArray:
-    """Which frames of a window (frames, mels) lie 20 dB or more below its mean power: pauses, and padding.
+    """Which frames of a window (frames, mels) lie 20 dB or more below its mean power: pauses.
 
     Frames that the front end added to the 8 s hold no sound either, however bright they are.
     """

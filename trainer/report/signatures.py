@@ -24,7 +24,7 @@ LEAST_RISES: Final = 2  # one bump is no oscillation
 CLIMBED_BACK: Final = 0.5  # of what the loss gained in all; the noise of a plateau is far less, a random walk is more
 RISEN: Final = 1.15  # held-out loss over its lowest; label smoothing and calibration alone move it by a few per cent
 STILL_FALLING: Final = 0.95  # training loss over what it was there
-# Both: even attention on seams is about one per cent, where twice as much may be chance; on padding it may be half
+# Both: even attention on seams is about one per cent, where twice as much may be chance; on pauses it may be half
 TIMES_EVEN: Final = 1.5
 MORE_THAN_EVEN: Final = 0.03
 AT_THRESHOLD: Final = 0.04  # log-odds; 0.01 of a probability of 0.5
@@ -156,8 +156,8 @@ def attention_on(place: str, share: Share) -> Signature | None:
         return None
     remedies = {
         "seams": "use front_end.seam = 'crossfade' and augmentation.cyclic_shift, so that a seam tells nothing",
-        "silence": "crop closer to the breath (data.crop_seconds), use padding = 'cyclic' instead of zeros, or lay "
-        "background under the crops (augmentation.background_share)",
+        "silence": "crop closer to the breath (data.crop_seconds), or lay background under "
+        "the crops (augmentation.background_share)",
     }
     return Signature(
         f"attention on {place}",

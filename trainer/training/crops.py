@@ -115,8 +115,7 @@ class TrainingCrops(Dataset[tuple[Tensor, ...]]):
                 )
             samples, speed = sped(samples, self.augmentation.speed, random)
             window, places = augmented_window(samples, self.front_end, self.augmentation, random, self.moments)
-            # padding that repeats nothing is in no cycle, not even in one that began before the crop
-            seconds = np.where(places < 0, -np.inf, start + speed * places / SAMPLE_RATE)
+            seconds = start + speed * places / SAMPLE_RATE
         spans = self.spans(name, crop, seconds, random)
         return torch.from_numpy(window), *(torch.from_numpy(one) for one in spans)
 
@@ -228,7 +227,7 @@ def repetition(size: int, front_end: FrontEnd) -> tuple[int, int]:
 
     WINDOW_SAMPLES and 0 where nothing is repeated.
     """
-    if front_end.padding != "cyclic" or size >= WINDOW_SAMPLES:
+    if size >= WINDOW_SAMPLES:
         return WINDOW_SAMPLES, 0
     seam = min(SEAM_SAMPLES if front_end.seam == "crossfade" else 0, size // 2)
     return size - seam, seam
@@ -241,10 +240,7 @@ def augmented_window(
     random: np.random.Generator,
     moments: int = 1,
 ) -> tuple[FloatArray, IntArray]:
-    """A crop (n,) to its normalised, varied window (frames, mels), and the sample at each moment's centre (moments,).
-
-    A moment of padding that repeats nothing is at -1.
-    """
+    """A crop (n,) to its normalised, varied window (frames, mels), and the sample at moments' centres (moments,)."""
     first = 0
     if samples.size > WINDOW_SAMPLES:
         parts = split(samples)
@@ -266,7 +262,7 @@ def augmented_window(
     np.maximum(log_mels, np.float32(np.log(front_end.floor)), out=log_mels)
     window = _mask(normalise(pad_frames(log_mels, front_end), front_end), augmentation, random)
     places = (moment_centres(moments) + shift).astype(np.int64) % period
-    return window, np.where(places < levelled.size, first + places, -1)
+    return window, first + places
 
 
 def _noise(size: int, random: np.random.Generator) -> FloatArray:

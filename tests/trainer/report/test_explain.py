@@ -277,7 +277,6 @@ def test_a_hard_seam_is_the_frames_that_hold_the_jump() -> None:
     padded = cyclic_pad(np.arange(50_000, dtype=np.float32), WINDOW_SAMPLES, 0)
     jumps = np.lib.stride_tricks.sliding_window_view(np.diff(padded) < 0, FRAME_SAMPLES - 1)[::HOP_SAMPLES].any(axis=1)
     assert np.array_equal(on_seam(50_000, FrontEnd(seam="hard")), jumps)
-    assert not on_seam(50_000, FrontEnd(padding="zero")).any()
 
 
 def test_silence_is_a_pause_and_not_a_quiet_breath() -> None:
@@ -288,9 +287,7 @@ def test_silence_is_a_pause_and_not_a_quiet_breath() -> None:
     assert [first * 0.01, last * 0.01] == pytest.approx([5.0, 6.0], abs=0.03)
 
 
-def test_padding_is_silence_whether_it_is_dark_or_bright() -> None:
-    zeros = FRONT.model_copy(update={"padding": "zero"})
-    assert silent(window(breath(2.0), zeros), zeros)[203:].all()
+def test_added_frames_are_silence_however_bright_they_are() -> None:
     longer = FRONT.model_copy(update={"frames": 1024})
     found = silent(window(breath(8.0), longer), longer)
     assert found.shape == (1024,) and not found[:FRAMES].any() and found[FRAMES:].all()

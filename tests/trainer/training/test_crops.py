@@ -503,23 +503,6 @@ def test_an_event_between_two_moments_has_the_nearest_one(tmp_path: Path) -> Non
         assert spans_of(crops)["crackle", (nearest,)] == 1.0
 
 
-def test_padding_that_repeats_nothing_is_in_no_event(tmp_path: Path) -> None:
-    """Not even in one that began before the crop."""
-    crops = annotated(tmp_path, [cycle(2.0, 4.0, "wheeze")], 8.0, front_end=FrontEnd(padding="zero"))
-    wheeze = crops.cycles[0]
-    seconds = np.array([2.5 + 0.32 * number if number < 5 else -np.inf for number in range(MOMENTS)])
-    members, _, weights = crops.spans("r", Crop(2.5, 4.1, "wheeze"), seconds, np.random.default_rng(0))
-    assert weights[1] == 1.0 and np.flatnonzero(members[1]).tolist() == [0, 1, 2, 3, 4]
-    crops.data = crops.data.model_copy(update={"crop_seconds": (1.4, 1.4)})
-    met = 0
-    for position in range(40):
-        crop = crops.crop(wheeze, np.random.default_rng((0, 0, position)))
-        inside = [moments for label, moments in spans_of(crops, position) if len(moments) < MOMENTS]
-        met += bool(inside)
-        assert all(max(moments) <= 4 for moments in inside), (crop, inside)
-    assert met > 5
-
-
 def test_half_an_abnormal_breath_says_nothing_of_the_crop(tmp_path: Path) -> None:
     """Its finding may be in the other half; half a normal breath is normal, and half an event still sounds."""
     breaths = [cycle(0.0, 2.0), cycle(2.0, 5.0, "crackle"), cycle(5.0, 7.0)]
@@ -613,13 +596,6 @@ def test_a_varied_crop_takes_its_annotation_along(tmp_path: Path, augmentation: 
         wrong += int((inside != loud_moments(windows.numpy())).sum())
         seen.add(tuple(np.flatnonzero(inside).tolist()))
     assert wrong <= 6 and len(seen) > 6
-
-
-def test_moments_of_padding_without_sound_are_about_nothing() -> None:
-    _, places = augmented_window(
-        breath(24_000), FrontEnd(padding="zero"), NO_AUGMENTATION, np.random.default_rng(0), MOMENTS
-    )
-    assert places.tolist() == [200 + 5120 * number if number < 5 else -1 for number in range(MOMENTS)]
 
 
 def test_a_crop_longer_than_the_window_gives_one_of_its_parts() -> None:
