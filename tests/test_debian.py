@@ -172,7 +172,7 @@ def test_a_deaf_service_is_started_anew(box: Debian, microphone: VirtualMicropho
         assert "Watchdog timeout" in journal(box)
     finally:
         microphone.thaw()
-    box.wait_for(lambda: listens(box), 30, "it does not listen again")
+    box.wait_for(lambda: listens(box), 60, "it does not listen again")
 
 
 def test_the_timer_s_service_installs_the_bundle_that_is_offered(
