@@ -1,0 +1,99 @@
+"""What `screen --ray` adds and gains: one worker against two, in turns, on a folder of recordings.
+
+Run from the repository: python -m tests.bench.cluster_screening FOLDER [--rounds 5]
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from device.runtime import disable_telemetry
+from tests.conftest import REPOSITORY
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Screening(NamedTuple):
+    """One pass over the folder, seconds."""
+
+    whole: float
+    """From the command to its end."""
+    steady: float
+    """From the first verdict to the last one."""
+    cores: float
+    """Of the workers' cores, start included."""
+
+
+@contextmanager
+def cluster(workers: int) -> Iterator[Any]:
+    """Machines with one core each."""
+    from ray.cluster_utils import Cluster
+
+    with TemporaryDirectory(dir="/tmp") as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        machines: Any = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        for _ in range(workers - 1):
+            machines.add_node(num_cpus=1)
+        yield machines
+        machines.shutdown()
+
+
+def core_seconds(machines: Any) -> float:
+    """That the workers of a cluster have used, those that have ended included."""
+    used = 0
+    for node in [machines.head_node, *machines.worker_nodes]:
+        raylet = node.all_processes["raylet"][0].process.pid
+        living = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+        used += sum(map(int, _times(raylet)[2:])) + sum(sum(map(int, _times(child)[:2])) for child in living)
+    return used / TICKS
+
+
+def _times(process: int | str) -> list[str]:
+    """User and system time of a process, and of its children that have ended, ticks."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
+
+
+def screened(folder: Path, machines: Any) -> Screening:
+    """One command."""
+    before, began, lines = core_seconds(machines), perf_counter(), []
+    command = [sys.executable, "-m", "device", "screen", str(folder), "--json", "--ray", machines.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
+        assert running.stdout is not None
+        lines = [perf_counter() for _ in running.stdout]
+    whole = perf_counter() - began
+    return Screening(whole, lines[-1] - lines[0], core_seconds(machines) - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="recordings; at least a minute of work")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    disable_telemetry()
+    os.environ.update({"PYTHONPATH": str(REPOSITORY), "RAY_worker_niceness": "0"})
+    number = sum(1 for path in arguments.folder.iterdir() if path.suffix in (".wav", ".flac"))
+    rounds = []
+    with cluster(1) as one, cluster(2) as two:
+        for _ in range(arguments.rounds):
+            rounds.append((screened(arguments.folder, one), screened(arguments.folder, two)))
+            print(" | ".join(f"{x.whole:6.1f} {x.steady:6.1f} {x.cores:6.1f}" for x in rounds[-1]), flush=True)
+    for place, workers in enumerate(("one worker", "two workers")):
+        whole, steady, cores = (statistics.median(values) for values in zip(*(r[place] for r in rounds), strict=True))
+        print(
+            f"{workers}: {whole:.1f} s, {3600 * (number - 1) / steady:.0f} recordings an hour once it runs, "
+            f"{cores / number:.3f} s of a core a recording"
+        )
+    gains = sorted(first.steady / second.steady for first, second in rounds)
+    print(f"two workers against one: {statistics.median(gains):.2f} ({gains[0]:.2f}-{gains[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()
