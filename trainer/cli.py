@@ -30,7 +30,7 @@ from trainer.choices import (
 if TYPE_CHECKING:
     from firmware_config.settings import Settings
     from trainer.api import Studied
-    from trainer.corpora import Corpus, Source
+    from trainer.corpora import Source
     from trainer.run.request import Request
 
 
@@ -668,15 +668,6 @@ def sources_of(corpus: list[str], data: list[Path]) -> "tuple[Source, ...]":
     from trainer.corpora.cycle import Source
 
     return tuple(Source(name, folder) for name, folder in zip(corpus, data, strict=True))
-
-
-def protocol_for(asked: Protocol | None, corpus: "Corpus") -> Protocol:
-    """What was asked, else the corpus's own; CorpusError where its labels do not allow it."""
-    from trainer.corpora.protocols import check_protocol, default_protocol
-
-    chosen = asked or default_protocol(corpus)
-    check_protocol(corpus, chosen)
-    return chosen
 
 
 def _print_json(value: Any) -> None:
