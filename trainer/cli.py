@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -18,6 +18,7 @@ from trainer.choices import (
     CropKind,
     DeviceKind,
     HoldOut,
+    LabelForm,
     Part,
     Precision,
     Protocol,
@@ -171,9 +172,7 @@ def describe(
 @data_app.command("import")
 def import_labels(
     data: Annotated[Path, typer.Argument(help="A label file, or a folder of them beside their recordings.")],
-    form: Annotated[
-        Literal["audacity", "raven"], typer.Option("--format", help="Audacity label tracks or Raven selection tables.")
-    ],
+    form: Annotated[LabelForm, typer.Option("--format", help="Audacity label tracks or Raven selection tables.")],
     patient: Annotated[
         str, typer.Option("--patient", metavar="PATTERN", help="Regular expression that finds the patient in a path.")
     ],
