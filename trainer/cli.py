@@ -199,7 +199,8 @@ def import_labels(
     FitView(Console(stderr=True)).notes(left_out(read.problems, lenient))
     write_manifest(out, read.rows)
     dropped = f", {read.left_out} stretches left out" * bool(read.left_out)
-    typer.echo(f"{out}: {len(read.rows)} rows{dropped}; next: trainer data describe --corpus manifest --data {out}")
+    typer.echo(f"{out}: {len(read.rows)} rows{dropped}")
+    next_step(f"respsam-trainer data describe --corpus manifest --data {out}")
 
 
 @cache_app.command("list")
