@@ -29,7 +29,7 @@ class Screening(NamedTuple):
     steady: float
     """From the first verdict to the last one."""
     cores: float
-    """Of the workers' cores, start included."""
+    """Of the workers' cores: what matters where other programs take their part of the machine."""
 
 
 @contextmanager
@@ -47,29 +47,26 @@ def cluster(workers: int) -> Iterator[Any]:
 
 
 def core_seconds(machines: Any) -> float:
-    """That the workers of a cluster have used, those that have ended included."""
+    """That the workers of a cluster have used, start included; Ray ends them after each command."""
     used = 0
     for node in [machines.head_node, *machines.worker_nodes]:
         raylet = node.all_processes["raylet"][0].process.pid
-        living = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
-        used += sum(map(int, _times(raylet)[2:])) + sum(sum(map(int, _times(child)[:2])) for child in living)
+        for worker in Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split():
+            if Path(f"/proc/{worker}/cmdline").read_bytes().startswith(b"ray::_screen_there"):
+                used += sum(map(int, Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[11:13]))
     return used / TICKS
-
-
-def _times(process: int | str) -> list[str]:
-    """User and system time of a process, and of its children that have ended, ticks."""
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
 
 
 def screened(folder: Path, machines: Any) -> Screening:
     """One command."""
-    before, began, lines = core_seconds(machines), perf_counter(), []
+    began, lines, cores = perf_counter(), [], 0.0
     command = [sys.executable, "-m", "device", "screen", str(folder), "--json", "--ray", machines.address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         assert running.stdout is not None
-        lines = [perf_counter() for _ in running.stdout]
-    whole = perf_counter() - began
-    return Screening(whole, lines[-1] - lines[0], core_seconds(machines) - before)
+        for _ in running.stdout:
+            lines.append(perf_counter())
+            cores = max(cores, core_seconds(machines))
+    return Screening(perf_counter() - began, lines[-1] - lines[0], cores)
 
 
 def main() -> None:
