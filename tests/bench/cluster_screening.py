@@ -28,8 +28,10 @@ class Screening(NamedTuple):
     """From the command to its end."""
     steady: float
     """From the first verdict to the last one."""
+    start: float
+    """Of the workers' cores, up to the first verdict."""
     cores: float
-    """Of the workers' cores: what matters where other programs take their part of the machine."""
+    """Of the workers' cores from there on: what matters where other programs take their part of the machine."""
 
 
 @contextmanager
@@ -59,14 +61,14 @@ def core_seconds(machines: Any) -> float:
 
 def screened(folder: Path, machines: Any) -> Screening:
     """One command."""
-    began, lines, cores = perf_counter(), [], 0.0
+    began, lines, cores = perf_counter(), [], []
     command = [sys.executable, "-m", "device", "screen", str(folder), "--json", "--ray", machines.address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         assert running.stdout is not None
         for _ in running.stdout:
             lines.append(perf_counter())
-            cores = max(cores, core_seconds(machines))
-    return Screening(perf_counter() - began, lines[-1] - lines[0], cores)
+            cores.append(core_seconds(machines))
+    return Screening(perf_counter() - began, lines[-1] - lines[0], cores[0], cores[-1] - cores[0])
 
 
 def main() -> None:
@@ -78,15 +80,15 @@ def main() -> None:
     os.environ.update({"PYTHONPATH": str(REPOSITORY), "RAY_worker_niceness": "0"})
     number = sum(1 for path in arguments.folder.iterdir() if path.suffix in (".wav", ".flac"))
     rounds = []
-    with cluster(1) as one, cluster(2) as two:
+    with cluster(1) as single, cluster(2) as pair:
         for _ in range(arguments.rounds):
-            rounds.append((screened(arguments.folder, one), screened(arguments.folder, two)))
-            print(" | ".join(f"{x.whole:6.1f} {x.steady:6.1f} {x.cores:6.1f}" for x in rounds[-1]), flush=True)
+            rounds.append((screened(arguments.folder, single), screened(arguments.folder, pair)))
+            print(" | ".join(" ".join(f"{seconds:6.1f}" for seconds in one) for one in rounds[-1]), flush=True)
     for place, workers in enumerate(("one worker", "two workers")):
-        whole, steady, cores = (statistics.median(values) for values in zip(*(r[place] for r in rounds), strict=True))
+        whole, steady, start, cores = map(statistics.median, zip(*(both[place] for both in rounds), strict=True))
         print(
-            f"{workers}: {whole:.1f} s, {3600 * (number - 1) / steady:.0f} recordings an hour once it runs, "
-            f"{cores / number:.3f} s of a core a recording"
+            f"{workers}: {whole:.1f} s, {3600 * (number - 1) / steady:.0f} recordings an hour once it runs; a core's "
+            f"seconds: {start:.1f} to start, {cores / (number - 1):.3f} a recording"
         )
     gains = sorted(first.steady / second.steady for first, second in rounds)
     print(f"two workers against one: {statistics.median(gains):.2f} ({gains[0]:.2f}-{gains[-1]:.2f})")
