@@ -346,9 +346,13 @@ def screen_recordings(
     age: AgeOption = None,
     site: SiteOption = None,
     sensitivity: SensitivityOption = None,
+    ray: Annotated[
+        str,
+        typer.Option("--ray", metavar="ADDRESS", help="Of a Ray cluster that sees PATH and the bundle; docs/scale.md."),
+    ] = "",
     config: ConfigOption = None,
 ) -> int:
-    """Give each recording a verdict, as fast as possible.
+    """Give each recording a verdict, as fast as possible: on all cores, or with --ray on a cluster.
 
     Folders are searched for everything that looks like sound. A recording that cannot be read is an error with exit
     code 2; the others are still screened. `--age` and `--site` apply to all of them.
@@ -379,7 +383,7 @@ def screen_recordings(
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
             left = recordings
-        for screened in _with_progress(screen(left, settings, options), len(left)):
+        for screened in _with_progress(screen(left, settings, options, ray), len(left)):
             for warning in screened.warnings:
                 _warn(warning)
             if results is not None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from firmware_config.errors import RespSAMError
+from firmware_config.errors import RespSAMError, first_problem
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -515,10 +515,9 @@ def _validated(values: Mapping[str, object], layer: Layer) -> Settings:
     try:
         return Settings.model_validate(nested)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        allowed = first["msg"].replace("Input should", "should")
-        raise SettingsError(f"{layer.place(key)}: {_name(key, layer)} = {_shown(first['input'])}: {allowed}") from error
+        key, reason, value = first_problem(error)
+        allowed = reason.replace("Input should", "should")
+        raise SettingsError(f"{layer.place(key)}: {_name(key, layer)} = {_shown(value)}: {allowed}") from error
 
 
 def _shown(value: object) -> str:

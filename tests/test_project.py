@@ -87,7 +87,7 @@ def test_the_device_imports_what_its_installation_has(package: str) -> None:
     base = {requirement.name.replace("-", "_") for requirement in requirements()}
     own = {"device", "firmware_config"}
     # What an extra brings may be imported where it is used, never at import time; torch not even there.
-    optional = {"tensorrt", "argon2", "cryptography", "paho"}
+    optional = {"tensorrt", "argon2", "cryptography", "paho", "ray"}
     wrong = [
         f"{file.name}: {name}"
         for file in modules(package)

@@ -20,6 +20,7 @@ from device.listening.live import Session
 from device.verdict.summary import Summary
 from device.view.view import View
 from firmware_config.command_line import counted, one_line
+from firmware_config.safe_mode import SERVICE
 
 RECOVERY_SECONDS: Final = 20.0  # sound is back within 5 s of a device's return; a slow sound server takes longer
 STATUS_SECONDS: Final = 5.0  # between two statuses
@@ -29,7 +30,7 @@ class SupervisorView(View):
     """Reports to the socket that the environment names; does nothing without one."""
 
     def __init__(self, session: Session, environment: Mapping[str, str] = os.environ) -> None:
-        self.session, self._address = session, environment.get("NOTIFY_SOCKET", "")
+        self.session, self._address = session, environment.get(SERVICE, "")
         microseconds = environment.get("WATCHDOG_USEC", "")
         ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         # systemd asks for twice the pace that it needs
