@@ -87,7 +87,7 @@ def test_the_device_imports_what_its_installation_has(package: str) -> None:
     base = {requirement.name.replace("-", "_") for requirement in requirements()}
     own = {"device", "firmware_config"}
     # What an extra brings may be imported where it is used, never at import time; torch not even there.
-    optional = {"tensorrt", "argon2", "cryptography", "paho"}
+    optional = {"tensorrt", "argon2", "cryptography", "fhir", "paho"}
     wrong = [
         f"{file.name}: {name}"
         for file in modules(package)
@@ -235,7 +235,7 @@ def test_test_setup_pins_a_torch_inside_the_range() -> None:
 
 def test_extras_of_the_design() -> None:
     extras = set(project()["project"]["optional-dependencies"])
-    assert extras == {"train", "export", "tensorrt", "tensorrt-check", "console", "mqtt", "cluster", "dev"}
+    assert extras == {"train", "export", "tensorrt", "tensorrt-check", "console", "fhir", "mqtt", "cluster", "dev"}
 
 
 def test_console_scripts() -> None:

@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from device.console.accounts import Accounts, Login, Logins, Role, at_least
 from device.console.archive import Archive
 from device.console.bodies import Assign, BeginExam, BeginSite, Body, Listen, Opinion
+from device.console.fhir import fhir_bundle
 from device.console.guard import COOKIE, token_of
 from device.console.hub import Client, Hub, OrderError
 from device.console.report import STATIC, pdf, report
@@ -213,6 +214,13 @@ class Stored:
             made = await pdf(document)
         return Response(made, media_type="application/pdf", headers=disposition)
 
+    async def fhir(self, request: Request) -> Response:
+        """The same as a Bundle of FHIR R4."""
+        document = await run_in_threadpool(self.archive.exams.document, _number(request))
+        disposition = {"content-disposition": f'attachment; filename="exam-{document["id"]}.fhir.json"'}
+        bundle = await run_in_threadpool(fhir_bundle, document)
+        return Response(json.dumps(bundle, indent=1), media_type="application/fhir+json", headers=disposition)
+
 
 class Door:
     """Logging in and out."""
@@ -286,6 +294,7 @@ def application(hub: Hub, archive: Archive, door: Door, more: Sequence[Route] = 
             post(f"{cycle}/opinion", stored.opinion, Opinion),
             get("/exams/{number:int}/report", stored.report),
             get("/exams/{number:int}/report.pdf", stored.pdf),
+            get("/exams/{number:int}/report.fhir.json", stored.fhir),
             *(post(f"/api/{kind}s/{{number:int}}/subject", partial(stored.assign, kind), Assign) for kind in KINDS),
             *(delete(f"/api/{kind}s/{{number:int}}", partial(stored.delete, kind)) for kind in KINDS),
             *more,
