@@ -61,6 +61,8 @@ app = application(
 )
 sessions = typer.Typer(help="List, show, export and delete what is stored.", rich_markup_mode=None)
 app.add_typer(sessions, name="sessions")
+exams = typer.Typer(help="List and export the console's exams.", rich_markup_mode=None)
+app.add_typer(exams, name="exams")
 app.add_typer(bundle_commands.bundle, name="bundle")
 app.add_typer(bundle_commands.trust, name="trust")
 engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundle for this GPU.", rich_markup_mode=None)
@@ -109,6 +111,7 @@ NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Store nothing."
 SessionArgument = Annotated[
     int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
 ]
+OutOption = Annotated[Path | None, typer.Option("--out", help="A new file; else stdout.")]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8; fp16 with TensorRT.")]
 
 
@@ -459,19 +462,26 @@ def sessions_export(
     form: Annotated[
         Literal["csv", "json"], typer.Option("--format", help="csv has the cycles, json everything.")
     ] = "csv",
-    out: Annotated[Path | None, typer.Option("--out", help="A new file; else stdout.")] = None,
+    out: OutOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Write a session for other programs."""
     from device.store.sessions import export_session, read_session
 
     found = read_session(_store_file(config), session, _warn)
+    with _new_file(out) as file:
+        export_session(found, form, file)
+
+
+@contextmanager
+def _new_file(out: Path | None) -> "Iterator[TextIO]":
+    """The new file of --out, or stdout; BadParameter when it cannot be written."""
     if out is None:
-        export_session(found, form, sys.stdout)
+        yield sys.stdout
         return
     try:
         with out.open("x", encoding="utf-8", newline="") as file:
-            export_session(found, form, file)
+            yield file
     except OSError as error:
         raise typer.BadParameter(
             f"{out} cannot be written ({error.strerror}); name a new file", param_hint="--out"
@@ -492,6 +502,42 @@ def sessions_delete(
     _confirm("\n".join([*about, "remove this session and its audio for good?"]), yes)
     delete_session(file, session)
     typer.echo(f"session {session} is removed", err=True)
+
+
+@exams.command("list")
+def exams_list(json_output: JsonOption = False, config: ConfigOption = None) -> None:
+    """List the exams that the console has stored, the newest first."""
+    from device.store.exams import EXAM_COLUMNS, read_exams
+    from device.store.sessions import cells
+
+    rows = read_exams(_store_file(config)).listed()
+    if json_output:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    else:
+        _print_table(cells(rows, EXAM_COLUMNS), "no exams are stored")
+
+
+@exams.command("export")
+def exams_export(
+    exam: Annotated[
+        int, typer.Argument(help="Number of an exam; see 'exams list'.", metavar="EXAM", min=1, max=2**63 - 1)
+    ],
+    form: Annotated[
+        Literal["json", "fhir"],
+        typer.Option("--format", help="json is the exam as stored, fhir a Bundle of FHIR R4 (extra fhir)."),
+    ] = "json",
+    out: OutOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write an exam for other programs."""
+    from device.console.fhir import fhir_bundle
+    from device.store.exams import read_exams
+
+    document = read_exams(_store_file(config)).document(exam)
+    found = fhir_bundle(document) if form == "fhir" else document
+    with _new_file(out) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
 
 
 @app.command()

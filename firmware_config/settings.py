@@ -195,11 +195,18 @@ class ConsoleSettings(Section):
     """Private key of the certificate (PEM file); empty together with the certificate."""
     accounts: str
     """File of the accounts; empty is respsam/accounts.json in the user's state folder."""
+    metrics_token: str
+    """File with the token by which Prometheus on another machine reads /metrics; empty lets only accounts read it."""
 
     @property
     def accounts_file(self) -> Path:
         """The accounts, following the XDG base directories where the settings name none."""
         return _given_or(self.accounts, "console.accounts", "XDG_STATE_HOME", ".local/state", "respsam/accounts.json")
+
+    @property
+    def metrics_token_file(self) -> Path | None:
+        """Of the scraper's token; None without one."""
+        return _expanded(self.metrics_token, "console.metrics_token") if self.metrics_token else None
 
     @property
     def tls_files(self) -> tuple[Path, Path]:

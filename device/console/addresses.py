@@ -1,14 +1,18 @@
 """Where the console listens for browsers, and what it needs before others than this machine may reach it."""
 
 import errno
+import re
 import socket
 import ssl
 from ipaddress import ip_address
+from typing import Final
 
 from device.console.accounts import Accounts
 from device.console.certificate import make_certificate
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import ConsoleSettings
+
+GOOD_TOKEN: Final = re.compile(r"[!-~]{20,}")
 
 
 class ConsoleError(RespSAMError):
@@ -30,6 +34,7 @@ def check_reachable(settings: ConsoleSettings) -> None:
     if is_loopback(settings.host):
         return
     reachable = f"console.host = {settings.host} is reachable by others"
+    metrics_token(settings)
     if not Accounts(settings.accounts_file).names:
         raise ConsoleError(
             f"{reachable} and has no accounts: add one with 'respsam-device account NAME', or keep 127.0.0.1"
@@ -45,6 +50,22 @@ def check_reachable(settings: ConsoleSettings) -> None:
             f"{reachable} and needs TLS, but {shown} are no certificate and key ({error.strerror or error}); "
             "set console.certificate and console.key, or empty both"
         ) from error
+
+
+def metrics_token(settings: ConsoleSettings) -> str:
+    """The token by which Prometheus reads the figures; empty without one. ConsoleError when it is no good token."""
+    if (file := settings.metrics_token_file) is None:
+        return ""
+    try:
+        token = file.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise ConsoleError(f"console.metrics_token: {file} cannot be read ({error})") from error
+    if not GOOD_TOKEN.fullmatch(token):
+        raise ConsoleError(
+            f"console.metrics_token: {file} has no token of 20 or more ASCII characters without spaces; make one with "
+            "'openssl rand -hex 32'"
+        )
+    return token
 
 
 def bound_socket(settings: ConsoleSettings) -> socket.socket:

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -19,12 +19,16 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from device.console.accounts import Accounts, Login, Logins, Role, at_least
 from device.console.archive import Archive
+from device.console.bodies import Assign, BeginExam, BeginSite, Body, Listen, Opinion
+from device.console.fhir import fhir_bundle
 from device.console.guard import COOKIE, token_of
 from device.console.hub import Client, Hub, OrderError
 from device.console.report import STATIC, pdf, report
+from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Given = TypeVar("Given", bound=Body)
 
 PAGES: Final = {"/": "live", "/exam": "exam", "/history": "history", "/sessions/{number:int}": "session"}
 KINDS: Final = ("exam", "session")
@@ -66,19 +70,8 @@ async def _given(request: Request) -> dict[str, Any]:
     return found
 
 
-def _age(value: Any) -> float | None:
-    if value is None:
-        return None
-    # bool is a number for Python, and NaN is not in any range
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 120:
-        raise HTTPException(400, "an age is a number of years from 0 to 120")
-    return float(value)
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise HTTPException(400, f"{what} is a text")
-    return value.strip()
+async def _body(request: Request, kind: type[Given]) -> Given:
+    return kind.checked(await _given(request))
 
 
 def _number(request: Request, name: str = "number") -> int:
@@ -100,7 +93,7 @@ class Live:
 
     async def listen(self, request: Request) -> Response:
         """Begin a session."""
-        self.hub.listen(_age((await _given(request)).get("age")))
+        self.hub.listen((await _body(request, Listen)).age)
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
@@ -110,17 +103,13 @@ class Live:
 
     async def begin_exam(self, request: Request) -> Response:
         """Begin an exam with a subject, an age, and sites in order."""
-        given = await _given(request)
-        sites = given.get("sites")
-        if not isinstance(sites, list) or not all(isinstance(code, str) for code in sites):
-            raise HTTPException(400, "sites is a list of texts")
-        subject, age = _text(given.get("subject", ""), "subject"), _age(given.get("age"))
-        self.hub.begin_exam(subject, age, tuple(sites), bool(given.get("advance")))
+        given = await _body(request, BeginExam)
+        self.hub.begin_exam(given.subject, given.age, tuple(given.sites), given.advance)
         return Response(status_code=204)
 
     async def begin_site(self, request: Request) -> Response:
         """Listen at a site."""
-        self.hub.begin_site(_text((await _given(request)).get("site"), "site"))
+        self.hub.begin_site((await _body(request, BeginSite)).site)
         return Response(status_code=204)
 
     async def finish_exam(self, request: Request) -> Response:
@@ -132,9 +121,9 @@ class Live:
         """Why the model is not validated for this patient."""
         try:
             age = json.loads(request.query_params.get("age", "null"))
-        except ValueError:
+        except (ValueError, RecursionError):
             age = ""
-        return JSONResponse(self.hub.doubts(_age(age)))
+        return JSONResponse(self.hub.doubts(Listen.checked({"age": age}).age))
 
     async def socket(self, socket: WebSocket) -> None:
         """Everything as it happens, until the browser goes or stops to read."""
@@ -197,14 +186,14 @@ class Stored:
 
     async def opinion(self, request: Request) -> Response:
         """Agree or disagree with a cycle's class."""
-        opinion = _text((await _given(request)).get("opinion"), "opinion")
+        opinion = (await _body(request, Opinion)).opinion
         numbers = (_number(request), _number(request, "cycle"))
         await run_in_threadpool(self.archive.exams.give_opinion, *numbers, opinion, request.scope["login"].name)
         return Response(status_code=204)
 
     async def assign(self, kind: str, request: Request) -> Response:
         """Give an exam or a session another subject."""
-        subject = _text((await _given(request)).get("subject"), "subject")
+        subject = (await _body(request, Assign)).subject
         await run_in_threadpool(self.archive.exams.assign, kind, _number(request), subject)
         return Response(status_code=204)
 
@@ -224,6 +213,13 @@ class Stored:
         async with self._one_pdf:
             made = await pdf(document)
         return Response(made, media_type="application/pdf", headers=disposition)
+
+    async def fhir(self, request: Request) -> Response:
+        """The same as a Bundle of FHIR R4."""
+        document = await run_in_threadpool(self.archive.exams.document, _number(request))
+        disposition = {"content-disposition": f'attachment; filename="exam-{document["id"]}.fhir.json"'}
+        bundle = await run_in_threadpool(fhir_bundle, document)
+        return Response(json.dumps(bundle, indent=1), media_type="application/fhir+json", headers=disposition)
 
 
 class Door:
@@ -265,16 +261,16 @@ class Door:
 async def _one_line(request: Request, error: Exception) -> Response:
     """Every refusal as one line."""
     if isinstance(error, HTTPException):
-        return PlainTextResponse(f"{error.detail}\n", error.status_code)
-    text = str(error)
+        return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+    text = one_line(str(error)).encode(errors="backslashreplace").decode()
     status = BUSY if isinstance(error, OrderError) else 404 if any(words in text for words in MISSING) else 400
     return PlainTextResponse(f"{text}\n", status)
 
 
-def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
-    """The pages and their endpoints, without the guard."""
+def application(hub: Hub, archive: Archive, door: Door, more: Sequence[Route] = ()) -> Starlette:
+    """The pages and their endpoints, and `more` of them, without the guard."""
     live, stored = Live(hub), Stored(archive)
-    get, post = partial(_route, "GET"), partial(_route, "POST")
+    get, post, delete = (partial(DocumentedRoute, method) for method in NEEDED)
     cycle = "/api/sessions/{number:int}/cycles/{cycle:int}"
     return Starlette(
         routes=[
@@ -286,20 +282,22 @@ def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
             WebSocketRoute("/live", live.socket),
             get("/api/state", live.state),
             get("/api/doubts", live.doubts),
-            post("/api/listen", live.listen),
+            post("/api/listen", live.listen, Listen),
             post("/api/stop", live.stop),
-            post("/api/exam", live.begin_exam),
-            post("/api/exam/site", live.begin_site),
+            post("/api/exam", live.begin_exam, BeginExam),
+            post("/api/exam/site", live.begin_site, BeginSite),
             post("/api/exam/finish", live.finish_exam),
             get("/api/history", stored.history),
             get("/api/sessions/{number:int}", stored.session),
             get(f"{cycle}/sound.wav", stored.sound),
             get(f"{cycle}/picture.png", stored.picture),
-            post(f"{cycle}/opinion", stored.opinion),
+            post(f"{cycle}/opinion", stored.opinion, Opinion),
             get("/exams/{number:int}/report", stored.report),
             get("/exams/{number:int}/report.pdf", stored.pdf),
-            *(post(f"/api/{kind}s/{{number:int}}/subject", partial(stored.assign, kind)) for kind in KINDS),
-            *(_route("DELETE", f"/api/{kind}s/{{number:int}}", partial(stored.delete, kind)) for kind in KINDS),
+            get("/exams/{number:int}/report.fhir.json", stored.fhir),
+            *(post(f"/api/{kind}s/{{number:int}}/subject", partial(stored.assign, kind), Assign) for kind in KINDS),
+            *(delete(f"/api/{kind}s/{{number:int}}", partial(stored.delete, kind)) for kind in KINDS),
+            *more,
         ],
         exception_handlers={HTTPException: _one_line, RespSAMError: _one_line},
     )
@@ -308,5 +306,10 @@ def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
 NEEDED: Final[dict[str, Role]] = {"GET": "viewer", "POST": "examiner", "DELETE": "admin"}
 
 
-def _route(method: str, path: str, endpoint: Endpoint) -> Route:
-    return Route(path, allowed(endpoint, NEEDED[method]), methods=[method])
+class DocumentedRoute(Route):
+    """A route that docs/console_api.py documents: its body's model, and a line about it."""
+
+    def __init__(self, method: str, path: str, endpoint: Endpoint, body: type[Body] | None = None) -> None:
+        super().__init__(path, allowed(endpoint, NEEDED[method]), methods=[method])
+        self.body = body
+        self.line = (getattr(endpoint, "func", endpoint).__doc__ or "").partition("\n")[0]

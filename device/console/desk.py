@@ -80,7 +80,7 @@ class Desk:
 def console_line(service: Service, take: Callable[[Message], None], warn: Warn) -> Line:
     """Start the console's process for sessions like this one. ConsoleError when its address is refused."""
     settings, classifier = service.settings, service.classifier
-    missing = [name for name in ("starlette", "uvicorn", "websockets") if find_spec(name) is None]
+    missing = [name for name in ("prometheus_client", "starlette", "uvicorn", "websockets") if find_spec(name) is None]
     if missing:
         raise ConsoleError(f"the console needs {' and '.join(missing)}: pip install 'respsam[console]'")
     model = {

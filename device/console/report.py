@@ -63,9 +63,15 @@ def _tools(number: int) -> Markup:
         "nav",
         element("a", "‹ History", href="/history"),
         element("button", "Print", id="print", type="button"),
-        element("a", "PDF", href=f"/exams/{number}/report.pdf", id="pdf", data_name=f"exam-{number}"),
+        _download(number, "PDF", "pdf"),
+        _download(number, "FHIR", "fhir.json"),
         class_="tools",
     )
+
+
+def _download(number: int, name: str, suffix: str) -> Markup:
+    file = f"exam-{number}.{suffix}"
+    return element("a", name, href=f"/exams/{number}/report.{suffix}", class_="made", data_name=file)
 
 
 def _heading(document: dict[str, Any]) -> Markup:

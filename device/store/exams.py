@@ -30,6 +30,7 @@ TABLES: Final = (
     DELETE FROM subjects WHERE session = OLD.id; DELETE FROM opinions WHERE session = OLD.id;
     END""",
 )
+EXAM_COLUMNS: Final = "demo id started_at subject age_years verdict"
 OPINIONS: Final = ("agree", "disagree")
 SUBJECT: Final = re.compile(r"[\w.-]{0,40}", re.ASCII)
 IN_MEMORY: Final = Path(":memory:")
@@ -42,6 +43,13 @@ def checked_subject(subject: str) -> str:
             "a subject's id has up to 40 letters (a-z), digits, dots, dashes and underscores; it is never a name"
         )
     return subject
+
+
+def read_exams(file: Path) -> "Exams":
+    """The exams in a file that is there; StoreError without one."""
+    if not file.is_file():
+        raise StoreError(f"{file}: no exams are stored here; set store.path, or make an exam in the console first")
+    return Exams(file)
 
 
 class Exams:

@@ -178,10 +178,14 @@ def test_an_exam_from_its_start_to_its_pdf(page: "Page", daemon: Callable[..., D
     page.wait_for_selector("main .notice")
     assert "kid-17" in text(page, "dl") and "4 years" in text(page, "dl")
     with page.expect_download(timeout=PATIENCE_MILLISECONDS) as download:
-        page.click("#pdf")
+        page.click("text=PDF")
     made = Path(download.value.path()).read_bytes()
     assert made.startswith(b"%PDF") and made.count(b"/Type /Page\n") == 1
     assert download.value.suggested_filename == "exam-1.pdf"
+    with page.expect_download() as download:
+        page.click("text=FHIR")
+    assert json.loads(Path(download.value.path()).read_text())["resourceType"] == "Bundle"
+    assert download.value.suggested_filename == "exam-1.fhir.json"
 
     # the history leads to each breath, to be played, and agreed with or not
     page.goto(f"{running.url}history")
