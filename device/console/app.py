@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -30,6 +33,7 @@ PAGES: Final = {"/": "live", "/exam": "exam", "/history": "history", "/sessions/
 KINDS: Final = ("exam", "session")
 STALLED_SECONDS: Final = 20.0  # a browser that takes no message for so long is given up
 MOST_CLIENTS: Final = 20
+LOWEST_PRIORITY: Final = 19  # niceness
 MOST_NUMBER: Final = 2**63 - 1
 MISSING, BUSY = ("there is no", "no sessions are stored", "has no"), 409
 
@@ -53,6 +57,12 @@ def allowed(endpoint: Endpoint, needed: Role) -> Endpoint:
         return await endpoint(request)
 
     return answer
+
+
+def _with_lowest_priority() -> None:
+    """Of this thread alone: on Linux each thread has a niceness of its own."""
+    with suppress(OSError):  # a sandbox may forbid it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 async def _given(request: Request) -> dict[str, Any]:
@@ -86,6 +96,14 @@ def _number(request: Request, name: str = "number") -> int:
     if number > MOST_NUMBER:
         raise HTTPException(404, f"there is no {name} {number}")
     return number
+
+
+def _bound(request: Request, name: str) -> int:
+    """The number of a cycle in the query."""
+    text = request.query_params.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise HTTPException(400, f"{name} is the number of a cycle, not {text[:20]!r}")
+    return int(text)
 
 
 class Live:
@@ -176,14 +194,22 @@ class Stored:
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self._one_pdf = asyncio.Lock()  # a browser is heavy
+        self._slow = ThreadPoolExecutor(1, initializer=_with_lowest_priority)
 
     async def history(self, request: Request) -> Response:
         """All sessions and exams."""
         return JSONResponse(await run_in_threadpool(self.archive.history))
 
     async def session(self, request: Request) -> Response:
-        """One session with its cycles, timeline and opinions."""
+        """One session with its stretches and timeline."""
         return JSONResponse(await run_in_threadpool(self.archive.session, _number(request)))
+
+    async def cycles(self, request: Request) -> Response:
+        """Some of a session's cycles."""
+        first, last = (_bound(request, name) for name in ("first", "last"))
+        flagged = request.query_params.get("flagged") == "1"
+        found = partial(self.archive.cycles, _number(request), first, last, flagged=flagged)
+        return JSONResponse(await run_in_threadpool(found))
 
     async def sound(self, request: Request) -> Response:
         """A cycle's sound."""
@@ -194,6 +220,12 @@ class Stored:
         """A cycle's spectrogram."""
         made = await run_in_threadpool(self.archive.picture, _number(request), _number(request, "cycle"))
         return Response(made, media_type="image/png")
+
+    async def evidence(self, request: Request) -> Response:
+        """Where the model looks in a cycle; one at a time, at the lowest priority."""
+        numbers = (_number(request), _number(request, "cycle"))
+        loop = asyncio.get_running_loop()
+        return JSONResponse(await loop.run_in_executor(self._slow, self.archive.evidence, *numbers))
 
     async def opinion(self, request: Request) -> Response:
         """Agree or disagree with a cycle's class."""
@@ -293,8 +325,10 @@ def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
             post("/api/exam/finish", live.finish_exam),
             get("/api/history", stored.history),
             get("/api/sessions/{number:int}", stored.session),
+            get("/api/sessions/{number:int}/cycles", stored.cycles),
             get(f"{cycle}/sound.wav", stored.sound),
             get(f"{cycle}/picture.png", stored.picture),
+            get(f"{cycle}/evidence", stored.evidence),
             post(f"{cycle}/opinion", stored.opinion),
             get("/exams/{number:int}/report", stored.report),
             get("/exams/{number:int}/report.pdf", stored.pdf),

@@ -19,6 +19,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
 from tests.device.console.conftest import for_children
+from tests.device.storing import night
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -174,6 +175,10 @@ def test_an_exam_from_its_start_to_its_pdf(page: "Page", daemon: Callable[..., D
     assert text(page, "#verdict").endswith("flagged")
     assert "left" in text(page, "#sides") and text(page, "#pairs").count("▲ flagged") == 4
     assert page.locator("#evidence img").count() == 3
+    # this model answers always the same, so it looks nowhere
+    page.click("#evidence >> text=Where the model looks >> nth=0")
+    page.wait_for_selector("#evidence svg.overlay")
+    assert "Flat: no hidden place" in str(page.get_attribute("#evidence svg.overlay", "aria-label"))
     page.click("#report")
     page.wait_for_selector("main .notice")
     assert "kid-17" in text(page, "dl") and "4 years" in text(page, "dl")
@@ -191,6 +196,8 @@ def test_an_exam_from_its_start_to_its_pdf(page: "Page", daemon: Callable[..., D
     page.fill("#subject", "")
     page.click("#sessions tr >> nth=0 >> text=Open")
     page.wait_for_selector("#cycles img")
+    page.click("text=Where the model looks >> nth=0")
+    page.wait_for_selector("#cycles svg.overlay")
     page.click("text=Disagree >> nth=0")
     page.wait_for_selector("button:text('Disagree')[aria-pressed=true]")
     page.reload()
@@ -205,6 +212,26 @@ def test_an_exam_from_its_start_to_its_pdf(page: "Page", daemon: Callable[..., D
     page.wait_for_selector("#noExams:visible")
     assert page.request.get(f"{running.url}exams/1/report").status == 404
     assert running.stop() == 0
+
+
+def test_a_night_opens_at_once_and_leads_to_each_breath(
+    page: "Page", daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    night(tmp_path / "store.sqlite")
+    running = daemon()
+    page.goto(f"{running.url}sessions/1")
+    page.wait_for_selector("#strip button")
+    assert text(page, "#rate") == "1600 of 1600 complete stretches flagged (100 %)"
+    assert page.locator("#strip button").count() == 48
+    assert "20 to 20" in str(page.get_attribute("#course svg", "aria-label"))
+    assert text(page, "#chosen") == "All cycles, the first 60 of 9600"
+    assert page.evaluate("document.querySelectorAll('*').length") < 2000
+    page.click("[title^='From 4:00:00: 33 of 33']")
+    page.click("[title='Stretch from 4:09:36: flagged, 20 breaths a minute']")
+    until(page, "document.getElementById('chosen').textContent === 'Cycles of the stretch from 4:09:36'")
+    assert page.locator("#cycles .cycle").count() == 6
+    assert "#4993" in text(page, "#cycles")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def test_a_browser_that_never_reads_is_given_up_and_listening_goes_on(daemon: Callable[..., Daemon]) -> None:
