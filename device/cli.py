@@ -451,16 +451,32 @@ def sessions_show(session: SessionArgument, json_output: JsonOption = False, con
 
 @sessions.command("export")
 def sessions_export(
-    session: SessionArgument,
+    session: Annotated[
+        int | None,
+        typer.Argument(
+            help="Number of a session; with --format manifest all by default.",
+            metavar="[SESSION]",
+            min=1,
+            max=2**63 - 1,
+        ),
+    ] = None,
     form: Annotated[
-        Literal["csv", "json"], typer.Option("--format", help="csv has the cycles, json everything.")
+        Literal["csv", "json", "manifest"],
+        typer.Option("--format", help="csv has the cycles, json everything, manifest is a corpus of opinions."),
     ] = "csv",
-    out: Annotated[Path | None, typer.Option("--out", help="A new file; else stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new file, else stdout; a new folder of a corpus.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write a session for other programs."""
+    """Write a session for other programs, or clinicians' opinions with their sound for the trainer."""
     from device.store.sessions import export_session, read_session
 
+    if form == "manifest":
+        _export_opinions(session, out, config)
+        return
+    if session is None:
+        raise typer.BadParameter("name one; see 'respsam-device sessions list'", param_hint="SESSION")
     found = read_session(_store_file(config), session, _warn)
     if out is None:
         export_session(found, form, sys.stdout)
@@ -472,6 +488,18 @@ def sessions_export(
         raise typer.BadParameter(
             f"{out} cannot be written ({error.strerror}); name a new file", param_hint="--out"
         ) from error
+
+
+def _export_opinions(session: int | None, out: Path | None, config: Path | None) -> None:
+    from device.store.opinions import export_opinions
+    from device.store.sealing import read_key
+
+    if out is None:
+        raise typer.BadParameter("a corpus is a folder; name a new one", param_hint="--out")
+    store = _settings(config).store
+    for line in export_opinions(store.file, out, session, read_key(store)).lines():
+        typer.echo(line, err=True)
+    typer.echo(f"next: trainer data describe --corpus manifest --data {printable(out)}", err=True)
 
 
 @sessions.command("delete")
