@@ -158,10 +158,20 @@ def listen(
         known = ready.with_stethoscope(opened, _warn)
         subject = Subject(age_years, site, live=source == "mic", fallback=known.classifier.fallback)
         # the console's pages show one bundle
-        return _service(known, opened, subject, seconds, follow=not console)
+        return _service(known, opened, subject, seconds, follow=not serves)
 
+    serves = console or ready.settings.console.serve
     first = open_service(age, site)
-    return _code(_run_with_console(first, open_service, json_output) if console else _run_service(first, json_output))
+    if serves:
+        from device.console.addresses import ConsoleError
+
+        try:
+            return _code(_run_with_console(first, open_service, json_output, gives_up=ready.service))
+        except ConsoleError as error:
+            if console:
+                raise
+            _warn(f"{error}; it listens without the console")
+    return _code(_run_service(first, json_output))
 
 
 @app.command()
@@ -282,21 +292,29 @@ def _show_service(
 
 
 def _run_with_console(
-    first: "Service", open_service: "Callable[[float | None, str | None, int], Service]", json_output: bool
+    first: "Service",
+    open_service: "Callable[[float | None, str | None, int], Service]",
+    json_output: bool,
+    *,
+    gives_up: bool,
 ) -> "list[Signals]":
-    """Run one session, and those that browsers order, until a signal; returns the signals."""
+    """Run one session, and those that browsers order, until a signal; returns the signals. `gives_up` as in Desk."""
     from device.console.desk import Desk, Order, console_line
     from device.listening.live import stopped_by_signals
+    from device.view.supervisor import Supervisor
 
     waiting = [first]
 
     def opened(order: Order) -> "Service":
         return waiting.pop() if waiting else open_service(order.age_years, order.site, order.place)
 
-    desk = Desk(opened, lambda service, view: _show_service(service, json_output, received, [view]))
+    def show(service: "Service", view: "View") -> None:
+        _show_service(service, json_output, received, [view])
+
+    desk = Desk(opened, show, gives_up=gives_up)
     with console_line(first, desk.take, _warn) as line, stopped_by_signals(desk) as received:
         typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
-        desk.run(line, _warn)
+        desk.run(line, _warn, Supervisor().idle)
     return received
 
 

@@ -20,7 +20,7 @@ import uvicorn
 
 from device.bundle import Manifest
 from device.console.accounts import Accounts, Logins
-from device.console.addresses import allowed_hosts, is_loopback
+from device.console.addresses import allowed_hosts
 from device.console.app import Door, application
 from device.console.archive import Archive
 from device.console.guard import Guard
@@ -48,7 +48,8 @@ def main() -> None:
     """Serve until the line closes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICENESS)
+    with suppress(OSError):  # a sandbox may forbid it; pages at the same priority are better than none
+        os.nice(NICENESS)
     line, listening = Connection(int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     with suppress(EOFError, KeyboardInterrupt):
         asyncio.run(serve(json.loads(line.recv_bytes()), line, listening))
@@ -62,7 +63,7 @@ async def serve(setup: dict[str, Any], line: Connection, listening: socket.socke
     exams = Exams(store.file if store.enabled else None)
     hub = Hub(manifest, setup["model"], exams, lambda order: line.send_bytes(json.dumps(order).encode()))
     rule = manifest.site_rule.model_copy(update={"threshold": setup["model"]["site_threshold"]})
-    local = is_loopback(settings.host)
+    local = settings.is_local
     logins = Logins()
     door = Door(None if local else Accounts(settings.accounts_file), logins, secure=not local)
     certificate, key = settings.tls_files
