@@ -24,7 +24,7 @@ from device.console.accounts import Accounts, Login, Logins, Role, at_least
 from device.console.archive import Archive
 from device.console.guard import COOKIE, token_of
 from device.console.hub import Client, Hub, OrderError
-from device.console.report import STATIC, pdf, report
+from device.console.report import STATIC, PdfError, pdf, report
 from firmware_config.errors import RespSAMError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -36,6 +36,7 @@ MOST_CLIENTS: Final = 20
 LOWEST_PRIORITY: Final = 19  # niceness
 MOST_NUMBER: Final = 2**63 - 1
 MISSING, BUSY = ("there is no", "no sessions are stored", "has no"), 409
+UNAVAILABLE: Final = 503
 
 
 def page(name: str) -> Endpoint:
@@ -299,7 +300,9 @@ async def _one_line(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return PlainTextResponse(f"{error.detail}\n", error.status_code)
     text = str(error)
-    status = BUSY if isinstance(error, OrderError) else 404 if any(words in text for words in MISSING) else 400
+    status = 404 if any(words in text for words in MISSING) else 400
+    if isinstance(error, OrderError | PdfError):
+        status = BUSY if isinstance(error, OrderError) else UNAVAILABLE
     return PlainTextResponse(f"{text}\n", status)
 
 
