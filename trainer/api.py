@@ -26,7 +26,7 @@ from trainer.run.folder import REPORT_FILE, RunFacts, begun, read_facts
 from trainer.run.machine import Machine, check_started, follows, resolved, start
 from trainer.run.preflight import check_weights, finished
 from trainer.run.recipe import Recipe
-from trainer.run.request import Request
+from trainer.run.request import Request, Where
 from trainer.studies.cells import Cell, Plan, plan_cells, run_cells
 from trainer.studies.report import Line, lines_of, notes_on
 from trainer.studies.report import write_report as write_study
@@ -37,19 +37,6 @@ from trainer.training.finish import finish, finish_seconds
 from trainer.training.members import Call, train_members
 from trainer.training.progress import FitView, lasting
 from trainer.training.train import run_folder, write_log
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where a fit runs: `device` is auto, cpu or cuda; several processes and nodes share its steps."""
-
-    device: str = "auto"
-    processes: int = 1
-    nodes: int = 1
-    compiled: bool = False
-    """Through torch.compile."""
-    checkpointing: bool = False
-    """Less memory, a third more time: activations are computed again."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +75,7 @@ def fit(
     began, view, settings = time.monotonic(), view or quiet(), settings or load_settings()
     kind = resolved(where.device)
     check_started(where.processes, where.nodes)
-    if finished(request, out, resume):
+    if finished(request, out, resume) and (out / REPORT_FILE).is_file():
         return Fitted(read_facts(out), out / REPORT_FILE)
     check_weights(request, out)
     with nullcontext() if follows() else run_folder(out):

@@ -15,7 +15,6 @@ DeviceKind = Literal["auto", "cpu", "cuda"]
 
 CORPORA: Final[tuple[str, ...]] = get_args(CorpusName)
 SPLITS: Final[tuple[str, ...]] = get_args(Split)
-PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 
 
 def shipped(folder: str) -> list[str]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from firmware_config.settings import Settings
     from trainer.api import Studied
     from trainer.corpora import Corpus, Source
-    from trainer.run.request import Request
+    from trainer.run.request import Request, Where
 
 
 def versions() -> list[str]:
@@ -276,7 +276,7 @@ def fit(
     from firmware_config.settings import load_settings
     from trainer.run.preflight import check_weights, finished, next_of, numbered
     from trainer.run.recipe import load_recipe, with_changes
-    from trainer.run.request import Request
+    from trainer.run.request import Request, Where
 
     changes = {
         "init": init,
@@ -303,21 +303,21 @@ def fit(
         next_step(next_of(out))
         return
     check_weights(request, out)
-    where = (device, processes, nodes, compiled, checkpointing)
-    left = None if minutes is None else minutes - (time.monotonic() - began) / 60
-    _fit_and_show(request, out, where, settings, resume=resume, minutes=left)
+    where = Where(device, processes, nodes, compiled, checkpointing)
+    _fit_and_show(request, out, where, settings, resume=resume, minutes=minutes, began=began)
 
 
 def _fit_and_show(
     request: "Request",
     out: Path,
-    where: tuple[str, int, int, bool, bool],
+    where: "Where",
     settings: "Settings",
     *,
     resume: bool,
     minutes: float | None,
+    began: float,
 ) -> None:
-    """`trainer.fit`, with its progress and its result; `where` are the fields of `api.Where`."""
+    """`trainer.fit`, with its progress and its result; the minutes count from `began`, the command's start."""
     from rich.console import Console
 
     from trainer import api
@@ -327,7 +327,9 @@ def _fit_and_show(
     from trainer.view import show_fit
 
     view = FitView(Console(stderr=True, quiet=follows()))
-    fitted = api.fit(request, out, api.Where(*where), resume=resume, minutes=minutes, view=view, settings=settings)
+    # torch has been imported by now, which takes seconds
+    left = None if minutes is None else minutes - (time.monotonic() - began) / 60
+    fitted = api.fit(request, out, where, resume=resume, minutes=left, view=view, settings=settings)
     if fitted is not None:
         show_fit(fitted.facts, Console())
         typer.echo(f"report in {fitted.report} (it holds patients' sound)")

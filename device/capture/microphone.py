@@ -201,6 +201,7 @@ class MicrophoneSource:
         self._remedy = ""  # what was reported last about a lost microphone
         self._other = ("", 0.0)  # another remedy that is needed by now, and since when
         self._silent_since: float | None = None
+        self._hung = False  # since the last sound it has kept us waiting; whoever hangs refuses later, as if absent
         self._position_clock = 0.0  # the time of the next sample
         self._process = CaptureProcess(self._request)
         began = self._process.started
@@ -254,6 +255,7 @@ class MicrophoneSource:
             elif next_try < math.inf:
                 time.sleep(min(POLL_SECONDS, next_try - now))
             elif process.ended or now - process.started > OPENING_SECONDS:
+                self._hung = self._hung or not process.ended
                 self._note_silence(process.started)
                 if self._lost_at is None or self._needs_something_else(process.error, now):
                     yield self._lost(process.error)
@@ -271,7 +273,7 @@ class MicrophoneSource:
         process, opened = self._process, self._remember()
         captured = process.take()
         assert captured is not None
-        self._silent_since = None
+        self._silent_since, self._hung = None, False
         began = captured.clock - opened.block_seconds
         if self._lost_at is None:
             self._position_clock = began
@@ -298,7 +300,7 @@ class MicrophoneSource:
         yield self._lost(process.error)
 
     def _note_silence(self, since: float) -> None:
-        if self._process.absent:
+        if self._process.absent and not self._hung:
             self._silent_since = None
         elif self._silent_since is None:
             self._silent_since = since

@@ -3,10 +3,11 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class VirtualMicrophone:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._path = folder, os.environ["PATH"]
+        self.callers: list[socket.socket] = []
         self.environment = {
             "HOME": str(folder),
             "XDG_RUNTIME_DIR": str(folder / "rt"),
@@ -99,8 +101,17 @@ class VirtualMicrophone:
         """The sound server hangs, and with it every call to it."""
         self._server.send_signal(signal.SIGSTOP)
 
+    def fill(self) -> None:
+        """So many call a frozen sound server that it refuses the next one."""
+        with suppress(BlockingIOError):
+            while True:
+                self.callers.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                self.callers[-1].connect(f"{self.folder}/native")
+
     def thaw(self) -> None:
-        """It goes on."""
+        """It goes on, without those who called meanwhile."""
+        for caller in self.callers:
+            caller.close()
         self._server.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:

@@ -3,7 +3,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from export.verify import open_whole, require, verify
 from firmware_config.errors import GateRefused
 from firmware_config.settings import load_settings
 from tests.export.conftest import Made, Workshop
-from trainer.choices import PROTOCOLS
+from trainer.choices import Protocol
 from trainer.corpora import Source
 from trainer.corpora.audio_cache import open_corpora
 from trainer.evaluation.evaluate import evaluate
@@ -134,4 +134,4 @@ def test_the_table_and_bad_input(
     assert output.count("yes") == len(bundle.manifest.files)
     assert "NOTE too few patients for any claim: 6, 50 are the least" in output
     assert command(monkeypatch, workshop, bundle.path, "--protocol", "breaths") == 2
-    assert f"'breaths' is not one of {', '.join(map(repr, PROTOCOLS))}" in capsys.readouterr().err
+    assert f"'breaths' is not one of {', '.join(map(repr, get_args(Protocol)))}" in capsys.readouterr().err

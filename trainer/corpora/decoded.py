@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from device.capture.recording import AudioError, ChannelWarning, read_whole
 from device.signal import SAMPLE_RATE, FloatArray, resample
+from firmware_config.command_line import counted
 from firmware_config.files import replacing
 
 LAYOUT: Final = 3  # raise when the bytes below would mean something else
@@ -64,7 +65,7 @@ class Usage:
     @property
     def in_words(self) -> str:
         """`1210 recordings, 2.4 GB`."""
-        return f"{self.recordings} recording{'s' * (self.recordings != 1)}, {_size(self.bytes)}"
+        return f"{counted(self.recordings, 'recording')}, {_size(self.bytes)}"
 
     @property
     def and_earlier(self) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from device.labels import LABELS
+from firmware_config.command_line import counted
 from trainer.corpora.cycle import (
     AGES,
     POOR_QUALITY,
@@ -195,16 +196,16 @@ def render(description: Description, console: Console) -> None:
     for source in description.sources:
         say(f"{source.name}: {source.data}", "bold")
     say(
-        f"{_number(description.patients, 'patient')}, {_number(description.recordings, 'recording')}, "
-        f"{_number(description.cycles, 'annotated cycle')}"
+        f"{counted(description.patients, 'patient')}, {counted(description.recordings, 'recording')}, "
+        f"{counted(description.cycles, 'annotated cycle')}"
     )
     say(_people(description))
     if description.anonymous:
-        say(f"{_number(description.anonymous, 'recording')} of anonymous patients, each counted as a patient")
+        say(f"{counted(description.anonymous, 'recording')} of anonymous patients, each counted as a patient")
     if description.without_audio:
-        say(f"{_number(description.without_audio, 'recording')} without audio here: counted, no use to fit or evaluate")
+        say(f"{counted(description.without_audio, 'recording')} without audio here: counted, no use to fit or evaluate")
     if description.weak:
-        say(f"weak labels of {_number(description.weak, 'recording')}: {WEAK}")
+        say(f"weak labels of {counted(description.weak, 'recording')}: {WEAK}")
     console.print(_class_table(description))
     console.print(_group_table(description))
     say(_duration_line(description), "bold")
@@ -217,10 +218,6 @@ def render(description: Description, console: Console) -> None:
 def _sayer(console: Console) -> Callable[..., None]:
     """Plain lines: paths and names of a corpus may hold what rich takes for markup."""
     return lambda text, style="": console.print(Text(text, style=style))
-
-
-def _number(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _people(description: Description) -> str:
@@ -287,4 +284,4 @@ def _duration_line(description: Description) -> str:
 def _overlap_line(patients: tuple[str, ...]) -> str:
     named = f": {', '.join(patients)}" if len(patients) <= NAMED_PATIENTS else ""
     verb = "is" if len(patients) == 1 else "are"
-    return f"{_number(len(patients), 'patient')} of a test part {verb} in train too (seen in training){named}"
+    return f"{counted(len(patients), 'patient')} of a test part {verb} in train too (seen in training){named}"

@@ -203,10 +203,8 @@ def _row(line: _Line, rules: Rules, recording: Path, below: Path) -> dict[str, s
 
 def _from(recording: Path, below: Path) -> str:
     """The path from the manifest's folder, absolute where it lies elsewhere."""
-    resolved = recording.resolve()
-    return (
-        resolved.relative_to(below.resolve()).as_posix() if resolved.is_relative_to(below.resolve()) else str(resolved)
-    )
+    resolved, folder = recording.resolve(), below.resolve()
+    return resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else str(resolved)
 
 
 def _seconds(text: str, where: str) -> float:

@@ -89,8 +89,8 @@ def few_patients(patients: int, where: str) -> Signature | None:
 
 def clustered(probability: Float64Array, threshold: float, where: str) -> Signature | None:
     """The threshold lies in the middle of a cluster of scores: another rounding, another stethoscope turn many."""
-    *odds, limit = logit(np.clip([*probability, threshold], TINY, 1 - TINY))
-    near = float(np.mean(np.abs(np.array(odds) - limit) <= AT_THRESHOLD)) if odds else 0.0
+    odds = logit(np.clip(np.append(probability, threshold), TINY, 1 - TINY))
+    near = float(np.mean(np.abs(odds[:-1] - odds[-1]) <= AT_THRESHOLD)) if len(probability) else 0.0
     if near <= CLUSTERED:
         return None
     return Signature(

@@ -1,4 +1,4 @@
-"""The request for a run: its recipe, its corpora and its seed."""
+"""The request for a run, its recipe, corpora and seed, and where it runs."""
 
 from dataclasses import dataclass
 
@@ -22,3 +22,16 @@ class Request:
     def corpus(self) -> str:
         """Names of its corpora, joined by +."""
         return joined_names(self.sources)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a fit runs: `device` is auto, cpu or cuda; several processes and nodes share its steps."""
+
+    device: str = "auto"
+    processes: int = 1
+    nodes: int = 1
+    compiled: bool = False
+    """Through torch.compile."""
+    checkpointing: bool = False
+    """Less memory, a third more time: activations are computed again."""

@@ -16,12 +16,8 @@ class Clock:
         self, minutes: float | None, machine: Machine, whole_epochs: bool = False, reading_seconds: float = 0.0
     ) -> None:
         """None never ends. `reading_seconds`: of one reading of the held-out patients, until `read` measures it."""
-        self.minutes, self.machine, self.whole_epochs, self.reading_seconds = (
-            minutes,
-            machine,
-            whole_epochs,
-            reading_seconds,
-        )
+        self.minutes, self.machine = minutes, machine
+        self.whole_epochs, self.reading_seconds = whole_epochs, reading_seconds
         self.began = self.last = self.epoch_began = time.monotonic()
         self.step_seconds: deque[float] = deque(maxlen=STEPS)
         self.epoch_seconds = 0.0

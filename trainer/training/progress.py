@@ -76,10 +76,8 @@ class FitView:
             shown.start()
         try:
             yield stage.advance
-        except BaseException:
+        finally:
             self._end(shown, over)
-            raise
-        self._end(shown, over)
         LOG.info("stage ends", extra={"fields": {"stage": name, "seconds": round(stage.seconds, 1)}})
         if self.console.is_terminal or stage.seconds >= self.silence_seconds:
             self.say(f"{name}: done in {lasting(stage.seconds)}")

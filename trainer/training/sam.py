@@ -84,13 +84,6 @@ def restore_random_state(state: Tensor, device: torch.device) -> None:
 
 
 @contextmanager
-def same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Yields a function that rewinds torch's random state to where the block began, so dropout repeats its masks."""
-    state = random_state(device)
-    yield lambda: restore_random_state(state, device)
-
-
-@contextmanager
 def frozen_batch_statistics(model: nn.Module) -> Iterator[None]:
     """Batch norms normalise by the batch but leave their running averages alone: the perturbed weights never serve."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -128,18 +121,18 @@ def backward_twice(
         return loss.detach()
     earlier = {p: p.grad for p in model.parameters() if p.grad is not None}
     sam.zero_grad()
-    with same_randomness(device) as rewind:
-        with unshared():
-            first = loss_of()
-            backward(first)
-        sam.climb()
-        sam.zero_grad()
-        # before the second pass: where it averages over processes, the earlier gradients must be in it
-        for parameter, gradient in earlier.items():
-            parameter.grad = gradient
-        rewind()
-        with frozen_batch_statistics(model):
-            second = loss_of()
-            backward(second * scale)
+    state = random_state(device)
+    with unshared():
+        first = loss_of()
+        backward(first)
+    sam.climb()
+    sam.zero_grad()
+    # before the second pass: where it averages over processes, the earlier gradients must be in it
+    for parameter, gradient in earlier.items():
+        parameter.grad = gradient
+    restore_random_state(state, device)
+    with frozen_batch_statistics(model):
+        second = loss_of()
+        backward(second * scale)
     sam.restore()
     return first.detach() if bool(second.isfinite()) else second.detach()

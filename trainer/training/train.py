@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +97,7 @@ def run_folder(folder: Path) -> Iterator[None]:
     FitError when it cannot be written.
     """
     absent = [one for one in (folder, *folder.parents) if not one.exists()]
-    before = set() if absent else set(folder.iterdir()) if folder.is_dir() else set()
+    before: set[Path] = set(folder.iterdir()) if folder.is_dir() else set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_log(folder, [])
@@ -113,14 +113,14 @@ def run_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _remove_new(folder: Path, absent: Sequence[Path], before: Collection[Path]) -> None:
+def _remove_new(folder: Path, absent: Sequence[Path], before: set[Path]) -> None:
     """Remove what a failed run has made: `folder` with those of its parents that were absent, or what is new in it."""
     if absent:
-        for path in (folder, *absent):
+        for path in absent:
             with suppress(OSError):  # a parent that holds something else by now stays
                 shutil.rmtree(path) if path == folder else path.rmdir()
         return
-    for path in set(folder.iterdir()) - set(before) if folder.is_dir() else ():
+    for path in set(folder.iterdir()) - before if folder.is_dir() else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -471,6 +471,8 @@ class Fit:
         epoch, began = self.progress.epochs_done, time.monotonic() - self.progress.seconds_spent
         if not self.train_epoch(epoch, watcher, clock):
             self.progress.seconds_spent = time.monotonic() - began
+            # after the checkpoint each process goes on with its own; whoever serves now is the same everywhere
+            self.machine.same_buffers(self.model, self.average)
             return False
         loss = self.machine.mean(float(np.mean(self.losses)))
         self.refuse_lost_weights(epoch)

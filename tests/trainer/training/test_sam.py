@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.training.sam import SAM, backward_twice, frozen_batch_statistics, same_randomness
+from trainer.training.sam import SAM, backward_twice, frozen_batch_statistics, random_state, restore_random_state
 
 CPU = torch.device("cpu")
 Float64Array = npt.NDArray[np.float64]
@@ -180,10 +180,10 @@ def test_both_passes_see_the_same_dropout_and_randomness_goes_on_as_after_one() 
 
 
 def test_randomness_can_be_rewound() -> None:
-    with same_randomness(CPU) as rewind:
-        first = torch.rand(3)
-        rewind()
-        assert torch.equal(torch.rand(3), first)
+    state = random_state(CPU)
+    first = torch.rand(3)
+    restore_random_state(state, CPU)
+    assert torch.equal(torch.rand(3), first)
     assert not torch.equal(torch.rand(3), first)
 
 
