@@ -2,7 +2,7 @@
 
 import { attempt, element, get, shape } from "./shell.js";
 
-const WIDTH = 360, HEIGHT = 190, LEFT = 46, BOTTOM = 30, TOP = 6, RIGHT = 8;
+const WIDTH = 250, HEIGHT = 170, LEFT = 44, BOTTOM = 32, TOP = 6, RIGHT = 8;
 const PLOT = { width: WIDTH - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM };
 const STRONGEST = 0.85; // opacity at the end of the scale
 

@@ -70,7 +70,7 @@ function showStrip() {
   find("strip").replaceChildren(...(parts ? parts.map(periodField) : all.map(stretchField)));
   find("part").hidden = !part;
   find("part").replaceChildren(...(part?.stretches.map(stretchField) ?? []));
-  find("course").replaceChildren(...(all.length > 1 ? [course(parts ?? all)] : []));
+  find("course").replaceChildren(...(all.length > 1 ? [course(parts ?? all, find("course").clientWidth)] : []));
   if (focused) [...document.querySelectorAll(".strip button")].find(({ title }) => title === focused)?.focus();
   attempt(() => showCycles(part?.stretches));
 }
