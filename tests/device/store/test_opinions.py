@@ -24,10 +24,10 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """1 and 2 of the exam of kid-17, 3 without a subject, 4 without sound, 5 a demo: each with opinions of 1 and 2."""
     file = tmp_path / "state" / "store.sqlite"
     monkeypatch.setenv("RESPSAM_STORE__PATH", str(file))
-    heard = judged(Certain(), 12.0)
+    demo = judged(Certain(), 12.0)
     for number in range(1, 6):
         store = Store(beginning(file, demo=number == 5, site="p1", audio=number != 4))
-        keep(heard, store)
+        keep(demo, store)
         store.close()
     with closing(sqlite3.connect(file)) as database:
         database.execute("UPDATE cycles SET class='crackle', probability=0.9 WHERE number = 1")
