@@ -4,6 +4,7 @@ The trainer and the device call the same functions, so training sees exactly wha
 All audio is mono float32 with full scale 1.0.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -178,11 +179,17 @@ def mel_centres(mels: int, low_hz: float, high_hz: float) -> Float64Array:
     return result
 
 
+def heights(hertz: Sequence[float] | Float64Array, front_end: FrontEnd) -> list[float]:
+    """Where frequencies in Hz lie from the bottom (0) to the top (1) of a spectrogram."""
+    centres = mel_centres(front_end.mels, front_end.low_hz, front_end.high_hz)
+    return [float(place) for place in np.interp(hertz, centres, np.linspace(0.0, 1.0, len(centres)))]
+
+
 def hertz_ticks(front_end: FrontEnd) -> list[tuple[int, float]]:
     """Round frequencies in Hz, and where they lie from the bottom (0) to the top (1) of the picture."""
     centres = mel_centres(front_end.mels, front_end.low_hz, front_end.high_hz)
     marks = [hertz for hertz in ROUND_HZ if centres[0] <= hertz <= centres[-1]]
-    return [(hertz, float(np.interp(hertz, centres, np.linspace(0.0, 1.0, len(centres))))) for hertz in marks]
+    return list(zip(marks, heights(marks, front_end), strict=True))
 
 
 @lru_cache(maxsize=8)

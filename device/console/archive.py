@@ -13,7 +13,7 @@ from device.console.picture import png, still
 from device.listening.respiratory_rate import rate_of_onsets
 from device.model.classifier import Classifier
 from device.model.occlusion import SCALE, occlusion
-from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, hertz_ticks
+from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, heights, hertz_ticks
 from device.store.audio import AudioStore
 from device.store.database import KEPT, StoreError
 from device.store.exams import Exams
@@ -33,7 +33,6 @@ SHOWN: Final = (
     *("id", "started_at", "ended_at", "site", "demo", "source", "verdict", "heard_samples", "cycles", "graded"),
     *("flagged", "with_audio", "stretches", "stretches_flagged"),
 )
-
 WORDS: Final = ("reasons", "not_validated", "bundle_name", "bundle")
 
 
@@ -91,6 +90,21 @@ class Archive:
         """A cycle's spectrogram as PNG. Raises StoreError."""
         return png(still(self._samples(number, cycle), self._front_end), scale=2)
 
+    def evidence(self, number: int, cycle: int) -> Row:
+        """Where the session's model looks in a cycle, judged again with places hidden. Raises StoreError."""
+        row, samples = self._kept(number, cycle)
+        found = occlusion(self._classifier(row), samples, cycle_span(row))
+        return {
+            "seconds": found.seconds.tolist(),
+            "heights": heights(found.hertz, self._front_end),
+            "falls": np.round(found.falls, 3).tolist(),
+            "ticks": hertz_ticks(self._front_end),
+            "scale": SCALE,
+            "probability": round(found.probability, 3),
+            "flat": found.flat,
+            "words": found.in_words(),
+        }
+
     def delete(self, kind: str, number: int) -> None:
         """Remove a session, or an exam with its sessions, for good. Raises StoreError.
 
@@ -106,21 +120,6 @@ class Archive:
         if self._file is None:
             raise StoreError("no sessions are stored: set store.enabled")
         return self._file
-
-    def evidence(self, number: int, cycle: int) -> Row:
-        """Where the session's model looks in a cycle, judged again with places hidden. Raises StoreError."""
-        row, samples = self._kept(number, cycle)
-        found = occlusion(self._classifier(row), samples, cycle_span(row))
-        return {
-            "seconds": found.seconds.tolist(),
-            "heights": found.heights.tolist(),
-            "falls": np.round(found.falls, 3).tolist(),
-            "ticks": hertz_ticks(self._front_end),
-            "scale": SCALE,
-            "probability": round(found.probability, 3),
-            "flat": found.flat,
-            "words": found.in_words(),
-        }
 
     def _classifier(self, row: Row) -> Classifier:
         """The model that judged a cycle, on the CPU; it stays open for the next one."""

@@ -44,10 +44,8 @@ class Occlusion:
 
     seconds: Float64Array
     """Edges (columns + 1,) of the places, from the start of the cycle."""
-    heights: Float64Array
-    """Edges (rows + 1,), from the bottom (0) to the top (1) of the spectrogram."""
     hertz: Float64Array
-    """The same edges in Hz."""
+    """Edges (rows + 1,), from the bottom."""
     falls: Float64Array
     """(rows, columns): how much the log-odds fall when the place is hidden; below 0, they rise."""
     log_odds: float
@@ -105,7 +103,7 @@ def occlusion(classifier: Classifier, samples: FloatArray, span: Span | None = N
     between = (mel[bands] + mel[bands + 1]) / 2  # of two filters' peaks
     falls = (odds[0] - odds[1:]).reshape(BANDS, -1)
     hertz = 700.0 * np.expm1(between / 1127.0)
-    return Occlusion((edges - start) / SAMPLE_RATE, bands / front_end.mels, hertz, falls, float(odds[0]))
+    return Occlusion((edges - start) / SAMPLE_RATE, hertz, falls, float(odds[0]))
 
 
 def _columns(size: int, edges: Float64Array, front_end: FrontEnd) -> list[npt.NDArray[np.bool_]]:

@@ -58,7 +58,7 @@ def test_the_place_that_decides_is_found_in_a_repeated_breath_and_in_one_amid_so
     assert found.hertz[row] <= 1000.0 <= found.hertz[row + 1]
     assert not found.flat and "Most depends on" in found.in_words()
     assert (found.seconds[0], found.seconds[-1]) == (0.0, 3.0)
-    assert found.heights[0] == 0.0 and found.heights[-1] == 1.0 and np.all(np.diff(found.hertz) > 0)
+    assert np.all(np.diff(found.hertz) > 0)
 
 
 def test_a_model_that_looks_nowhere_is_flat() -> None:
@@ -75,7 +75,7 @@ def test_a_place_that_speaks_against_is_no_evidence_for() -> None:
 
 
 def test_the_probability_is_the_judged_one() -> None:
-    found = Occlusion(np.array([0.0, 1.0]), np.array([0.0, 1.0]), np.array([20.0, 8000.0]), np.array([[3.0]]), 1.0)
+    found = Occlusion(np.array([0.0, 1.0]), np.array([20.0, 8000.0]), np.array([[3.0]]), 1.0)
     assert found.probability == pytest.approx(1 / (1 + np.exp(-1.0)))
     assert found.in_words() == (
         "Most depends on 0.0-1.0 s of the breath, 20-8000 Hz: without it the probability is 0.12 instead of 0.73."
