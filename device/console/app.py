@@ -33,7 +33,7 @@ PAGES: Final = {"/": "live", "/exam": "exam", "/history": "history", "/sessions/
 KINDS: Final = ("exam", "session")
 STALLED_SECONDS: Final = 20.0  # a browser that takes no message for so long is given up
 MOST_CLIENTS: Final = 20
-LOWEST_PRIORITY: Final = 19  # niceness
+EVIDENCE_NICENESS: Final = 10  # of the thread that judges again; listening comes first
 MOST_NUMBER: Final = 2**63 - 1
 MISSING, BUSY = ("there is no", "no sessions are stored", "has no"), 409
 UNAVAILABLE: Final = 503
@@ -60,10 +60,10 @@ def allowed(endpoint: Endpoint, needed: Role) -> Endpoint:
     return answer
 
 
-def _with_lowest_priority() -> None:
+def _with_low_priority() -> None:
     """Of this thread alone: on Linux each thread has a niceness of its own."""
     with suppress(OSError):  # a sandbox may forbid it
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), EVIDENCE_NICENESS)
 
 
 async def _given(request: Request) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class Stored:
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self._one_pdf = asyncio.Lock()  # a browser is heavy
-        self._slow = ThreadPoolExecutor(1, initializer=_with_lowest_priority)
+        self._slow = ThreadPoolExecutor(1, initializer=_with_low_priority)
 
     async def history(self, request: Request) -> Response:
         """All sessions and exams."""
@@ -223,7 +223,7 @@ class Stored:
         return Response(made, media_type="image/png")
 
     async def evidence(self, request: Request) -> Response:
-        """Where the model looks in a cycle; one at a time, at the lowest priority."""
+        """Where the model looks in a cycle; one at a time, at a low priority."""
         numbers = (_number(request), _number(request, "cycle"))
         loop = asyncio.get_running_loop()
         return JSONResponse(await loop.run_in_executor(self._slow, self.archive.evidence, *numbers))

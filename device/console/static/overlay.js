@@ -40,22 +40,25 @@ function drawn(found, picture) {
   return element("div", { className: "looks" }, drawing, element("p", { className: "small", role: "status" }, found.words), ...legend);
 }
 
-const asked = new Map(); // by path: a page that draws itself again keeps what was asked for
+const asked = new Map(); // answers by path, also awaited ones: a page draws its lists again and again
 
 export function looksButton(session, cycle) {
   // A button, and in its place the picture once it is asked for.
   const path = `/api/sessions/${session}/cycles/${cycle}`;
-  const picture = () => drawn(asked.get(path), `${path}/picture.png`);
-  if (asked.has(path)) return picture();
   const button = element("button", { type: "button", className: "small-button" }, "Where the model looks");
-  button.onclick = () => attempt(async () => {
+  const place = element("div", {}, button);
+  const show = () => attempt(async () => {
     button.disabled = true;
     try {
-      asked.set(path, await get(`${path}/evidence`));
-      button.replaceWith(picture());
+      place.replaceChildren(drawn(await asked.get(path), `${path}/picture.png`));
+    } catch (error) {
+      asked.delete(path);
+      throw error;
     } finally {
       button.disabled = false;
     }
   });
-  return button;
+  button.onclick = () => { asked.set(path, get(`${path}/evidence`)); show(); };
+  if (asked.has(path)) show();
+  return place;
 }
