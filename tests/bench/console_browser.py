@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,11 @@ class Daemon:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        for line in self.process.stdout or ():
-            event = json.loads(line)
-            if event["type"] == "cycle":
-                self.verdicts[str(event["number"])] = datetime.fromisoformat(event["time"]).timestamp() * 1000
+        with suppress(ValueError):  # the process has ended
+            for line in self.process.stdout or ():
+                event = json.loads(line)
+                if event["type"] == "cycle":
+                    self.verdicts[str(event["number"])] = datetime.fromisoformat(event["time"]).timestamp() * 1000
 
     def spent(self) -> list[float]:
         """Processor seconds so far of the process that listens, and of the console's."""
