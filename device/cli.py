@@ -161,10 +161,20 @@ def listen(
         known = ready.with_stethoscope(opened, _warn)
         subject = Subject(age_years, site, live=source == "mic", fallback=known.classifier.fallback)
         # the console's pages show one bundle
-        return _service(known, opened, subject, seconds, follow=not console)
+        return _service(known, opened, subject, seconds, follow=not serves)
 
+    serves = console or ready.settings.console.serve
     first = open_service(age, site)
-    return _code(_run_with_console(first, open_service, json_output) if console else _run_service(first, json_output))
+    if serves:
+        from device.console.addresses import ConsoleError
+
+        try:
+            return _code(_run_with_console(first, open_service, json_output, gives_up=ready.service))
+        except ConsoleError as error:
+            if console:
+                raise
+            _warn(f"{error}; it listens without the console")
+    return _code(_run_service(first, json_output))
 
 
 @app.command()
@@ -285,21 +295,29 @@ def _show_service(
 
 
 def _run_with_console(
-    first: "Service", open_service: "Callable[[float | None, str | None, int], Service]", json_output: bool
+    first: "Service",
+    open_service: "Callable[[float | None, str | None, int], Service]",
+    json_output: bool,
+    *,
+    gives_up: bool,
 ) -> "list[Signals]":
-    """Run one session, and those that browsers order, until a signal; returns the signals."""
+    """Run one session, and those that browsers order, until a signal; returns the signals. `gives_up` as in Desk."""
     from device.console.desk import Desk, Order, console_line
     from device.listening.live import stopped_by_signals
+    from device.view.supervisor import Supervisor
 
     waiting = [first]
 
     def opened(order: Order) -> "Service":
         return waiting.pop() if waiting else open_service(order.age_years, order.site, order.place)
 
-    desk = Desk(opened, lambda service, view: _show_service(service, json_output, received, [view]))
+    def show(service: "Service", view: "View") -> None:
+        _show_service(service, json_output, received, [view])
+
+    desk = Desk(opened, show, gives_up=gives_up)
     with console_line(first, desk.take, _warn) as line, stopped_by_signals(desk) as received:
         typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
-        desk.run(line, _warn)
+        desk.run(line, _warn, Supervisor().idle)
     return received
 
 
@@ -458,16 +476,32 @@ def sessions_show(session: SessionArgument, json_output: JsonOption = False, con
 
 @sessions.command("export")
 def sessions_export(
-    session: SessionArgument,
+    session: Annotated[
+        int | None,
+        typer.Argument(
+            help="Number of a session; with --format manifest all by default.",
+            metavar="[SESSION]",
+            min=1,
+            max=2**63 - 1,
+        ),
+    ] = None,
     form: Annotated[
-        Literal["csv", "json"], typer.Option("--format", help="csv has the cycles, json everything.")
+        Literal["csv", "json", "manifest"],
+        typer.Option("--format", help="csv has the cycles, json everything, manifest is a corpus of opinions."),
     ] = "csv",
-    out: OutOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new file, else stdout; a new folder of a corpus.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write a session for other programs."""
+    """Write a session for other programs, or clinicians' opinions with their sound for the trainer."""
     from device.store.sessions import export_session, read_session
 
+    if form == "manifest":
+        _export_opinions(session, out, config)
+        return
+    if session is None:
+        raise typer.BadParameter("name one; see 'respsam-device sessions list'", param_hint="SESSION")
     found = read_session(_store_file(config), session, _warn)
     with _new_file(out) as file:
         export_session(found, form, file)
@@ -486,6 +520,18 @@ def _new_file(out: Path | None) -> "Iterator[TextIO]":
         raise typer.BadParameter(
             f"{out} cannot be written ({error.strerror}); name a new file", param_hint="--out"
         ) from error
+
+
+def _export_opinions(session: int | None, out: Path | None, config: Path | None) -> None:
+    from device.store.opinions import export_opinions
+    from device.store.sealing import read_key
+
+    if out is None:
+        raise typer.BadParameter("a corpus is a folder; name a new one", param_hint="--out")
+    store = _settings(config).store
+    for line in export_opinions(store.file, out, session, read_key(store)).lines():
+        typer.echo(line, err=True)
+    typer.echo(f"next: trainer data describe --corpus manifest --data {printable(out)}", err=True)
 
 
 @sessions.command("delete")

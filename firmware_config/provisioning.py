@@ -21,7 +21,7 @@ from typing import Final
 from firmware_config.board import ROOT, board_name, check_board
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
-from firmware_config.settings import WEB, Settings, load_settings, profile_names
+from firmware_config.settings import WEB, ConsoleSettings, Settings, load_settings, profile_names
 
 TEMPLATES: Final = Path(__file__).with_name("templates")
 STATE: Final = "var/lib/respsam-provision"  # root's own: the service can write below var/lib/respsam
@@ -41,6 +41,16 @@ FOLDER: Final = """PrivateNetwork=yes
 IPAddressDeny=any
 RestrictAddressFamilies=AF_UNIX
 ReadWritePaths="-{}\""""
+SEALED: Final = """PrivateNetwork=yes
+IPAddressDeny=any
+RestrictAddressFamilies=AF_UNIX"""
+# The console's process runs at a lower priority, which the filter of system calls forbids otherwise.
+CONSOLE: Final = """RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+SystemCallFilter=setpriority
+SocketBindDeny=any
+SocketBindAllow=tcp:{}"""
+THIS_MACHINE: Final = """IPAddressDeny=any
+IPAddressAllow=localhost"""
 HOMES: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # what the service does not see
 
 # Of a file: its bytes, the target of a link, or None without one.
@@ -159,6 +169,7 @@ def render(settings: Settings, program: Path) -> dict[str, Content]:
         "clocks": "ExecStart=/usr/bin/jetson_clocks" if board.jetson_clocks else "",
         "journal_megabytes": f"{settings.log.journal_megabytes:.0f}",
         "source_access": _access(settings.bundle.updates),
+        "doors": _doors(settings.console),
     }
     files = sorted(file for file in TEMPLATES.rglob("*") if file.is_file())
     rendered: dict[str, Content] = {
@@ -188,6 +199,15 @@ def _access(updates: str) -> str:
     if updates and not Path(updates).is_absolute():
         raise ProvisionError(f"bundle.updates = {updates!r}: not absolute; give the whole path of the folder, or a URL")
     return FOLDER.format(updates.replace("%", "%%"))
+
+
+def _doors(console: ConsoleSettings) -> str:
+    """What the listening unit may reach: nothing, unless a door is configured, and then no more than the door needs."""
+    if not console.serve:
+        return SEALED
+    # port 0 is any free one
+    opened = CONSOLE.format(console.port) if console.port else CONSOLE.replace("tcp:{}", "tcp")
+    return f"{THIS_MACHINE}\n{opened}" if console.is_local else opened
 
 
 def apply(plan: Plan) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -183,6 +184,8 @@ class DemoSettings(Section):
 class ConsoleSettings(Section):
     """The pages in a browser: `respsam-device listen --console`."""
 
+    serve: bool
+    """Serve them without `--console` too, as the service; `provision` then opens its network so far."""
     host: str
     """Address to serve on; anything but this machine's own needs TLS and accounts."""
     port: Annotated[int, within(0, 65_535, "number")]
@@ -197,6 +200,13 @@ class ConsoleSettings(Section):
     """File of the accounts; empty is respsam/accounts.json in the user's state folder."""
     metrics_token: str
     """File with the token by which Prometheus on another machine reads /metrics; empty lets only accounts read it."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the address."""
+        with suppress(ValueError):
+            return ip_address(self.host).is_loopback
+        return self.host == "localhost"
 
     @property
     def accounts_file(self) -> Path:

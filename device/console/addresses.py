@@ -4,7 +4,6 @@ import errno
 import re
 import socket
 import ssl
-from ipaddress import ip_address
 from typing import Final
 
 from device.console.accounts import Accounts
@@ -19,19 +18,9 @@ class ConsoleError(RespSAMError):
     """The console cannot start: its address is taken, or it would be reachable without TLS and accounts."""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def check_reachable(settings: ConsoleSettings) -> None:
     """ConsoleError when others could reach the console without TLS, or when nobody could log in."""
-    if is_loopback(settings.host):
+    if settings.is_local:
         return
     reachable = f"console.host = {settings.host} is reachable by others"
     metrics_token(settings)
@@ -88,8 +77,8 @@ def bound_socket(settings: ConsoleSettings) -> socket.socket:
 
 def url(settings: ConsoleSettings, bound: socket.socket) -> str:
     """The address for the browser of this machine, or of others by the first of the settings' names."""
-    scheme = "http" if is_loopback(settings.host) else "https"
-    host = settings.names.split()[0] if settings.names and not is_loopback(settings.host) else settings.host
+    scheme = "http" if settings.is_local else "https"
+    host = settings.names.split()[0] if settings.names and not settings.is_local else settings.host
     port = bound.getsockname()[1]
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
@@ -97,7 +86,7 @@ def url(settings: ConsoleSettings, bound: socket.socket) -> str:
 def allowed_hosts(settings: ConsoleSettings, port: int) -> frozenset[str]:
     """The Host headers that are answered; a page of another name could be another site's (DNS rebinding)."""
     names = ["127.0.0.1", "localhost", "[::1]", settings.host]
-    if not is_loopback(settings.host):
+    if not settings.is_local:
         names += settings.names.split()
     ported = [f"{name}:{port}" for name in names]
     return frozenset(name.lower() for name in ([*names, *ported] if port in (80, 443) else ported))

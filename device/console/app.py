@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -23,7 +26,7 @@ from device.console.bodies import Assign, BeginExam, BeginSite, Body, Listen, Op
 from device.console.fhir import fhir_bundle
 from device.console.guard import COOKIE, token_of
 from device.console.hub import Client, Hub, OrderError
-from device.console.report import STATIC, pdf, report
+from device.console.report import STATIC, PdfError, pdf, report
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 
@@ -34,8 +37,10 @@ PAGES: Final = {"/": "live", "/exam": "exam", "/history": "history", "/sessions/
 KINDS: Final = ("exam", "session")
 STALLED_SECONDS: Final = 20.0  # a browser that takes no message for so long is given up
 MOST_CLIENTS: Final = 20
+EVIDENCE_NICENESS: Final = 10  # of the thread that judges again; listening comes first
 MOST_NUMBER: Final = 2**63 - 1
 MISSING, BUSY = ("there is no", "no sessions are stored", "has no"), 409
+UNAVAILABLE: Final = 503
 
 
 def page(name: str) -> Endpoint:
@@ -59,6 +64,12 @@ def allowed(endpoint: Endpoint, needed: Role) -> Endpoint:
     return answer
 
 
+def _with_low_priority() -> None:
+    """Of this thread alone: on Linux each thread has a niceness of its own."""
+    with suppress(OSError):  # a sandbox may forbid it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), EVIDENCE_NICENESS)
+
+
 async def _given(request: Request) -> dict[str, Any]:
     """The JSON object in a request's body."""
     try:
@@ -79,6 +90,14 @@ def _number(request: Request, name: str = "number") -> int:
     if number > MOST_NUMBER:
         raise HTTPException(404, f"there is no {name} {number}")
     return number
+
+
+def _bound(request: Request, name: str) -> int:
+    """The number of a cycle in the query."""
+    text = request.query_params.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise HTTPException(400, f"{name} is the number of a cycle, not {text[:20]!r}")
+    return int(text)
 
 
 class Live:
@@ -165,14 +184,22 @@ class Stored:
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self._one_pdf = asyncio.Lock()  # a browser is heavy
+        self._slow = ThreadPoolExecutor(1, initializer=_with_low_priority)
 
     async def history(self, request: Request) -> Response:
         """All sessions and exams."""
         return JSONResponse(await run_in_threadpool(self.archive.history))
 
     async def session(self, request: Request) -> Response:
-        """One session with its cycles, timeline and opinions."""
+        """One session with its stretches and timeline."""
         return JSONResponse(await run_in_threadpool(self.archive.session, _number(request)))
+
+    async def cycles(self, request: Request) -> Response:
+        """Some of a session's cycles."""
+        first, last = (_bound(request, name) for name in ("first", "last"))
+        flagged = request.query_params.get("flagged") == "1"
+        found = partial(self.archive.cycles, _number(request), first, last, flagged=flagged)
+        return JSONResponse(await run_in_threadpool(found))
 
     async def sound(self, request: Request) -> Response:
         """A cycle's sound."""
@@ -183,6 +210,12 @@ class Stored:
         """A cycle's spectrogram."""
         made = await run_in_threadpool(self.archive.picture, _number(request), _number(request, "cycle"))
         return Response(made, media_type="image/png")
+
+    async def evidence(self, request: Request) -> Response:
+        """Where the model looks in a cycle; one at a time, at a low priority."""
+        numbers = (_number(request), _number(request, "cycle"))
+        loop = asyncio.get_running_loop()
+        return JSONResponse(await loop.run_in_executor(self._slow, self.archive.evidence, *numbers))
 
     async def opinion(self, request: Request) -> Response:
         """Agree or disagree with a cycle's class."""
@@ -263,7 +296,9 @@ async def _one_line(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
     text = one_line(str(error)).encode(errors="backslashreplace").decode()
-    status = BUSY if isinstance(error, OrderError) else 404 if any(words in text for words in MISSING) else 400
+    status = 404 if any(words in text for words in MISSING) else 400
+    if isinstance(error, OrderError | PdfError):
+        status = BUSY if isinstance(error, OrderError) else UNAVAILABLE
     return PlainTextResponse(f"{text}\n", status)
 
 
@@ -289,8 +324,10 @@ def application(hub: Hub, archive: Archive, door: Door, more: Sequence[Route] = 
             post("/api/exam/finish", live.finish_exam),
             get("/api/history", stored.history),
             get("/api/sessions/{number:int}", stored.session),
+            get("/api/sessions/{number:int}/cycles", stored.cycles),
             get(f"{cycle}/sound.wav", stored.sound),
             get(f"{cycle}/picture.png", stored.picture),
+            get(f"{cycle}/evidence", stored.evidence),
             post(f"{cycle}/opinion", stored.opinion, Opinion),
             get("/exams/{number:int}/report", stored.report),
             get("/exams/{number:int}/report.pdf", stored.pdf),

@@ -20,7 +20,7 @@ import uvicorn
 
 from device.bundle import Manifest
 from device.console.accounts import Accounts, Logins
-from device.console.addresses import allowed_hosts, is_loopback, metrics_token
+from device.console.addresses import allowed_hosts, metrics_token
 from device.console.app import Door, application
 from device.console.archive import Archive
 from device.console.guard import Guard
@@ -65,7 +65,7 @@ async def serve(setup: dict[str, Any], line: Connection, listening: socket.socke
     hub = Hub(manifest, setup["model"], exams, lambda order: line.send_bytes(json.dumps(order).encode()))
     metrics = Metrics(setup["model"])
     rule = manifest.site_rule.model_copy(update={"threshold": setup["model"]["site_threshold"]})
-    local = is_loopback(settings.host)
+    local = settings.is_local
     logins = Logins()
     door = Door(None if local else Accounts(settings.accounts_file), logins, secure=not local)
     certificate, key = settings.tls_files
