@@ -31,7 +31,11 @@ FILES: Final = {
     ".png": "image/png",
     METRICS: "text/plain",
 }
-QUERIES: Final = {"/api/doubts": {"age": {"type": "number", "minimum": 0, "maximum": 120}}}
+NUMBER: Final = {"type": "integer", "minimum": 0}
+QUERIES: Final[dict[str, dict[str, Any]]] = {
+    "/api/doubts": {"age": {"type": "number", "minimum": 0, "maximum": 120}},
+    "/api/sessions/{number}/cycles": {"first": NUMBER, "last": NUMBER, "flagged": {"enum": ["0", "1"]}},
+}
 
 
 class ExamRow(TypedDict):
@@ -90,12 +94,35 @@ StoredCycle = TypedDict(
 )
 
 
+class StoredCycles(TypedDict):
+    """Cycles of a session, and how many there are in that part."""
+
+    cycles: list[StoredCycle]
+    count: int
+
+
+class Evidence(TypedDict):
+    """Where the model looks in a cycle: by how much its log-odds fall when a place is hidden, lowest band first."""
+
+    seconds: list[float]
+    heights: list[float]
+    falls: list[list[float]]
+    ticks: list[tuple[int, float]]
+    scale: float
+    probability: float
+    flat: bool
+    words: str
+
+
 class Stretch(TypedDict):
-    """A stretch of a session, with the numbers of its cycles."""
+    """A stretch of a session, with its breaths a minute and the numbers of its first and last cycle."""
 
     start: float
+    end: float
     verdict: Verdict
-    cycles: list[int]
+    rate: float | None
+    first: int
+    last: int
 
 
 class StoredEntry(TypedDict):
@@ -123,7 +150,10 @@ class StoredSession(TypedDict):
     bundle: str
     subject: str
     heard: float
-    cycles: list[StoredCycle]
+    cycles: int
+    graded: int
+    flagged: int
+    with_audio: int
     stretches: list[Stretch]
     timeline: list[StoredEntry]
 
@@ -152,6 +182,8 @@ ANSWERS: Final[dict[str, Any]] = {
     "/api/doubts": list[str],
     "/api/history": History,
     "/api/sessions/{number}": StoredSession,
+    "/api/sessions/{number}/cycles": StoredCycles,
+    "/api/sessions/{number}/cycles/{cycle}/evidence": Evidence,
 }
 
 
@@ -190,7 +222,7 @@ def document() -> dict[str, Any]:
 
 def operation(route: DocumentedRoute, method: str, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
     """One method of one path; its models go to `schemas`."""
-    numbers: Any = {name: {"type": "integer", "minimum": 0} for name in route.param_convertors}
+    numbers: Any = {name: NUMBER for name in route.param_convertors}
     given = [
         {"name": name, "in": "path", "required": True, "schema": what, "example": 1} for name, what in numbers.items()
     ]
