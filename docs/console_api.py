@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from device.console.accounts import Logins  # noqa: E402
-from device.console.app import NEEDED, DocumentedRoute, Door, application  # noqa: E402
+from device.console.app import NEEDED, UNAVAILABLE, DocumentedRoute, Door, application  # noqa: E402
 from device.console.guard import COOKIE, METRICS  # noqa: E402
 from device.console.metrics import Metrics  # noqa: E402
 from device.labels import Label  # noqa: E402
@@ -22,6 +22,7 @@ from device.verdict.summary import SummaryObject  # noqa: E402
 
 PAGE: Final = ROOT / "docs" / "console-api.json"
 DOCUMENTED: Final = ("/api/", "/exams/", METRICS)
+REFUSED: Final = "#/components/responses/Refused"
 REFERENCE: Final = "#/components/schemas/{model}"
 FILES: Final = {
     "report": "text/html",
@@ -32,10 +33,12 @@ FILES: Final = {
     METRICS: "text/plain",
 }
 NUMBER: Final = {"type": "integer", "minimum": 0}
+BOUND: Final = {**NUMBER, "maximum": 10**18 - 1}
 QUERIES: Final[dict[str, dict[str, Any]]] = {
     "/api/doubts": {"age": {"type": "number", "minimum": 0, "maximum": 120}},
-    "/api/sessions/{number}/cycles": {"first": NUMBER, "last": NUMBER, "flagged": {"enum": ["0", "1"]}},
+    "/api/sessions/{number}/cycles": {"first": BOUND, "last": BOUND, "flagged": {"enum": ["0", "1"]}},
 }
+REQUIRED: Final = ("first", "last")
 
 
 class ExamRow(TypedDict):
@@ -226,11 +229,14 @@ def operation(route: DocumentedRoute, method: str, path: str, schemas: dict[str,
     given = [
         {"name": name, "in": "path", "required": True, "schema": what, "example": 1} for name, what in numbers.items()
     ]
-    asked = [{"name": name, "in": "query", "schema": what} for name, what in QUERIES.get(path, {}).items()]
+    asked = [
+        {"name": name, "in": "query", "schema": what, "required": name in REQUIRED}
+        for name, what in QUERIES.get(path, {}).items()
+    ]
     described: dict[str, Any] = {
         "summary": route.line,
         "description": f"Needs the role {NEEDED[method]} where one logs in.",
-        "responses": {**success(method, path, schemas), "4XX": {"$ref": "#/components/responses/Refused"}},
+        "responses": {**success(method, path, schemas), "4XX": {"$ref": REFUSED}},
     }
     if given or asked:
         described["parameters"] = [*given, *asked]
@@ -251,7 +257,8 @@ def success(method: str, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
     if path in ANSWERS:
         return {"200": answer("What was asked for.", "application/json", schema(ANSWERS[path], schemas))}
     kind = next(kind for ending, kind in FILES.items() if path.endswith(ending))
-    return {"200": answer("What was asked for.", kind, {}), **page}
+    cannot = {str(UNAVAILABLE): {"$ref": REFUSED}} if path.endswith(".pdf") else {}
+    return {"200": answer("What was asked for.", kind, {}), **page, **cannot}
 
 
 def answer(what: str, kind: str, shape: dict[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_an_id_is_no_path(served: Served, path: str) -> None:
         ("/api/exam", {"age": 4, "sites": ["p1", "p9"]}, "known sites, each once, not p9"),
         ("/api/exam", {"age": 4, "sites": []}, "not none"),
         ("/api/exam", {"age": 4, "sites": ["p1"], "subject": "Anna Meier"}, "it is never a name"),
-        ("/api/exam", {"age": 4, "sites": ["\ud800\n"]}, "known sites, each once, not"),
+        ("/api/exam", {"age": 4, "sites": ["\ud800\n"]}, "sites is a list of texts"),
         ("/api/exam", {"age": 4, "sites": ["p1"], "advance": "yes"}, "advance is true or false"),
         ("/api/exam/site", {}, "site is a text"),
         ("/api/exam/site", {"site": "p1"}, "no exam is running"),
