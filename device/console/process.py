@@ -90,8 +90,8 @@ async def serve(setup: dict[str, Any], line: Connection, listening: socket.socke
     loop = asyncio.get_running_loop()
 
     def take(message: bytes) -> None:
-        metrics.take(message)
         hub.take(message)
+        metrics.take(message)
 
     def receive() -> None:
         with suppress(EOFError, OSError, RuntimeError):
