@@ -102,7 +102,7 @@ device-environment:
 	$(call environment,$(DEVICE),the device,-e .)
 
 test-environment:
-	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)console$(comma)dev],$(TORCH),-e .[tensorrt-check])
+	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)console$(comma)fhir$(comma)dev],$(TORCH),-e .[tensorrt-check])
 
 comma := ,
 

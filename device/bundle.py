@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from device.labels import LABELS, Label
 from device.signal import FrontEnd
-from firmware_config.errors import RespSAMError
+from firmware_config.errors import RespSAMError, first_problem
 from firmware_config.files import is_clutter
 from firmware_config.trust import SIGNATURE, Signature, Trust
 
@@ -293,11 +293,9 @@ def read_bundle(path: Path) -> Bundle:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
         _refuse_other_schema(path, raw)
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "manifest"
-        raise BundleError(
-            f"{path}/{MANIFEST}: {key}: {problem['msg']}; the bundle is of another schema or edited"
-        ) from error
+        key, reason, _ = first_problem(error)
+        where = f"{path}/{MANIFEST}: {key or 'manifest'}"
+        raise BundleError(f"{where}: {reason}; the bundle is of another schema or edited") from error
     if manifest.labels != LABELS:
         raise BundleError(f"{path}/{MANIFEST}: labels {', '.join(manifest.labels)} are not {', '.join(LABELS)}")
     bundle = Bundle(path, manifest, hashlib.sha256(raw).hexdigest())

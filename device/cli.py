@@ -61,6 +61,8 @@ app = application(
 )
 sessions = typer.Typer(help="List, show, export and delete what is stored.", rich_markup_mode=None)
 app.add_typer(sessions, name="sessions")
+exams = typer.Typer(help="List and export the console's exams.", rich_markup_mode=None)
+app.add_typer(exams, name="exams")
 app.add_typer(bundle_commands.bundle, name="bundle")
 app.add_typer(bundle_commands.trust, name="trust")
 engine = typer.Typer(help="Build, list and remove what TensorRT makes of a bundle for this GPU.", rich_markup_mode=None)
@@ -109,6 +111,7 @@ NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Store nothing."
 SessionArgument = Annotated[
     int, typer.Argument(help="Number of a session; see 'sessions list'.", metavar="SESSION", min=1, max=2**63 - 1)
 ]
+OutOption = Annotated[Path | None, typer.Option("--out", help="A new file; else stdout.")]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8; fp16 with TensorRT.")]
 
 
@@ -158,10 +161,20 @@ def listen(
         known = ready.with_stethoscope(opened, _warn)
         subject = Subject(age_years, site, live=source == "mic", fallback=known.classifier.fallback)
         # the console's pages show one bundle
-        return _service(known, opened, subject, seconds, follow=not console)
+        return _service(known, opened, subject, seconds, follow=not serves)
 
+    serves = console or ready.settings.console.serve
     first = open_service(age, site)
-    return _code(_run_with_console(first, open_service, json_output) if console else _run_service(first, json_output))
+    if serves:
+        from device.console.addresses import ConsoleError
+
+        try:
+            return _code(_run_with_console(first, open_service, json_output, gives_up=ready.service))
+        except ConsoleError as error:
+            if console:
+                raise
+            _warn(f"{error}; it listens without the console")
+    return _code(_run_service(first, json_output))
 
 
 @app.command()
@@ -282,21 +295,29 @@ def _show_service(
 
 
 def _run_with_console(
-    first: "Service", open_service: "Callable[[float | None, str | None, int], Service]", json_output: bool
+    first: "Service",
+    open_service: "Callable[[float | None, str | None, int], Service]",
+    json_output: bool,
+    *,
+    gives_up: bool,
 ) -> "list[Signals]":
-    """Run one session, and those that browsers order, until a signal; returns the signals."""
+    """Run one session, and those that browsers order, until a signal; returns the signals. `gives_up` as in Desk."""
     from device.console.desk import Desk, Order, console_line
     from device.listening.live import stopped_by_signals
+    from device.view.supervisor import Supervisor
 
     waiting = [first]
 
     def opened(order: Order) -> "Service":
         return waiting.pop() if waiting else open_service(order.age_years, order.site, order.place)
 
-    desk = Desk(opened, lambda service, view: _show_service(service, json_output, received, [view]))
+    def show(service: "Service", view: "View") -> None:
+        _show_service(service, json_output, received, [view])
+
+    desk = Desk(opened, show, gives_up=gives_up)
     with console_line(first, desk.take, _warn) as line, stopped_by_signals(desk) as received:
         typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
-        desk.run(line, _warn)
+        desk.run(line, _warn, Supervisor().idle)
     return received
 
 
@@ -346,9 +367,13 @@ def screen_recordings(
     age: AgeOption = None,
     site: SiteOption = None,
     sensitivity: SensitivityOption = None,
+    ray: Annotated[
+        str,
+        typer.Option("--ray", metavar="ADDRESS", help="Of a Ray cluster that sees PATH and the bundle; docs/scale.md."),
+    ] = "",
     config: ConfigOption = None,
 ) -> int:
-    """Give each recording a verdict, as fast as possible.
+    """Give each recording a verdict, as fast as possible: on all cores, or with --ray on a cluster.
 
     Folders are searched for everything that looks like sound. A recording that cannot be read is an error with exit
     code 2; the others are still screened. `--age` and `--site` apply to all of them.
@@ -379,7 +404,7 @@ def screen_recordings(
             counts[f"in {out} already"] = len(recordings) - len(left)
         else:
             left = recordings
-        for screened in _with_progress(screen(left, settings, options), len(left)):
+        for screened in _with_progress(screen(left, settings, options, ray), len(left)):
             for warning in screened.warnings:
                 _warn(warning)
             if results is not None:
@@ -451,27 +476,62 @@ def sessions_show(session: SessionArgument, json_output: JsonOption = False, con
 
 @sessions.command("export")
 def sessions_export(
-    session: SessionArgument,
+    session: Annotated[
+        int | None,
+        typer.Argument(
+            help="Number of a session; with --format manifest all by default.",
+            metavar="[SESSION]",
+            min=1,
+            max=2**63 - 1,
+        ),
+    ] = None,
     form: Annotated[
-        Literal["csv", "json"], typer.Option("--format", help="csv has the cycles, json everything.")
+        Literal["csv", "json", "manifest"],
+        typer.Option("--format", help="csv has the cycles, json everything, manifest is a corpus of opinions."),
     ] = "csv",
-    out: Annotated[Path | None, typer.Option("--out", help="A new file; else stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new file, else stdout; a new folder of a corpus.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write a session for other programs."""
+    """Write a session for other programs, or clinicians' opinions with their sound for the trainer."""
     from device.store.sessions import export_session, read_session
 
+    if form == "manifest":
+        _export_opinions(session, out, config)
+        return
+    if session is None:
+        raise typer.BadParameter("name one; see 'respsam-device sessions list'", param_hint="SESSION")
     found = read_session(_store_file(config), session, _warn)
+    with _new_file(out) as file:
+        export_session(found, form, file)
+
+
+@contextmanager
+def _new_file(out: Path | None) -> "Iterator[TextIO]":
+    """The new file of --out, or stdout; BadParameter when it cannot be written."""
     if out is None:
-        export_session(found, form, sys.stdout)
+        yield sys.stdout
         return
     try:
         with out.open("x", encoding="utf-8", newline="") as file:
-            export_session(found, form, file)
+            yield file
     except OSError as error:
         raise typer.BadParameter(
             f"{out} cannot be written ({error.strerror}); name a new file", param_hint="--out"
         ) from error
+
+
+def _export_opinions(session: int | None, out: Path | None, config: Path | None) -> None:
+    from device.store.opinions import export_opinions
+    from device.store.sealing import read_key
+
+    if out is None:
+        raise typer.BadParameter("a corpus is a folder; name a new one", param_hint="--out")
+    store = _settings(config).store
+    for line in export_opinions(store.file, out, session, read_key(store)).lines():
+        typer.echo(line, err=True)
+    typer.echo(f"next: trainer data describe --corpus manifest --data {printable(out)}", err=True)
 
 
 @sessions.command("delete")
@@ -488,6 +548,42 @@ def sessions_delete(
     _confirm("\n".join([*about, "remove this session and its audio for good?"]), yes)
     delete_session(file, session)
     typer.echo(f"session {session} is removed", err=True)
+
+
+@exams.command("list")
+def exams_list(json_output: JsonOption = False, config: ConfigOption = None) -> None:
+    """List the exams that the console has stored, the newest first."""
+    from device.store.exams import EXAM_COLUMNS, read_exams
+    from device.store.sessions import cells
+
+    rows = read_exams(_store_file(config)).listed()
+    if json_output:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    else:
+        _print_table(cells(rows, EXAM_COLUMNS), "no exams are stored")
+
+
+@exams.command("export")
+def exams_export(
+    exam: Annotated[
+        int, typer.Argument(help="Number of an exam; see 'exams list'.", metavar="EXAM", min=1, max=2**63 - 1)
+    ],
+    form: Annotated[
+        Literal["json", "fhir"],
+        typer.Option("--format", help="json is the exam as stored, fhir a Bundle of FHIR R4 (extra fhir)."),
+    ] = "json",
+    out: OutOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write an exam for other programs."""
+    from device.console.fhir import fhir_bundle
+    from device.store.exams import read_exams
+
+    document = read_exams(_store_file(config)).document(exam)
+    found = fhir_bundle(document) if form == "fhir" else document
+    with _new_file(out) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
 
 
 @app.command()

@@ -98,6 +98,8 @@ class Service:
         self.subject = subject or Subject()
         self.session = Session(source, classifier, settings.quality, seconds, self.not_validated, circumstances)
         self.cycles: list[CycleResult] = []
+        self.last = True
+        """Whether the program ends with this session, as its supervisor learns."""
         self._keep_cycles = keep_cycles or source.demo
         self._recorder = Recorder(None, warn)
         self._seconds, self._stopped, self._advanced = seconds, "", False
@@ -131,7 +133,7 @@ class Service:
         """Listen until the source ends or the session is stopped; source and model errors come after shutdown."""
         self._startup()
         with ExitStack() as stack:
-            supervised = SupervisorView(self.session)
+            supervised = SupervisorView(self.session, last=self.last)
             watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), supervised, *views)]
             self.session.watchers = watching
             try:

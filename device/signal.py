@@ -4,6 +4,7 @@ The trainer and the device call the same functions, so training sees exactly wha
 All audio is mono float32 with full scale 1.0.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -42,6 +43,7 @@ PREEMPHASIS: Final = 0.97
 INT24: Final = 1 << 23  # full scale of a 24-bit sample
 MEL_FLOOR: Final = 1.192092955078125e-07  # float32 epsilon, kaldi's log floor
 SEAM_SAMPLES: Final = exact_div(SAMPLE_RATE * 10, 1000)  # 160: 10 ms cross-fade
+ROUND_HZ: Final = (200, 500, 1000, 2000, 4000, 8000)  # marks beside a spectrogram
 
 
 class SignalError(RespSAMError):
@@ -152,6 +154,17 @@ def pad(samples: FloatArray, front_end: FrontEnd) -> FloatArray:
     return cyclic_pad(samples, WINDOW_SAMPLES, SEAM_SAMPLES if front_end.seam == "crossfade" else 0)
 
 
+def repetition(size: int, front_end: FrontEnd) -> tuple[int, int]:
+    """Samples from one repeat of a cycle of `size` samples to the next in its window, and of the fade between them.
+
+    WINDOW_SAMPLES and 0 where nothing is repeated.
+    """
+    if size >= WINDOW_SAMPLES:
+        return WINDOW_SAMPLES, 0
+    seam = min(SEAM_SAMPLES if front_end.seam == "crossfade" else 0, size // 2)
+    return size - seam, seam
+
+
 def mel_edges(mels: int, low_hz: float, high_hz: float) -> Float64Array:
     """Edges (mels + 2,) of kaldi's triangular filters, in mel."""
     return np.linspace(1127.0 * np.log1p(low_hz / 700.0), 1127.0 * np.log1p(high_hz / 700.0), mels + 2)
@@ -161,6 +174,19 @@ def mel_centres(mels: int, low_hz: float, high_hz: float) -> Float64Array:
     """Hz (mels,) at the peaks of the same filters."""
     result: Float64Array = 700.0 * np.expm1(mel_edges(mels, low_hz, high_hz)[1:-1] / 1127.0)
     return result
+
+
+def heights(hertz: Sequence[float] | Float64Array, front_end: FrontEnd) -> list[float]:
+    """Where frequencies in Hz lie from the bottom (0) to the top (1) of a spectrogram."""
+    centres = mel_centres(front_end.mels, front_end.low_hz, front_end.high_hz)
+    return [float(place) for place in np.interp(hertz, centres, np.linspace(0.0, 1.0, len(centres)))]
+
+
+def hertz_ticks(front_end: FrontEnd) -> list[tuple[int, float]]:
+    """Round frequencies in Hz, and where they lie from the bottom (0) to the top (1) of the picture."""
+    centres = mel_centres(front_end.mels, front_end.low_hz, front_end.high_hz)
+    marks = [hertz for hertz in ROUND_HZ if centres[0] <= hertz <= centres[-1]]
+    return list(zip(marks, heights(marks, front_end), strict=True))
 
 
 @lru_cache(maxsize=8)

@@ -22,7 +22,7 @@ from device.bundle import ARCHIVE_SUFFIX, BundleError, read_bundle
 from device.model.classifier import self_test
 from device.model.opening import open_classifier, open_slots
 from device.slots import Slot, State
-from firmware_config.errors import GateRefused, RespSAMError
+from firmware_config.errors import GateRefused, RespSAMError, first_problem
 from firmware_config.files import write_atomically
 from firmware_config.settings import WEB, BundleSettings
 
@@ -182,9 +182,8 @@ def _read_rollout(source: str) -> Rollout:
     try:
         return Rollout.model_validate_json(_read_text(where))
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"])) or "file"
-        raise UpdateError(f"{where}: {key}: {problem['msg']}; write it with 'respsam-export offer'") from error
+        key, reason, _ = first_problem(error)
+        raise UpdateError(f"{where}: {key or 'file'}: {reason}; write it with 'respsam-export offer'") from error
 
 
 def _write_report(source: str, box: str, report: Report, warn: Warn) -> None:

@@ -19,7 +19,6 @@ from trainer.cli import (
     PartOption,
     ProtocolOption,
     SplitOption,
-    protocol_for,
     sources_of,
     versions,
 )
@@ -160,6 +159,7 @@ def verify(
     from export import verify as verification
     from firmware_config.settings import load_settings
     from trainer.corpora.audio_cache import open_corpora
+    from trainer.corpora.protocols import protocol_for
 
     settings = load_settings(config)
     if settings.training.threads:

@@ -25,6 +25,7 @@ from trainer.evaluation.served import ServedModel, of_classifier
 from trainer.metrics import Interval, too_few
 from trainer.reading import Reading
 from trainer.tables import table
+from trainer.view import say_too_few
 
 
 @dataclass(frozen=True)
@@ -168,5 +169,4 @@ def show(verified: list[Verified], bundle: Bundle, console: Console) -> None:
         f"shift, of Score. Self-test: off by {worst:.4f} in probability, {allowed:g} is allowed",
         soft_wrap=True,
     )
-    if few := too_few(read.patients):
-        console.print(f"NOTE {few}")
+    say_too_few(read.patients, console)

@@ -29,6 +29,17 @@ def board_name(root: Path = ROOT) -> str:
     return read_text(root / "proc/device-tree/model")
 
 
+def temperatures(root: Path = ROOT) -> dict[str, float]:
+    """Degrees Celsius by thermal zone, with the zone's number in its name; without those that give none."""
+    found = {}
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        millidegrees = read_text(zone / "temp")
+        if millidegrees.lstrip("-").isdecimal():
+            number = zone.name.removeprefix("thermal_zone")
+            found[f"{read_text(zone / 'type')} {number}".strip()] = int(millidegrees) / 1000
+    return found
+
+
 def power_modes(root: Path = ROOT) -> dict[str, int]:
     """A Jetson's power modes: their numbers by name; empty elsewhere."""
     return {name: int(number) for number, name in MODE.findall(read_text(root / "etc/nvpmodel.conf"))}

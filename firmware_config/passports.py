@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from firmware_config.board import ROOT, read_text
-from firmware_config.errors import RespSAMError
+from firmware_config.errors import RespSAMError, first_problem
 from firmware_config.files import write_atomically
 from firmware_config.settings import Layer, read_toml, state_folder
 
@@ -186,9 +186,7 @@ def read_passport(file: Path) -> PassportFile:
     try:
         return PassportFile(file, Passport.model_validate(layer.values))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ").replace("Extra inputs are not permitted", "unknown key")
+        key, reason, _ = first_problem(error)
         raise PassportError(f"{layer.place(key)}: {key or 'passport'}: {reason}; correct the file") from error
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from firmware_config.board import board_name, check_board
+from firmware_config.board import ROOT, board_name, check_board
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
-from firmware_config.settings import WEB, Settings, load_settings, profile_names
+from firmware_config.settings import WEB, ConsoleSettings, Settings, load_settings, profile_names
 
 TEMPLATES: Final = Path(__file__).with_name("templates")
 STATE: Final = "var/lib/respsam-provision"  # root's own: the service can write below var/lib/respsam
@@ -41,6 +41,16 @@ FOLDER: Final = """PrivateNetwork=yes
 IPAddressDeny=any
 RestrictAddressFamilies=AF_UNIX
 ReadWritePaths="-{}\""""
+SEALED: Final = """PrivateNetwork=yes
+IPAddressDeny=any
+RestrictAddressFamilies=AF_UNIX"""
+# The console's process runs at a lower priority, which the filter of system calls forbids otherwise.
+CONSOLE: Final = """RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+SystemCallFilter=setpriority
+SocketBindDeny=any
+SocketBindAllow=tcp:{}"""
+THIS_MACHINE: Final = """IPAddressDeny=any
+IPAddressAllow=localhost"""
 HOMES: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # what the service does not see
 
 # Of a file: its bytes, the target of a link, or None without one.
@@ -102,13 +112,13 @@ class Record:
         return Change(RECORD, _read(root / RECORD), after)
 
 
-def installed_program(root: Path = Path("/")) -> Path:
+def installed_program(root: Path = ROOT) -> Path:
     """The command that the service runs: of this installation, or in an image that of the package."""
     beside = Path(sys.executable).with_name(PROGRAM.name)
-    return beside if root == Path("/") and beside.exists() else PROGRAM
+    return beside if root == ROOT and beside.exists() else PROGRAM
 
 
-def default_profile(root: Path = Path("/")) -> str:
+def default_profile(root: Path = ROOT) -> str:
     """The profile that the settings there name, else the one for this board, else `desktop`."""
     file = root / SETTINGS
     named = load_settings(file, environment={}).board.profile if file.exists() else ""
@@ -122,7 +132,7 @@ def default_profile(root: Path = Path("/")) -> str:
     return "desktop"
 
 
-def plan_provision(profile: str, program: Path, root: Path = Path("/")) -> Plan:
+def plan_provision(profile: str, program: Path, root: Path = ROOT) -> Plan:
     """What has to change to make the computer below `root` a device that runs `program`.
 
     Raises ProvisionError, BoardError for a profile for another board, and SettingsError. A root that is not this
@@ -131,7 +141,7 @@ def plan_provision(profile: str, program: Path, root: Path = Path("/")) -> Plan:
     recorded = _recorded(root)
     is_ours = not (root / SETTINGS).exists() or (SETTINGS in recorded.files and not recorded.is_edited(root, SETTINGS))
     settings = _settings(profile, root / SETTINGS, is_ours)
-    if root == Path("/") or board_name(root):
+    if root == ROOT or board_name(root):
         check_board(settings.board, root)
     _check_program(program, root)
     rendered = {path: content for path, content in render(settings, program).items() if is_ours or path != SETTINGS}
@@ -140,7 +150,7 @@ def plan_provision(profile: str, program: Path, root: Path = Path("/")) -> Plan:
     return Plan(root, _changes(root, {**gone, **rendered}), record, _edited(root, recorded))
 
 
-def plan_unprovision(root: Path = Path("/")) -> Plan:
+def plan_unprovision(root: Path = ROOT) -> Plan:
     """What has to change to restore what was below `root` before; settings that somebody changed stay."""
     recorded = _recorded(root)
     stays = SETTINGS in recorded.files and recorded.is_edited(root, SETTINGS)
@@ -159,6 +169,7 @@ def render(settings: Settings, program: Path) -> dict[str, Content]:
         "clocks": "ExecStart=/usr/bin/jetson_clocks" if board.jetson_clocks else "",
         "journal_megabytes": f"{settings.log.journal_megabytes:.0f}",
         "source_access": _access(settings.bundle.updates),
+        "doors": _doors(settings.console),
     }
     files = sorted(file for file in TEMPLATES.rglob("*") if file.is_file())
     rendered: dict[str, Content] = {
@@ -190,6 +201,15 @@ def _access(updates: str) -> str:
     return FOLDER.format(updates.replace("%", "%%"))
 
 
+def _doors(console: ConsoleSettings) -> str:
+    """What the listening unit may reach: nothing, unless a door is configured, and then no more than the door needs."""
+    if not console.serve:
+        return SEALED
+    # port 0 is any free one
+    opened = CONSOLE.format(console.port) if console.port else CONSOLE.replace("tcp:{}", "tcp")
+    return f"{THIS_MACHINE}\n{opened}" if console.is_local else opened
+
+
 def apply(plan: Plan) -> None:
     """Make the changes; when one fails, undo those before it and raise ProvisionError."""
     root, before, record = plan.root, _recorded(plan.root), plan.record.change(plan.root)
@@ -212,7 +232,7 @@ def apply(plan: Plan) -> None:
     _clear(root, before if not plan.record.files else Record())
 
 
-def activate(root: Path = Path("/"), restart: bool = True) -> None:
+def activate(root: Path = ROOT, restart: bool = True) -> None:
     """Make the system below `root` use what was provisioned; this running one also starts the service."""
     if (root / "etc/passwd").exists():
         _command("systemd-sysusers", f"--root={root}")
@@ -222,13 +242,13 @@ def activate(root: Path = Path("/"), restart: bool = True) -> None:
         _command("systemctl", "restart" if restart else "start", "--no-block", SERVICE, *_timers(root))
 
 
-def stop(root: Path = Path("/")) -> None:
+def stop(root: Path = ROOT) -> None:
     """Stop the units of this running system, before they go."""
     if _runs(root) and (root / UNITS / SERVICE).exists():
         _command("systemctl", "stop", SERVICE, *_timers(root))
 
 
-def reload(root: Path = Path("/")) -> None:
+def reload(root: Path = ROOT) -> None:
     """Make this running system read the files anew."""
     if _runs(root):
         _command("systemctl", "daemon-reload")
@@ -242,7 +262,7 @@ def _timers(root: Path) -> list[str]:
 
 
 def _runs(root: Path) -> bool:
-    return root == Path("/") and Path("/run/systemd/system").is_dir()
+    return root == ROOT and Path("/run/systemd/system").is_dir()
 
 
 def _command(*words: str) -> None:
@@ -269,7 +289,7 @@ def _settings(profile: str, file: Path, is_ours: bool) -> Settings:
 
 def _check_program(program: Path, root: Path) -> None:
     """ProvisionError when the service could not run the program; an image gets its program later."""
-    if root != Path("/"):
+    if root != ROOT:
         return
     if not os.access(program, os.X_OK):
         raise ProvisionError(

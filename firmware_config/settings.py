@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from firmware_config.errors import RespSAMError
+from firmware_config.errors import RespSAMError, first_problem
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -183,6 +184,8 @@ class DemoSettings(Section):
 class ConsoleSettings(Section):
     """The pages in a browser: `respsam-device listen --console`."""
 
+    serve: bool
+    """Serve them without `--console` too, as the service; `provision` then opens its network so far."""
     host: str
     """Address to serve on; anything but this machine's own needs TLS and accounts."""
     port: Annotated[int, within(0, 65_535, "number")]
@@ -195,11 +198,25 @@ class ConsoleSettings(Section):
     """Private key of the certificate (PEM file); empty together with the certificate."""
     accounts: str
     """File of the accounts; empty is respsam/accounts.json in the user's state folder."""
+    metrics_token: str
+    """File with the token by which Prometheus on another machine reads /metrics; empty lets only accounts read it."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the address."""
+        with suppress(ValueError):
+            return ip_address(self.host).is_loopback
+        return self.host == "localhost"
 
     @property
     def accounts_file(self) -> Path:
         """The accounts, following the XDG base directories where the settings name none."""
         return _given_or(self.accounts, "console.accounts", "XDG_STATE_HOME", ".local/state", "respsam/accounts.json")
+
+    @property
+    def metrics_token_file(self) -> Path | None:
+        """Of the scraper's token; None without one."""
+        return _expanded(self.metrics_token, "console.metrics_token") if self.metrics_token else None
 
     @property
     def tls_files(self) -> tuple[Path, Path]:
@@ -515,10 +532,9 @@ def _validated(values: Mapping[str, object], layer: Layer) -> Settings:
     try:
         return Settings.model_validate(nested)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        allowed = first["msg"].replace("Input should", "should")
-        raise SettingsError(f"{layer.place(key)}: {_name(key, layer)} = {_shown(first['input'])}: {allowed}") from error
+        key, reason, value = first_problem(error)
+        allowed = reason.replace("Input should", "should")
+        raise SettingsError(f"{layer.place(key)}: {_name(key, layer)} = {_shown(value)}: {allowed}") from error
 
 
 def _shown(value: object) -> str:

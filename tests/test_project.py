@@ -31,7 +31,7 @@ TRAINING_ONLY = (
     *("torch", "transformers", "safetensors", "tensorboard", "matplotlib", "sklearn", "onnx", "onnxscript"),
     *("lightning_fabric", "huggingface_hub", "jinja2", "tensorrt_rtx"),
 )
-CONSOLE_PROCESS = tuple(REPOSITORY / "device" / "console" / name for name in ("app.py", "process.py"))
+CONSOLE_PROCESS = tuple(REPOSITORY / "device" / "console" / name for name in ("app.py", "metrics.py", "process.py"))
 BLOCK = f"""
 import importlib, importlib.abc, sys
 class Block(importlib.abc.MetaPathFinder):
@@ -87,20 +87,20 @@ def test_the_device_imports_what_its_installation_has(package: str) -> None:
     base = {requirement.name.replace("-", "_") for requirement in requirements()}
     own = {"device", "firmware_config"}
     # What an extra brings may be imported where it is used, never at import time; torch not even there.
-    optional = {"tensorrt", "argon2", "cryptography", "paho"}
+    optional = {"tensorrt", "argon2", "cryptography", "fhir", "paho", "ray"}
     wrong = [
         f"{file.name}: {name}"
         for file in modules(package)
         for name, at_import in imported(file)
         if name not in sys.stdlib_module_names | base | own | (set() if at_import else optional)
-        if file not in CONSOLE_PROCESS or name not in {"starlette", "uvicorn"}
+        if file not in CONSOLE_PROCESS or name not in {"prometheus_client", "starlette", "uvicorn"}
     ]
     assert not wrong
 
 
 def test_nobody_imports_the_process_of_the_console() -> None:
     """It is started as a program, where its extra is installed; so nothing else needs that extra."""
-    names = {"device.console.app", "device.console.process"}
+    names = {"device.console.app", "device.console.metrics", "device.console.process"}
     wrong = [
         str(file)
         for file in modules("device")
@@ -235,7 +235,7 @@ def test_test_setup_pins_a_torch_inside_the_range() -> None:
 
 def test_extras_of_the_design() -> None:
     extras = set(project()["project"]["optional-dependencies"])
-    assert extras == {"train", "export", "tensorrt", "tensorrt-check", "console", "mqtt", "cluster", "dev"}
+    assert extras == {"train", "export", "tensorrt", "tensorrt-check", "console", "fhir", "mqtt", "cluster", "dev"}
 
 
 def test_console_scripts() -> None:

@@ -15,7 +15,7 @@ from firmware_config.settings import Settings, load_settings
 from trainer.choices import Protocol
 from trainer.corpora import Corpus, CorpusError, Source, load_corpora
 from trainer.corpora.audio_cache import AudioCache, with_audio
-from trainer.corpora.protocols import FLATTERED, check_protocol, default_protocol
+from trainer.corpora.protocols import FLATTERED, protocol_for
 from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation.compare import Compared, on_corpus
 from trainer.evaluation.history import log_reading
@@ -230,8 +230,7 @@ def open_selection(
         lenient=selection.lenient,
         purpose="evaluate",
     )
-    protocol = selection.protocol or default_protocol(corpus)
-    check_protocol(corpus, protocol)
+    protocol = protocol_for(selection.protocol, corpus)
     for model in models:
         evaluation.refuse_trained_patients(model, corpus, selection.split)
     with view.stage("reading audio") as progress:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -18,6 +18,7 @@ from trainer.choices import (
     CropKind,
     DeviceKind,
     HoldOut,
+    LabelForm,
     Part,
     Precision,
     Protocol,
@@ -30,7 +31,7 @@ from trainer.choices import (
 if TYPE_CHECKING:
     from firmware_config.settings import Settings
     from trainer.api import Studied
-    from trainer.corpora import Corpus, Source
+    from trainer.corpora import Source
     from trainer.run.request import Request, Where
 
 
@@ -171,9 +172,7 @@ def describe(
 @data_app.command("import")
 def import_labels(
     data: Annotated[Path, typer.Argument(help="A label file, or a folder of them beside their recordings.")],
-    form: Annotated[
-        Literal["audacity", "raven"], typer.Option("--format", help="Audacity label tracks or Raven selection tables.")
-    ],
+    form: Annotated[LabelForm, typer.Option("--format", help="Audacity label tracks or Raven selection tables.")],
     patient: Annotated[
         str, typer.Option("--patient", metavar="PATTERN", help="Regular expression that finds the patient in a path.")
     ],
@@ -200,7 +199,8 @@ def import_labels(
     FitView(Console(stderr=True)).notes(left_out(read.problems, lenient))
     write_manifest(out, read.rows)
     dropped = f", {read.left_out} stretches left out" * bool(read.left_out)
-    typer.echo(f"{out}: {len(read.rows)} rows{dropped}; next: trainer data describe --corpus manifest --data {out}")
+    typer.echo(f"{out}: {len(read.rows)} rows{dropped}")
+    next_step(f"respsam-trainer data describe --corpus manifest --data {out}")
 
 
 @cache_app.command("list")
@@ -670,15 +670,6 @@ def sources_of(corpus: list[str], data: list[Path]) -> "tuple[Source, ...]":
     from trainer.corpora.cycle import Source
 
     return tuple(Source(name, folder) for name, folder in zip(corpus, data, strict=True))
-
-
-def protocol_for(asked: Protocol | None, corpus: "Corpus") -> Protocol:
-    """What was asked, else the corpus's own; CorpusError where its labels do not allow it."""
-    from trainer.corpora.protocols import check_protocol, default_protocol
-
-    chosen = asked or default_protocol(corpus)
-    check_protocol(corpus, chosen)
-    return chosen
 
 
 def _print_json(value: Any) -> None:

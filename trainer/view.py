@@ -48,7 +48,7 @@ def show_fit(facts: RunFacts, console: Console) -> None:
     if facts.recipe.data.choose_on == "test":
         title = f"THE TEST PART: {FLATTERED}"
     console.print(readings_table(choice.readings.values(), title))
-    _say_too_few(min(one.patients for one in choice.readings.values()), console)
+    say_too_few(min(one.patients for one in choice.readings.values()), console)
 
 
 def show_reading(reading: Reading, console: Console) -> None:
@@ -64,7 +64,7 @@ def show_reading(reading: Reading, console: Console) -> None:
         highlight=False,
     )
     console.print(f"[dim]{LIES[reading.protocol]}[/dim]", highlight=False)
-    _say_too_few(reading.patients, console)
+    say_too_few(reading.patients, console)
     rates = (
         (name, *map(str, (read.sensitivity, read.specificity, read.score)))
         for name, read in (("binary", reading.binary), ("exact", reading.exact))
@@ -175,9 +175,10 @@ def show_comparison(compared: Compared, console: Console) -> None:
         for name, read in compared.readings.items()
     )
     console.print(table("", "A", "B", "B - A [95 %, paired]", "says", rows=rows))
-    _say_too_few(compared.patients, console)
+    say_too_few(compared.patients, console)
 
 
-def _say_too_few(patients: int, console: Console) -> None:
+def say_too_few(patients: int, console: Console) -> None:
+    """A note where so few patients allow no claim."""
     if why := too_few(patients):
         console.print(f"NOTE {why}", highlight=False)

@@ -1,35 +1,29 @@
 """Where the console listens for browsers, and what it needs before others than this machine may reach it."""
 
 import errno
+import re
 import socket
 import ssl
-from ipaddress import ip_address
+from typing import Final
 
 from device.console.accounts import Accounts
 from device.console.certificate import make_certificate
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import ConsoleSettings
 
+GOOD_TOKEN: Final = re.compile(r"[!-~]{20,}")
+
 
 class ConsoleError(RespSAMError):
     """The console cannot start: its address is taken, or it would be reachable without TLS and accounts."""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def check_reachable(settings: ConsoleSettings) -> None:
     """ConsoleError when others could reach the console without TLS, or when nobody could log in."""
-    if is_loopback(settings.host):
+    if settings.is_local:
         return
     reachable = f"console.host = {settings.host} is reachable by others"
+    metrics_token(settings)
     if not Accounts(settings.accounts_file).names:
         raise ConsoleError(
             f"{reachable} and has no accounts: add one with 'respsam-device account NAME', or keep 127.0.0.1"
@@ -45,6 +39,22 @@ def check_reachable(settings: ConsoleSettings) -> None:
             f"{reachable} and needs TLS, but {shown} are no certificate and key ({error.strerror or error}); "
             "set console.certificate and console.key, or empty both"
         ) from error
+
+
+def metrics_token(settings: ConsoleSettings) -> str:
+    """The token by which Prometheus reads the figures; empty without one. ConsoleError when it is no good token."""
+    if (file := settings.metrics_token_file) is None:
+        return ""
+    try:
+        token = file.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise ConsoleError(f"console.metrics_token: {file} cannot be read ({error})") from error
+    if not GOOD_TOKEN.fullmatch(token):
+        raise ConsoleError(
+            f"console.metrics_token: {file} has no token of 20 or more ASCII characters without spaces; make one with "
+            "'openssl rand -hex 32'"
+        )
+    return token
 
 
 def bound_socket(settings: ConsoleSettings) -> socket.socket:
@@ -67,8 +77,8 @@ def bound_socket(settings: ConsoleSettings) -> socket.socket:
 
 def url(settings: ConsoleSettings, bound: socket.socket) -> str:
     """The address for the browser of this machine, or of others by the first of the settings' names."""
-    scheme = "http" if is_loopback(settings.host) else "https"
-    host = settings.names.split()[0] if settings.names and not is_loopback(settings.host) else settings.host
+    scheme = "http" if settings.is_local else "https"
+    host = settings.names.split()[0] if settings.names and not settings.is_local else settings.host
     port = bound.getsockname()[1]
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
@@ -76,7 +86,7 @@ def url(settings: ConsoleSettings, bound: socket.socket) -> str:
 def allowed_hosts(settings: ConsoleSettings, port: int) -> frozenset[str]:
     """The Host headers that are answered; a page of another name could be another site's (DNS rebinding)."""
     names = ["127.0.0.1", "localhost", "[::1]", settings.host]
-    if not is_loopback(settings.host):
+    if not settings.is_local:
         names += settings.names.split()
     ported = [f"{name}:{port}" for name in names]
     return frozenset(name.lower() for name in ([*names, *ported] if port in (80, 443) else ported))

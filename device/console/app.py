@@ -2,10 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import os
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -19,19 +22,25 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from device.console.accounts import Accounts, Login, Logins, Role, at_least
 from device.console.archive import Archive
+from device.console.bodies import Assign, BeginExam, BeginSite, Body, Listen, Opinion
+from device.console.fhir import fhir_bundle
 from device.console.guard import COOKIE, token_of
 from device.console.hub import Client, Hub, OrderError
-from device.console.report import STATIC, pdf, report
+from device.console.report import STATIC, PdfError, pdf, report
+from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Given = TypeVar("Given", bound=Body)
 
 PAGES: Final = {"/": "live", "/exam": "exam", "/history": "history", "/sessions/{number:int}": "session"}
 KINDS: Final = ("exam", "session")
 STALLED_SECONDS: Final = 20.0  # a browser that takes no message for so long is given up
 MOST_CLIENTS: Final = 20
+EVIDENCE_NICENESS: Final = 10  # of the thread that judges again; listening comes first
 MOST_NUMBER: Final = 2**63 - 1
 MISSING, BUSY = ("there is no", "no sessions are stored", "has no"), 409
+UNAVAILABLE: Final = 503
 
 
 def page(name: str) -> Endpoint:
@@ -55,6 +64,12 @@ def allowed(endpoint: Endpoint, needed: Role) -> Endpoint:
     return answer
 
 
+def _with_low_priority() -> None:
+    """Of this thread alone: on Linux each thread has a niceness of its own."""
+    with suppress(OSError):  # a sandbox may forbid it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), EVIDENCE_NICENESS)
+
+
 async def _given(request: Request) -> dict[str, Any]:
     """The JSON object in a request's body."""
     try:
@@ -66,19 +81,8 @@ async def _given(request: Request) -> dict[str, Any]:
     return found
 
 
-def _age(value: Any) -> float | None:
-    if value is None:
-        return None
-    # bool is a number for Python, and NaN is not in any range
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 120:
-        raise HTTPException(400, "an age is a number of years from 0 to 120")
-    return float(value)
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise HTTPException(400, f"{what} is a text")
-    return value.strip()
+async def _body(request: Request, kind: type[Given]) -> Given:
+    return kind.checked(await _given(request))
 
 
 def _number(request: Request, name: str = "number") -> int:
@@ -86,6 +90,14 @@ def _number(request: Request, name: str = "number") -> int:
     if number > MOST_NUMBER:
         raise HTTPException(404, f"there is no {name} {number}")
     return number
+
+
+def _bound(request: Request, name: str) -> int:
+    """The number of a cycle in the query."""
+    text = request.query_params.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise HTTPException(400, f"{name} is the number of a cycle, not {text[:20]!r}")
+    return int(text)
 
 
 class Live:
@@ -100,7 +112,7 @@ class Live:
 
     async def listen(self, request: Request) -> Response:
         """Begin a session."""
-        self.hub.listen(_age((await _given(request)).get("age")))
+        self.hub.listen((await _body(request, Listen)).age)
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
@@ -110,17 +122,13 @@ class Live:
 
     async def begin_exam(self, request: Request) -> Response:
         """Begin an exam with a subject, an age, and sites in order."""
-        given = await _given(request)
-        sites = given.get("sites")
-        if not isinstance(sites, list) or not all(isinstance(code, str) for code in sites):
-            raise HTTPException(400, "sites is a list of texts")
-        subject, age = _text(given.get("subject", ""), "subject"), _age(given.get("age"))
-        self.hub.begin_exam(subject, age, tuple(sites), bool(given.get("advance")))
+        given = await _body(request, BeginExam)
+        self.hub.begin_exam(given.subject, given.age, tuple(given.sites), given.advance)
         return Response(status_code=204)
 
     async def begin_site(self, request: Request) -> Response:
         """Listen at a site."""
-        self.hub.begin_site(_text((await _given(request)).get("site"), "site"))
+        self.hub.begin_site((await _body(request, BeginSite)).site)
         return Response(status_code=204)
 
     async def finish_exam(self, request: Request) -> Response:
@@ -132,9 +140,9 @@ class Live:
         """Why the model is not validated for this patient."""
         try:
             age = json.loads(request.query_params.get("age", "null"))
-        except ValueError:
+        except (ValueError, RecursionError):
             age = ""
-        return JSONResponse(self.hub.doubts(_age(age)))
+        return JSONResponse(self.hub.doubts(Listen.checked({"age": age}).age))
 
     async def socket(self, socket: WebSocket) -> None:
         """Everything as it happens, until the browser goes or stops to read."""
@@ -176,14 +184,22 @@ class Stored:
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self._one_pdf = asyncio.Lock()  # a browser is heavy
+        self._slow = ThreadPoolExecutor(1, initializer=_with_low_priority)
 
     async def history(self, request: Request) -> Response:
         """All sessions and exams."""
         return JSONResponse(await run_in_threadpool(self.archive.history))
 
     async def session(self, request: Request) -> Response:
-        """One session with its cycles, timeline and opinions."""
+        """One session with its stretches and timeline."""
         return JSONResponse(await run_in_threadpool(self.archive.session, _number(request)))
+
+    async def cycles(self, request: Request) -> Response:
+        """Some of a session's cycles."""
+        first, last = (_bound(request, name) for name in ("first", "last"))
+        flagged = request.query_params.get("flagged") == "1"
+        found = partial(self.archive.cycles, _number(request), first, last, flagged=flagged)
+        return JSONResponse(await run_in_threadpool(found))
 
     async def sound(self, request: Request) -> Response:
         """A cycle's sound."""
@@ -195,16 +211,22 @@ class Stored:
         made = await run_in_threadpool(self.archive.picture, _number(request), _number(request, "cycle"))
         return Response(made, media_type="image/png")
 
+    async def evidence(self, request: Request) -> Response:
+        """Where the model looks in a cycle; one at a time, at a low priority."""
+        numbers = (_number(request), _number(request, "cycle"))
+        loop = asyncio.get_running_loop()
+        return JSONResponse(await loop.run_in_executor(self._slow, self.archive.evidence, *numbers))
+
     async def opinion(self, request: Request) -> Response:
         """Agree or disagree with a cycle's class."""
-        opinion = _text((await _given(request)).get("opinion"), "opinion")
+        opinion = (await _body(request, Opinion)).opinion
         numbers = (_number(request), _number(request, "cycle"))
         await run_in_threadpool(self.archive.exams.give_opinion, *numbers, opinion, request.scope["login"].name)
         return Response(status_code=204)
 
     async def assign(self, kind: str, request: Request) -> Response:
         """Give an exam or a session another subject."""
-        subject = _text((await _given(request)).get("subject"), "subject")
+        subject = (await _body(request, Assign)).subject
         await run_in_threadpool(self.archive.exams.assign, kind, _number(request), subject)
         return Response(status_code=204)
 
@@ -224,6 +246,13 @@ class Stored:
         async with self._one_pdf:
             made = await pdf(document)
         return Response(made, media_type="application/pdf", headers=disposition)
+
+    async def fhir(self, request: Request) -> Response:
+        """The same as a Bundle of FHIR R4."""
+        document = await run_in_threadpool(self.archive.exams.document, _number(request))
+        disposition = {"content-disposition": f'attachment; filename="exam-{document["id"]}.fhir.json"'}
+        bundle = await run_in_threadpool(fhir_bundle, document)
+        return Response(json.dumps(bundle, indent=1), media_type="application/fhir+json", headers=disposition)
 
 
 class Door:
@@ -265,16 +294,18 @@ class Door:
 async def _one_line(request: Request, error: Exception) -> Response:
     """Every refusal as one line."""
     if isinstance(error, HTTPException):
-        return PlainTextResponse(f"{error.detail}\n", error.status_code)
-    text = str(error)
-    status = BUSY if isinstance(error, OrderError) else 404 if any(words in text for words in MISSING) else 400
+        return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+    text = one_line(str(error)).encode(errors="backslashreplace").decode()
+    status = 404 if any(words in text for words in MISSING) else 400
+    if isinstance(error, OrderError | PdfError):
+        status = BUSY if isinstance(error, OrderError) else UNAVAILABLE
     return PlainTextResponse(f"{text}\n", status)
 
 
-def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
-    """The pages and their endpoints, without the guard."""
+def application(hub: Hub, archive: Archive, door: Door, more: Sequence[Route] = ()) -> Starlette:
+    """The pages and their endpoints, and `more` of them, without the guard."""
     live, stored = Live(hub), Stored(archive)
-    get, post = partial(_route, "GET"), partial(_route, "POST")
+    get, post, delete = (partial(DocumentedRoute, method) for method in NEEDED)
     cycle = "/api/sessions/{number:int}/cycles/{cycle:int}"
     return Starlette(
         routes=[
@@ -286,20 +317,24 @@ def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
             WebSocketRoute("/live", live.socket),
             get("/api/state", live.state),
             get("/api/doubts", live.doubts),
-            post("/api/listen", live.listen),
+            post("/api/listen", live.listen, Listen),
             post("/api/stop", live.stop),
-            post("/api/exam", live.begin_exam),
-            post("/api/exam/site", live.begin_site),
+            post("/api/exam", live.begin_exam, BeginExam),
+            post("/api/exam/site", live.begin_site, BeginSite),
             post("/api/exam/finish", live.finish_exam),
             get("/api/history", stored.history),
             get("/api/sessions/{number:int}", stored.session),
+            get("/api/sessions/{number:int}/cycles", stored.cycles),
             get(f"{cycle}/sound.wav", stored.sound),
             get(f"{cycle}/picture.png", stored.picture),
-            post(f"{cycle}/opinion", stored.opinion),
+            get(f"{cycle}/evidence", stored.evidence),
+            post(f"{cycle}/opinion", stored.opinion, Opinion),
             get("/exams/{number:int}/report", stored.report),
             get("/exams/{number:int}/report.pdf", stored.pdf),
-            *(post(f"/api/{kind}s/{{number:int}}/subject", partial(stored.assign, kind)) for kind in KINDS),
-            *(_route("DELETE", f"/api/{kind}s/{{number:int}}", partial(stored.delete, kind)) for kind in KINDS),
+            get("/exams/{number:int}/report.fhir.json", stored.fhir),
+            *(post(f"/api/{kind}s/{{number:int}}/subject", partial(stored.assign, kind), Assign) for kind in KINDS),
+            *(delete(f"/api/{kind}s/{{number:int}}", partial(stored.delete, kind)) for kind in KINDS),
+            *more,
         ],
         exception_handlers={HTTPException: _one_line, RespSAMError: _one_line},
     )
@@ -308,5 +343,10 @@ def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
 NEEDED: Final[dict[str, Role]] = {"GET": "viewer", "POST": "examiner", "DELETE": "admin"}
 
 
-def _route(method: str, path: str, endpoint: Endpoint) -> Route:
-    return Route(path, allowed(endpoint, NEEDED[method]), methods=[method])
+class DocumentedRoute(Route):
+    """A route that docs/console_api.py documents: its body's model, and a line about it."""
+
+    def __init__(self, method: str, path: str, endpoint: Endpoint, body: type[Body] | None = None) -> None:
+        super().__init__(path, allowed(endpoint, NEEDED[method]), methods=[method])
+        self.body = body
+        self.line = (getattr(endpoint, "func", endpoint).__doc__ or "").partition("\n")[0]

@@ -32,8 +32,11 @@ class Order:
 class Desk:
     """Runs sessions until `stop`; the console's process orders them."""
 
-    def __init__(self, open_service: Callable[[Order], Service], run: Callable[[Service, View], None]) -> None:
-        self._open, self._run = open_service, run
+    def __init__(
+        self, open_service: Callable[[Order], Service], run: Callable[[Service, View], None], *, gives_up: bool = False
+    ) -> None:
+        """`gives_up`: `run` ends with the error of a session, for a supervisor that starts the program again."""
+        self._open, self._run, self._gives_up = open_service, run, gives_up
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._service: Service | None = None
         self._latest = 0
@@ -53,25 +56,32 @@ class Desk:
         if self._service is not None:
             self._service.session.stop(note)
 
-    def run(self, line: Line, warn: Warn) -> None:
-        """Run the first session and then what is ordered, until `stop`; an error ends only its session."""
+    def run(self, line: Line, warn: Warn, idle: Callable[[], None] = lambda: None) -> None:
+        """Run the first session and then what is ordered, until `stop`; an error ends only its session.
+
+        `idle` is called again and again while nothing runs.
+        """
         self._orders.put(Order())
         while not self._ending:
             try:
                 order = self._orders.get(timeout=LOOK_SECONDS)
             except queue.Empty:
+                idle()
                 continue
             try:
                 self._run_one(order, line)
             except RespSAMError as error:
-                warn(str(error))
                 line.send("failed", order=order.number, error=str(error))
+                if self._gives_up:
+                    raise
+                warn(str(error))
             finally:
                 self._service = None
 
     def _run_one(self, order: Order, line: Line) -> None:
         service = self._open(order)
         self._service = service
+        service.last = False
         if self._ending or order.number < self._latest:  # a later order came while this one was opened
             service.session.stop(self._ending or STOPPED)
         self._run(service, ConsoleView(service, line, order.number))
@@ -80,7 +90,7 @@ class Desk:
 def console_line(service: Service, take: Callable[[Message], None], warn: Warn) -> Line:
     """Start the console's process for sessions like this one. ConsoleError when its address is refused."""
     settings, classifier = service.settings, service.classifier
-    missing = [name for name in ("starlette", "uvicorn", "websockets") if find_spec(name) is None]
+    missing = [name for name in ("prometheus_client", "starlette", "uvicorn", "websockets") if find_spec(name) is None]
     if missing:
         raise ConsoleError(f"the console needs {' and '.join(missing)}: pip install 'respsam[console]'")
     model = {

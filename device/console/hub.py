@@ -15,9 +15,9 @@ from device.breath.quality import level_dbfs
 from device.bundle import Manifest
 from device.console.chest import SITES, plans_as_json
 from device.console.line import SOUND, Message, unpacked_sound
-from device.console.picture import COLUMNS_PER_SECOND, Stream, hertz_ticks, outline, palette, png
+from device.console.picture import COLUMNS_PER_SECOND, Stream, outline, palette, png
 from device.console.visit import ADVANCE_SECONDS, Visit
-from device.signal import FloatArray
+from device.signal import FloatArray, hertz_ticks
 from device.store.database import StoreError
 from device.store.exams import Exams, checked_subject
 from device.verdict.circumstances import Circumstances

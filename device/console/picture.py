@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from device.signal import FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE, FloatArray, FrontEnd, exact_div, log_mel, mel_centres
+from device.signal import FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE, FloatArray, FrontEnd, exact_div, log_mel
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -77,13 +77,6 @@ def outline(samples: FloatArray) -> npt.NDArray[np.float32]:
         return np.empty((0, 2), np.float32)
     padded = np.pad(samples, (0, -samples.size % HOP_SAMPLES), mode="edge").reshape(-1, HOP_SAMPLES)
     return np.stack([padded.min(axis=1), padded.max(axis=1)], axis=1)
-
-
-def hertz_ticks(front_end: FrontEnd) -> list[tuple[int, float]]:
-    """Round frequencies in Hz, and where they lie from the bottom (0) to the top (1) of the picture."""
-    centres = mel_centres(front_end.mels, front_end.low_hz, front_end.high_hz)
-    marks = [hertz for hertz in (100, 200, 500, 1000, 2000, 4000, 8000) if centres[0] <= hertz <= centres[-1]]
-    return [(hertz, float(np.interp(hertz, centres, np.linspace(0.0, 1.0, len(centres))))) for hertz in marks]
 
 
 def png(columns: Bytes, scale: int = 1) -> bytes:

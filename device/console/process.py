@@ -20,12 +20,13 @@ import uvicorn
 
 from device.bundle import Manifest
 from device.console.accounts import Accounts, Logins
-from device.console.addresses import allowed_hosts, is_loopback
+from device.console.addresses import allowed_hosts, metrics_token
 from device.console.app import Door, application
 from device.console.archive import Archive
 from device.console.guard import Guard
 from device.console.hub import Hub
 from device.console.line import GOODBYE
+from device.console.metrics import Metrics
 from device.store.exams import Exams
 from firmware_config.settings import ConsoleSettings, StoreSettings
 
@@ -48,7 +49,8 @@ def main() -> None:
     """Serve until the line closes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICENESS)
+    with suppress(OSError):  # the service's sandbox forbids it
+        os.nice(NICENESS)
     line, listening = Connection(int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     with suppress(EOFError, KeyboardInterrupt):
         asyncio.run(serve(json.loads(line.recv_bytes()), line, listening))
@@ -61,16 +63,17 @@ async def serve(setup: dict[str, Any], line: Connection, listening: socket.socke
     store = StoreSettings.model_validate(setup["store"])
     exams = Exams(store.file if store.enabled else None)
     hub = Hub(manifest, setup["model"], exams, lambda order: line.send_bytes(json.dumps(order).encode()))
+    metrics = Metrics(setup["model"])
     rule = manifest.site_rule.model_copy(update={"threshold": setup["model"]["site_threshold"]})
-    local = is_loopback(settings.host)
+    local = settings.is_local
     logins = Logins()
     door = Door(None if local else Accounts(settings.accounts_file), logins, secure=not local)
     certificate, key = settings.tls_files
     hosts = allowed_hosts(settings, listening.getsockname()[1])
-    app = application(hub, Archive(store, exams, manifest.front_end, rule), door)
+    app = application(hub, Archive(store, exams, manifest.front_end, rule), door, [metrics.route])
     server = Server(
         uvicorn.Config(
-            Guard(app, hosts, "http" if local else "https", None if local else logins),
+            Guard(app, hosts, "http" if local else "https", None if local else logins, metrics_token(settings)),
             log_config=None,
             lifespan="off",
             server_header=False,
@@ -86,10 +89,14 @@ async def serve(setup: dict[str, Any], line: Connection, listening: socket.socke
     )
     loop = asyncio.get_running_loop()
 
+    def take(message: bytes) -> None:
+        hub.take(message)
+        metrics.take(message)
+
     def receive() -> None:
         with suppress(EOFError, OSError, RuntimeError):
             while (message := line.recv_bytes()) != GOODBYE:
-                loop.call_soon_threadsafe(hub.take, message)
+                loop.call_soon_threadsafe(take, message)
         server.should_exit = True
 
     threading.Thread(target=receive, daemon=True).start()

@@ -18,6 +18,8 @@ from firmware_config.errors import RespSAMError
 STATIC: Final = Path(__file__).with_name("static")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 PDF_SECONDS: Final = 60.0
+PDF_END: Final = b"%%EOF"
+PRINT: Final = "press Print on the report and choose 'Save as PDF'"
 MARKS: Final = {"flagged": "▲", "nothing flagged": "✓", "not enough": "…", "poor quality": "?", None: "·"}
 CLASSES: Final = {verdict: (verdict or "missing").replace(" ", "-") for verdict in MARKS}
 NOTICE: Final = (
@@ -63,9 +65,15 @@ def _tools(number: int) -> Markup:
         "nav",
         element("a", "‹ History", href="/history"),
         element("button", "Print", id="print", type="button"),
-        element("a", "PDF", href=f"/exams/{number}/report.pdf", id="pdf", data_name=f"exam-{number}"),
+        _download(number, "PDF", "pdf"),
+        _download(number, "FHIR", "fhir.json"),
         class_="tools",
     )
+
+
+def _download(number: int, name: str, suffix: str) -> Markup:
+    file = f"exam-{number}.{suffix}"
+    return element("a", name, href=f"/exams/{number}/report.{suffix}", class_="made", data_name=file)
 
 
 def _heading(document: dict[str, Any]) -> Markup:
@@ -164,27 +172,35 @@ def _account(document: dict[str, Any]) -> Markup:
 
 
 async def pdf(document: dict[str, Any]) -> bytes:
-    """The report as PDF; PdfError without a Chromium, or when it fails."""
+    """The report as PDF; PdfError without a Chromium, or when it fails, also for want of room on the disk."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        raise PdfError("this box has no Chromium to make a PDF; press Print on the report and choose 'Save as PDF'")
-    with TemporaryDirectory(prefix="respsam-report-") as folder:
-        page, made = Path(folder, "report.html"), Path(folder, "report.pdf")
-        page.write_text(report(document, inline=True))
-        profile = f"--user-data-dir={folder}/profile"
-        options = ("--headless", "--disable-gpu", "--no-pdf-header-footer", "--disable-dev-shm-usage")
-        alone = ["--no-sandbox"] * (os.geteuid() == 0)  # Chromium's sandbox refuses root
-        process = await asyncio.create_subprocess_exec(
-            *("nice", "-n", "10", browser, *options, *alone, profile, f"--print-to-pdf={made}", page.as_uri()),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            await asyncio.wait_for(process.wait(), PDF_SECONDS)
-        except asyncio.TimeoutError:
-            process.kill()
-            await process.wait()
-        if not made.is_file():
-            raise PdfError(f"{browser} made no PDF; press Print on the report and choose 'Save as PDF'")
-        return made.read_bytes()
+        raise PdfError(f"this box has no Chromium to make a PDF; {PRINT}")
+    try:
+        with TemporaryDirectory(prefix="respsam-report-", ignore_cleanup_errors=True) as folder:
+            return await _printed(document, browser, Path(folder))
+    except OSError as error:
+        raise PdfError(f"there is no room to make a PDF ({error.strerror}: {error.filename}); {PRINT}") from error
+
+
+async def _printed(document: dict[str, Any], browser: str, folder: Path) -> bytes:
+    page, made = folder / "report.html", folder / "report.pdf"
+    page.write_text(report(document, inline=True))
+    options = ("--headless", "--disable-gpu", "--no-pdf-header-footer", "--disable-dev-shm-usage")
+    alone = ["--no-sandbox"] * (os.geteuid() == 0)  # Chromium's sandbox refuses root
+    process = await asyncio.create_subprocess_exec(
+        *("nice", "-n", "10", browser, *options, *alone, f"--user-data-dir={folder}/profile"),
+        *(f"--print-to-pdf={made}", page.as_uri()),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await asyncio.wait_for(process.wait(), PDF_SECONDS)
+    except asyncio.TimeoutError:
+        process.kill()
+        await process.wait()
+    content = made.read_bytes() if made.is_file() else b""
+    if not content.rstrip().endswith(PDF_END):  # a full disk cuts it short
+        raise PdfError(f"{browser} made no PDF; {PRINT}")
+    return content

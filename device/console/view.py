@@ -46,12 +46,14 @@ class ConsoleView(View):
         self.line.send("found", start=start, end=end, phase=phase, kind=segment.kind)
 
     def show(self, item: CycleResult | Entry) -> None:
-        """Send a timeline entry, or a cycle with the summary so far."""
+        """Send a timeline entry, or a cycle with the summary so far and the figures for Prometheus."""
         if isinstance(item, Entry):
             self.line.send("timeline", **item.as_json(self.service.source.demo))
         else:
             summary = asdict(self.service.session.summary)
             self.line.send("cycle", **item.as_json(), summary=summary)
+            seconds = None if item.judgement is None else item.inference_seconds
+            self.line.send("figures", inference_seconds=seconds, waiting=self.service.session.waiting_cycles)
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """Send the summary."""

@@ -4,9 +4,19 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from typing_extensions import TypedDict
+
 from device.breath.simulator import Breath
 from device.listening.cycle import CycleResult
-from device.verdict.summary import AgreementObject
+
+
+class AgreementObject(TypedDict):
+    """The `demo_agreement` of a summary: graded cycles of a demo."""
+
+    abnormal: int
+    abnormal_heard: int
+    normal: int
+    normal_left_alone: int
 
 
 @dataclass(frozen=True)

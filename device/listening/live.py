@@ -175,6 +175,11 @@ class Session:
         complete = self.decision.breaths_wanted == self.decision.rule.stretch_cycles
         return complete and not self._ending and self.lost_seconds is None
 
+    @property
+    def waiting_cycles(self) -> int:
+        """Cycles that are found and not judged yet."""
+        return len(self._waiting)
+
     def _blocks(self) -> Iterator[Block]:
         blocks, self._before = self._before or self.source.blocks(), None
         try:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 from typing import Final
 
 import numpy as np
 
 from device.breath.segmenter import LEAST_RHYTHM
 from device.listening.cycle import CycleResult
-from device.signal import Float64Array
 
 RATE_CYCLES: Final = 9  # how many of the latest cycles count
 LEAST_INTERVALS: Final = 3  # from onset to onset
@@ -27,16 +27,13 @@ def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
     """
     latest = cycles[-RATE_CYCLES:]
     periods = np.array([cycle.period_seconds for cycle in latest if cycle.rhythm >= LEAST_RHYTHM])
-    pairs = [pair for pair in pairwise(latest) if {cycle.kind for cycle in pair} == {"breath"}]
-    onsets = np.array([after.start_seconds - before.start_seconds for before, after in pairs])
-    intervals = onsets[onsets <= LONGEST_INTERVAL_SECONDS]
-    if intervals.size < LEAST_INTERVALS:
+    intervals = _intervals([(cycle.start_seconds, cycle.kind) for cycle in latest])
+    if len(intervals) < LEAST_INTERVALS:
         # several breaths were found as one: only a strong and steady rhythm gives their length
         sure = np.count_nonzero([cycle.rhythm >= SURE_RHYTHM for cycle in latest]) >= STEADY_SHARE * len(latest)
-        return (
-            60.0 / float(np.median(periods)) if periods.size >= LEAST_INTERVALS and sure and _steady(periods) else None
-        )
-    interval = float(np.median(intervals))
+        steady = periods.size >= LEAST_INTERVALS and sure and _steady(periods.tolist())
+        return 60.0 / float(np.median(periods)) if steady else None
+    interval = median(intervals)
     if periods.size and abs(float(np.median(periods)) - interval) <= INTERVAL_TOLERANCE * interval:
         return 60.0 / interval
     octaves = np.maximum(1, np.round(periods / interval)) * interval
@@ -44,7 +41,25 @@ def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
     return 60.0 / interval if resolved and _steady(intervals) else None
 
 
-def _steady(seconds: Float64Array) -> bool:
-    """Whether most of these (n,) are near their median."""
-    middle = float(np.median(seconds))
-    return bool(np.mean(np.abs(seconds - middle) <= INTERVAL_TOLERANCE * middle) >= STEADY_SHARE)
+def rate_of_onsets(onsets: Sequence[tuple[float, str]]) -> float | None:
+    """Breaths a minute of stored cycles in order, each with start in seconds and kind; None where they are not steady.
+
+    The store does not keep the rhythm's period, so nothing but the breaths confirms it.
+    """
+    intervals = _intervals(onsets)
+    sure = len(intervals) >= LEAST_INTERVALS and _steady(intervals)
+    return 60.0 / median(intervals) if sure else None
+
+
+def _intervals(onsets: Sequence[tuple[float, str]]) -> list[float]:
+    """Seconds from the onset of a breath to that of the next."""
+    pairs = [pair for pair in pairwise(onsets) if {kind for _, kind in pair} == {"breath"}]
+    seconds = [after - before for (before, _), (after, _) in pairs]
+    return [one for one in seconds if one <= LONGEST_INTERVAL_SECONDS]
+
+
+def _steady(seconds: Sequence[float]) -> bool:
+    """Whether most of these are near their median; not by numpy, which is slow for a few numbers."""
+    middle = median(seconds)
+    near = sum(abs(one - middle) <= INTERVAL_TOLERANCE * middle for one in seconds)
+    return near / len(seconds) >= STEADY_SHARE

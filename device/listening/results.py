@@ -72,6 +72,17 @@ class Screened:
         }
 
 
+def judged_by(model: Classifier, quality: QualitySettings) -> dict[str, str | float]:
+    """What decides a verdict, by the names of the columns."""
+    return {
+        "bundle": model.fingerprint,
+        "precision": model.file.precision,
+        "cycle_threshold": model.threshold,
+        "site_threshold": model.site_rule.threshold,
+        "quality_limits": hashlib.sha256(quality.model_dump_json().encode()).hexdigest()[:12],
+    }
+
+
 class ResultsError(RespSAMError):
     """A file of results that cannot be resumed or written."""
 
@@ -94,13 +105,7 @@ class Results:
     def __init__(self, path: Path, model: Classifier, quality: QualitySettings) -> None:
         """ResultsError when the file has another bundle, thresholds or limits, or cannot be written."""
         self.path = path
-        self.judged_by = {
-            "bundle": model.fingerprint,
-            "precision": model.file.precision,
-            "cycle_threshold": model.threshold,
-            "site_threshold": model.site_rule.threshold,
-            "quality_limits": hashlib.sha256(quality.model_dump_json().encode()).hexdigest()[:12],
-        }
+        self.judged_by = judged_by(model, quality)
         self._is_csv = path.suffix.lower() == ".csv"
         self._done: dict[str, set[str]] = defaultdict(set)
         self._refused: set[tuple[str, str, str]] = set()

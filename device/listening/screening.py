@@ -8,22 +8,27 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
+from socket import gethostname
 from threading import Thread
 from typing import Final
 
 from device.capture.recording import AudioError, Channel, looks_like_sound
 from device.capture.sources import FileSource
+from device.cluster import RESTARTS, ClusterError, on_ray
 from device.listening.live import Session
-from device.listening.results import Screened, sha256_of
+from device.listening.results import Screened, judged_by, sha256_of
 from device.model.classifier import Classifier
 from device.model.opening import open_classifier
 from device.verdict.population import Subject, not_validated
+from firmware_config.errors import RespSAMError
 from firmware_config.files import is_clutter
 from firmware_config.settings import BundleSettings, QualitySettings, Settings, load_settings
 
+MOST_LETTERS: Final = 100  # of an error of Ray, which may have a whole traceback
 FILES_PER_PROCESS: Final = 8  # fewer are judged sooner than another process starts
 
 
@@ -122,18 +127,25 @@ def screen_recording(
 
 
 def screen(
-    paths: Sequence[str | Path], settings: Settings | None = None, options: ScreenOptions = NO_OPTIONS
+    paths: Sequence[str | Path],
+    settings: Settings | None = None,
+    options: ScreenOptions = NO_OPTIONS,
+    cluster: str = "",
 ) -> Iterator[Screened]:
-    """Screen recordings, and all in folders; many of them in as many processes as cores.
+    """Screen recordings, and all in folders; many of them in as many processes as cores, or on a Ray cluster.
 
     The verdicts do not depend on the number of processes. A recording that cannot be read has an `error` and no
-    summary. Raises BundleError before the first one.
+    summary. Raises BundleError before the first one, and ClusterError where the machines at `cluster` (HOST:PORT) do
+    not have the same recordings and bundle under the same paths.
     """
     settings = settings or load_settings()
     recordings = find_recordings([Path(path) for path in paths]).recordings
     jobs = [_Job(path, settings.bundle, settings.quality, options) for path in recordings]
     # the same bundle in every process, also when another one is activated meanwhile
     fixed = settings.bundle.model_copy(update={"path": str(model(settings.bundle).bundle.path)})
+    if cluster:
+        yield from _screen_on([replace(job, bundle=fixed) for job in jobs], cluster)
+        return
     processes = min(os.cpu_count() or 1, len(jobs) // FILES_PER_PROCESS)
     if processes < 2:
         yield from map(_screen_one, jobs)
@@ -150,6 +162,56 @@ def screen(
     except BrokenProcessPool:
         # the kernel kills a process that uses too much memory; a single process uses least
         yield from map(_screen_one, jobs[done:])
+
+
+def _screen_on(jobs: Sequence[_Job], cluster: str) -> Iterator[Screened]:
+    """In the order of the jobs, in whichever they end."""
+    if not jobs:
+        return
+    here, gpu = (Path.cwd(), _judge(jobs[0])), jobs[0].bundle.engine == "tensorrt"
+    ready, due = dict[int, Screened](), 0
+    for index, (host, screened) in on_ray(_screen_there, jobs, here, _lost, address=cluster, gpu=gpu):
+        if not screened.sha256 and sha256_of(screened.recording):
+            shared = "the machines of a cluster must share the recordings under the same path"
+            raise ClusterError(f"{screened.recording}: {host} cannot read it; {shared}")
+        ready[index] = screened
+        while due in ready:
+            yield ready.pop(due)
+            due += 1
+
+
+def _screen_there(job: _Job, folder: Path, judge: dict[str, object]) -> tuple[str, Screened]:
+    """On a machine of a cluster: its name, and the recording; ClusterError where it would judge otherwise than we."""
+    host = gethostname()
+    with suppress(OSError):  # another machine may not have it, and does not need it for whole paths
+        os.chdir(folder)
+    try:
+        there = _judge(job)
+    except RespSAMError as error:
+        raise ClusterError(f"{host}: {error}") from error
+    for name, own in judge.items():
+        if there[name] != own:
+            what = f"{name.replace('_', ' ')} is {there[name]}, here it is {own}"
+            raise ClusterError(f"{host}: {what}; the machines of a cluster need the same program and bundle")
+    return host, _screen_one(job)
+
+
+def _judge(job: _Job) -> dict[str, object]:
+    return {"respsam": version("respsam"), **judged_by(model(job.bundle), job.quality)}
+
+
+def _lost(job: _Job, error: Exception) -> tuple[str, Screened]:
+    """A refused recording where workers died; what a worker raised ends the screening, as it does without a cluster."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RespSAMError):
+        raise cause from error
+    if cause is not None:
+        what = f"{type(cause).__name__}: {str(cause)[:MOST_LETTERS]}"
+        raise ClusterError(
+            f"{job.recording}: a machine cannot judge it ({what}); the machines of a cluster need the same program"
+        ) from error
+    died = f"{job.recording}: {RESTARTS + 1} workers died of it ({type(error).__name__}); screen it alone"
+    return "", Screened(job.recording, None, died, sha256=sha256_of(job.recording))
 
 
 def _screen_one(job: _Job) -> Screened:

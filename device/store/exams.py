@@ -30,6 +30,7 @@ TABLES: Final = (
     DELETE FROM subjects WHERE session = OLD.id; DELETE FROM opinions WHERE session = OLD.id;
     END""",
 )
+EXAM_COLUMNS: Final = "demo id started_at subject age_years verdict"
 OPINIONS: Final = ("agree", "disagree")
 SUBJECT: Final = re.compile(r"[\w.-]{0,40}", re.ASCII)
 IN_MEMORY: Final = Path(":memory:")
@@ -42,6 +43,13 @@ def checked_subject(subject: str) -> str:
             "a subject's id has up to 40 letters (a-z), digits, dots, dashes and underscores; it is never a name"
         )
     return subject
+
+
+def read_exams(file: Path) -> "Exams":
+    """The exams in a file that is there; StoreError without one."""
+    if not file.is_file():
+        raise StoreError(f"{file}: no exams are stored here; set store.path, or make an exam in the console first")
+    return Exams(file)
 
 
 class Exams:
@@ -110,13 +118,15 @@ class Exams:
         with self._open() as database:
             return {row["session"]: row["subject"] for row in database.execute("SELECT * FROM subjects")}
 
-    def delete(self, number: int) -> list[int]:
-        """Remove an exam for good; returns the sessions that it consisted of, which are still there."""
-        sessions = [site["session"] for site in self.document(number)["sites"].values() if site["session"]]
+    def sessions(self, number: int) -> list[int]:
+        """The sessions that an exam consists of."""
+        return [site["session"] for site in self.document(number)["sites"].values() if site["session"]]
+
+    def delete(self, number: int) -> None:
+        """Remove an exam for good; its sessions go before, by `delete_session`."""
         with self._open() as database:
             database.execute("DELETE FROM exams WHERE id=?", (number,))
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return sessions
 
     def give_opinion(self, session: int, number: int, opinion: str, account: str) -> None:
         """Store what a clinician thinks of a cycle's class; an empty opinion removes it."""
@@ -136,3 +146,22 @@ class Exams:
         with self._open() as database:
             rows = database.execute("SELECT number, opinion FROM opinions WHERE session=?", (session,))
             return {row["number"]: row["opinion"] for row in rows}
+
+    def with_opinion(self) -> list[Row]:
+        """Every cycle that has an opinion, with what is known of its session, in order."""
+        with self._open() as database:
+            rows = database.execute(
+                "SELECT cycles.*, opinion, source, site, passport FROM opinions JOIN cycles USING (session, number) "
+                "JOIN sessions ON id = session ORDER BY session, number"
+            )
+            return [dict(row) for row in rows]
+
+    def people(self) -> dict[int, tuple[str, float | None]]:
+        """Subject and age of each session that has any: its own subject, else that of its exam."""
+        found: dict[int, tuple[str, float | None]] = {}
+        for exam in self.listed():
+            known = (exam["subject"], exam["age_years"])
+            found |= dict.fromkeys(self.sessions(exam["id"]), known)
+        for session, subject in self.subjects().items():
+            found[session] = (subject or found.get(session, ("", None))[0], found.get(session, ("", None))[1])
+        return found

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from device.capture.recording import AudioError
+from device.model.classifier import Classifier
 from device.model.opening import bundle_of, open_classifier
 from device.signal import Span
 from device.store.audio import AudioStore
@@ -89,10 +90,7 @@ def replay(
         raise StoreError(f"{AudioStore(file).folder / str(number)}: the sound of another session, not of this {number}")
     if all(cycle["audio"] != KEPT for cycle in session["cycles"]):
         raise StoreError(f"{file}: no audio of session {number} is stored; set store.audio before listening")
-    # settings that are newer than the session have their defaults
-    own = load_settings(environment={}, layers=[Layer(f"session {number}", session["settings"])]).bundle
-    bundle = bundle or bundle_of(own, session["bundle"])
-    classifier = open_classifier(own if bundle is None else own.model_copy(update={"path": str(bundle)}))
+    classifier = own_classifier(number, session["settings"], session["bundle"], bundle)
     other = classifier.fingerprint != session["bundle"]
     if other and not anyway:
         raise StoreError(
@@ -111,7 +109,7 @@ def replay(
             decision.refuse(cycle["reason"])
         elif not why:
             try:
-                judgement = classifier.judge(audio.read(number, at), _cycle_span(cycle))
+                judgement = classifier.judge(audio.read(number, at), cycle_span(cycle))
             except AudioError:
                 why = DAMAGED
             else:
@@ -143,7 +141,23 @@ def replay(
     )
 
 
-def _cycle_span(cycle: Row) -> Span | None:
+def own_classifier(
+    number: int, settings: Row, fingerprint: str, bundle: Path | None = None, *, on_cpu: bool = False
+) -> Classifier:
+    """The model of a session by its own settings: `bundle`, else the one here with its fingerprint, else another.
+
+    `on_cpu` takes one thread of the CPU whatever the settings say. Raises BundleError, TrustError and SettingsError.
+    """
+    # settings that are newer than the session have their defaults
+    own = load_settings(environment={}, layers=[Layer(f"session {number}", settings)]).bundle
+    found = bundle or bundle_of(own, fingerprint)
+    changes: Row = {} if found is None else {"path": str(found)}
+    if on_cpu:
+        changes |= {"engine": "cpu", "threads": 1, "precision": "auto" if own.engine == "tensorrt" else own.precision}
+    return open_classifier(own.model_copy(update=changes))
+
+
+def cycle_span(cycle: Row) -> Span | None:
     """Where a cycle lies in its stored sound; None if it is all of it, as before schema 3."""
     before = cycle["context_start_sample"]
     return None if before is None else (cycle["start_sample"] - before, cycle["end_sample"] - before)

@@ -16,6 +16,7 @@ from device.signal import SAMPLE_RATE
 from device.store.audio import AudioStore
 from device.store.database import (
     COUNTS,
+    KEPT,
     TABLES,
     StoreError,
     as_store_error,
@@ -32,6 +33,8 @@ Row = dict[str, Any]
 Cells = dict[str, str]
 SESSIONS: Final = f"""SELECT sessions.*, {", ".join(f"coalesce(totals.{name}, 0) AS {name}" for name in COUNTS)}
     FROM sessions LEFT JOIN totals ON session = id"""
+KEPT_CYCLE: Final = f"""SELECT cycles.*, settings, bundle, bundle_name FROM cycles JOIN sessions ON id = session
+    WHERE session=? AND number=? AND audio='{KEPT}'"""
 SESSION_COLUMNS: Final = "demo id started_at site verdict heard_samples flagged with_audio source"
 CYCLE_COLUMNS: Final = "demo number start_sample end_sample kind level_dbfs probability class flag audio reason"
 ADDED_COLUMNS: Final = ("source", "site", "bundle", "calibration")  # of the session, added to every row of a CSV
@@ -77,17 +80,42 @@ def list_sessions(file: Path, warn: Warn = no_warning) -> list[Row]:
         return _query(database, f"{SESSIONS} ORDER BY id", without="settings")
 
 
-def read_session(file: Path, number: int, warn: Warn = no_warning) -> Row:
-    """A session's row with `cycles` and `timeline`, lists of rows. Raises StoreError if there is no such session."""
+def read_session(file: Path, number: int, warn: Warn = no_warning, columns: str = "*") -> Row:
+    """A session's row with `cycles` and `timeline`, lists of rows. Raises StoreError if there is no such session.
+
+    `columns` are those of the cycles: a night has ten thousand.
+    """
     with _reading(file, warn) as database:
         database.execute("BEGIN")  # one consistent state
         found = _query(database, f"{SESSIONS} WHERE id=?", number)
         if not found:
             raise StoreError(f"{file}: there is no session {number}; see 'respsam-device sessions list'")
         return found[0] | {
-            "cycles": _query(database, "SELECT * FROM cycles WHERE session=? ORDER BY number", number),
+            "cycles": _query(database, f"SELECT {columns} FROM cycles WHERE session=? ORDER BY number", number),
             "timeline": _query(database, "SELECT * FROM timeline WHERE session=? ORDER BY sample, rowid", number),
         }
+
+
+def read_cycles(file: Path, number: int, first: int, last: int, most: int, *, flagged: bool) -> tuple[list[Row], int]:
+    """At most so many cycles from `first` to `last`, `flagged` ones only on demand, and how many there are.
+
+    Raises StoreError.
+    """
+    where = f"FROM cycles WHERE session=? AND number BETWEEN ? AND ?{' AND flag' * flagged}"
+    with _reading(file) as database:
+        (count,) = database.execute(f"SELECT count(*) {where}", (number, first, last)).fetchone()
+        return _query(database, f"SELECT * {where} ORDER BY number LIMIT {most}", number, first, last), count
+
+
+def read_kept_cycle(file: Path, number: int, cycle: int) -> Row | None:
+    """A cycle that has its sound, with its session's `settings`, `bundle` and `bundle_name`; None without one.
+
+    Raises StoreError.
+    """
+    with _reading(file) as database:
+        found = _query(database, KEPT_CYCLE, number, cycle)
+        own = bool(found) and AudioStore(file).belongs_to(number, session_owner(database, number))
+        return found[0] if own else None
 
 
 def sound_is_its_own(file: Path, number: int) -> bool:

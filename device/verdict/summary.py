@@ -31,15 +31,6 @@ class SecondsObject(TypedDict):
     gradable: float
 
 
-class AgreementObject(TypedDict):
-    """The `demo_agreement` of a summary: graded cycles of a demo."""
-
-    abnormal: int
-    abnormal_heard: int
-    normal: int
-    normal_left_alone: int
-
-
 class SummaryObject(CircumstancesObject):
     """The `summary` object of `listen --json`."""
 

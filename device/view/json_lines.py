@@ -9,10 +9,11 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from device.capture.timeline import TimelineObject
+from device.listening.agreement import AgreementObject
 from device.listening.cycle import CycleObject
 from device.listening.results import ScreenedObject
 from device.verdict.exam import ExamObject
-from device.verdict.summary import AgreementObject, SessionId, SummaryObject
+from device.verdict.summary import SessionId, SummaryObject
 
 SCHEMA_VERSION: Final = 1  # raise when a field goes or means something else; fields may be added under one version
 

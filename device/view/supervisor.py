@@ -20,21 +20,50 @@ from device.listening.live import Session
 from device.verdict.summary import Summary
 from device.view.view import View
 from firmware_config.command_line import counted, one_line
+from firmware_config.safe_mode import SERVICE
 
 RECOVERY_SECONDS: Final = 20.0  # sound is back within 5 s of a device's return; a slow sound server takes longer
 STATUS_SECONDS: Final = 5.0  # between two statuses
 
 
-class SupervisorView(View):
+class Supervisor:
     """Reports to the socket that the environment names; does nothing without one."""
 
-    def __init__(self, session: Session, environment: Mapping[str, str] = os.environ) -> None:
-        self.session, self._address = session, environment.get("NOTIFY_SOCKET", "")
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._address = environment.get(SERVICE, "")
         microseconds = environment.get("WATCHDOG_USEC", "")
         ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         # systemd asks for twice the pace that it needs
         self._pause = int(microseconds) / 4e6 if ours and microseconds.isdecimal() else STATUS_SECONDS
-        self._next, self._trouble = 0.0, ""
+        self._next = 0.0
+
+    def idle(self) -> None:
+        """Feed the watchdog between two sessions, when somebody waits for orders and is not stuck."""
+        if self._due():
+            self._send("WATCHDOG=1", "STATUS=not listening: stopped in the console")
+
+    def _due(self) -> bool:
+        due = (now := clock()) >= self._next
+        self._next = now + self._pause if due else self._next
+        return due
+
+    def _send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        # an address that begins with @ is an abstract one
+        address = self._address.replace("@", "\0", 1) if self._address.startswith("@") else self._address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            out.setblocking(False)  # a supervisor that does not read must not stop us
+            out.sendto("\n".join(lines).encode(), address)
+
+
+class SupervisorView(Supervisor, View):
+    """Reports one session."""
+
+    def __init__(self, session: Session, environment: Mapping[str, str] = os.environ, *, last: bool = True) -> None:
+        """`last`: the program ends with this session."""
+        super().__init__(environment)
+        self.session, self._last, self._trouble = session, last, ""
         if self._address:
             session.after_block = self.feed
 
@@ -47,7 +76,7 @@ class SupervisorView(View):
         if isinstance(item, CycleResult) or item.kind not in ("lost", "back", "end"):
             return
         self._trouble = one_line(item.note) if item.kind == "lost" else ""
-        if item.kind == "end" and not self.session.hands_over:
+        if item.kind == "end" and self._last and not self.session.hands_over:
             self._send("STOPPING=1", f"STATUS={one_line(item.note)}")
         else:
             self._send(f"STATUS={self.status()}")
@@ -57,9 +86,8 @@ class SupervisorView(View):
 
     def feed(self) -> None:
         """Feed the watchdog, unless a microphone that is present has been silent for too long."""
-        if (now := clock()) < self._next:
+        if not self._due():
             return
-        self._next = now + self._pause
         alive = self._silent_seconds <= RECOVERY_SECONDS
         self._send(*["WATCHDOG=1"] * alive, f"STATUS={self.status()}")
 
@@ -74,12 +102,3 @@ class SupervisorView(View):
     def _silent_seconds(self) -> float:
         source = self.session.source
         return source.silent_seconds if isinstance(source, MicrophoneSource) else 0.0
-
-    def _send(self, *lines: str) -> None:
-        if not self._address:
-            return
-        # an address that begins with @ is an abstract one
-        address = self._address.replace("@", "\0", 1) if self._address.startswith("@") else self._address
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-            out.setblocking(False)  # a supervisor that does not read must not stop us
-            out.sendto("\n".join(lines).encode(), address)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 90.0
 SIZES = {"wide": (1280, 900), "phone": (400, 860)}
+# every image that lies in the window is there
+SEEN = """[...document.images].every((image) =>
+  image.getBoundingClientRect().top > innerHeight || !image.offsetParent || (image.complete && image.naturalWidth))"""
 SCHEMES = {"wide": "dark", "phone": "light"}
 
 
@@ -60,12 +63,12 @@ class Camera:
     def main(self) -> "Page":
         return next(iter(self.pages.values()))
 
-    def until(self, expression: str) -> None:
+    def until(self, expression: str, page: "Page | None" = None) -> None:
         """Wait until this is true; Playwright's own waiting needs an eval, which the pages forbid."""
-        waited_until = time.monotonic() + WAIT_SECONDS
-        while not self.main.evaluate(expression):
+        waited_until, page = time.monotonic() + WAIT_SECONDS, page or self.main
+        while not page.evaluate(expression):
             assert time.monotonic() < waited_until, expression
-            self.main.wait_for_timeout(100)
+            page.wait_for_timeout(100)
 
     def visit(self, path: str) -> None:
         for page in self.pages.values():
@@ -73,6 +76,7 @@ class Camera:
 
     def take(self, name: str) -> None:
         for size, page in self.pages.items():
+            self.until(SEEN, page)
             page.wait_for_timeout(400)
             made: Image.Image = Image.open(io.BytesIO(page.screenshot(full_page=name == "report" or size == "phone")))
             if size == "phone":
@@ -113,9 +117,11 @@ def tour(camera: Camera) -> None:
     page.wait_for_selector("#sessions tr")
     camera.take("history")
     camera.visit("sessions/1")
-    page.wait_for_selector("#cycles img")
-    for number in (0, 3):
-        camera.until(f"document.images[{number}].naturalWidth > 0")
+    for page in camera.pages.values():
+        page.wait_for_selector("#cycles img")
+        page.click("text=Where the model looks >> nth=0")
+        page.wait_for_selector("svg.overlay", timeout=1000 * WAIT_SECONDS)
+        page.evaluate("scrollTo(0, 0)")
     camera.take("session")
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import count
 from itertools import cycle as for_ever
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from device.bundle import Segmentation, SiteRule
 from device.capture.sources import DemoSource
@@ -18,11 +18,12 @@ from device.capture.timeline import Entry
 from device.listening.cycle import CycleResult
 from device.listening.live import Judge, Session
 from device.model.judgement import Judgement
-from device.signal import FloatArray, Span
+from device.signal import SAMPLE_RATE, FloatArray, Span
 from device.store.recorder import Beginning, Recorder, Store
 from device.verdict.summary import Summary
 from firmware_config.settings import Settings, load_settings
 
+NIGHT_CYCLES: Final = 9600
 Judged = tuple[list[CycleResult], list[Entry], Summary]
 
 
@@ -71,6 +72,25 @@ def keep(demo: Judged, store: Store | Recorder) -> None:
     for entry in demo[1]:
         store.add(entry)
     store.end(demo[2])
+
+
+def night(file: Path) -> Path:
+    """A store with one session of 8 h: 9600 flagged breaths, 20 a minute."""
+    cycles, _, summary = judged(Certain(), 8.0)
+    store = Store(beginning(file))
+    store.add(replace(cycles[0], number=1, kind="breath", start_sample=0, end_sample=3 * SAMPLE_RATE))
+    store.end(summary)
+    store.close()
+    with sqlite3.connect(file) as database:
+        (first,) = database.execute("SELECT * FROM cycles")
+        names = [column[1] for column in database.execute("PRAGMA table_info(cycles)")]
+        for number in range(2, NIGHT_CYCLES + 1):
+            at = 3 * SAMPLE_RATE * (number - 1)
+            row = dict(zip(names, first, strict=True))
+            row |= {"number": number, "start_sample": at, "end_sample": at + 3 * SAMPLE_RATE}
+            database.execute(f"INSERT INTO cycles VALUES ({', '.join('?' * len(row))})", tuple(row.values()))
+        database.execute("UPDATE cycles SET flag = 1, class = 'crackle', probability = 0.9")
+    return file
 
 
 def endless(cycles: list[CycleResult]) -> Iterator[CycleResult]:

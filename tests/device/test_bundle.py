@@ -61,7 +61,7 @@ def test_a_folder_and_its_archive_are_the_same_bundle(folder: Path, archive: Pat
             "of schema 1, this version reads schema 2; build it again with 'respsam-export build RUN --out BUNDLE'",
         ),
         (lambda manifest: manifest.pop("site_rule"), "site_rule: Field required"),
-        (lambda manifest: manifest.update(colour="blue"), "colour: Extra inputs are not permitted"),
+        (lambda manifest: manifest.update(colour="blue"), "colour: unknown key"),
         (lambda manifest: manifest["labels"].reverse(), "labels both, wheeze, crackle, normal are not"),
         (lambda manifest: manifest["front_end"].update(mels=0), "front_end.mels"),
         (

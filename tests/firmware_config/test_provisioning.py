@@ -358,6 +358,33 @@ def test_the_service_is_locked_up_and_the_page_says_how_far(units: Path, reposit
     assert f"exposure of {found[1]}" in (repository / "docs/security.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("console", "opened", "closed"),
+    [
+        ("", ["PrivateNetwork=yes", "IPAddressDeny=any"], ["AF_INET", "SocketBind"]),
+        ("serve = true\nport = 8800", ["IPAddressAllow=localhost", "SocketBindAllow=tcp:8800"], ["PrivateNetwork"]),
+        ('serve = true\nhost = "0.0.0.0"', ["SocketBindAllow=tcp:8765"], ["PrivateNetwork", "IPAddressAllow"]),
+    ],
+)
+def test_the_network_is_open_only_as_far_as_the_console_needs(
+    tmp_path: Path, console: str, opened: list[str], closed: list[str]
+) -> None:
+    (tmp_path / SETTINGS).parent.mkdir(parents=True)
+    (tmp_path / SETTINGS).write_text(f'board.profile = "desktop"\n[console]\n{console}\n')
+    apply(plan_provision("desktop", Path("/bin/true"), tmp_path))
+    unit = (tmp_path / UNIT).read_text()
+    assert all(line in unit.splitlines() for line in opened)
+    assert not any(word in unit for word in closed)
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze")
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSED * 10:.0f}"]
+    done = subprocess.run([*command, str(tmp_path / UNIT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    command = ["systemd-analyze", "verify", "--recursive-errors=no", "--man=no", str(tmp_path / UNIT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("mode", ["MODE_15W", "15W"])
 def test_the_power_mode_is_found_by_its_name(tmp_path: Path, mode: str, units: Path) -> None:
     """The unit's own sed, on what JetPack's file looks like."""

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from firmware_config.files import write_atomically
+from trainer.choices import LabelForm
 from trainer.corpora.cycle import POOR_QUALITY, CorpusError, Problem, check_span, nfc, parse_seconds
 from trainer.corpora.folder import audio_by_name, read_text, walk
 from trainer.corpora.manifest import KNOWN_LABELS, label_of
 
-Form = Literal["audacity", "raven"]
 COLUMNS: Final = ("path", "start", "end", "label", "patient", "device", "site")
 TABLE_ENDINGS: Final = re.compile(r"(\.Table\.\d+)?(\.selections?)?\.txt$", re.IGNORECASE)
 BEGIN: Final = "Begin Time (s)"
@@ -79,7 +79,7 @@ def words_of(given: Sequence[str]) -> dict[str, str]:
     return words
 
 
-def read_tracks(data: Path, form: Form, rules: Rules, below: Path) -> Imported:
+def read_tracks(data: Path, form: LabelForm, rules: Rules, below: Path) -> Imported:
     """The labels of one file, or of every .txt below a folder; rows name recordings by their path from `below`.
 
     A recording whose labels all say poor quality has one row without times; other poor stretches are left out.
@@ -120,7 +120,7 @@ def write_manifest(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def _read_file(
-    file: Path, form: Form, rules: Rules, audio: Mapping[str, list[Path]], below: Path
+    file: Path, form: LabelForm, rules: Rules, audio: Mapping[str, list[Path]], below: Path
 ) -> tuple[list[dict[str, str]], list[Problem]]:
     rows: list[dict[str, str]] = []
     problems: list[Problem] = []

@@ -78,6 +78,13 @@ def stretch_protocol(corpus: Corpus) -> Protocol:
     return "stretches" if protocol == "recordings" else protocol
 
 
+def protocol_for(asked: Protocol | None, corpus: Corpus) -> Protocol:
+    """The asked protocol, else the corpus's own; CorpusError where its labels do not allow it."""
+    chosen = asked or default_protocol(corpus)
+    check_protocol(corpus, chosen)
+    return chosen
+
+
 def check_protocol(corpus: Corpus, protocol: str) -> None:
     """CorpusError if the labels of the corpus have another grain than the protocol needs."""
     for recording in corpus.recordings:

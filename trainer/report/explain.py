@@ -20,6 +20,7 @@ from device.labels import LABELS
 from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.model.judgement import Judgement, judge
+from device.model.occlusion import FLAT, SCALE
 from device.runtime import own_font_list
 from device.signal import (
     FRAME_SAMPLES,
@@ -29,6 +30,8 @@ from device.signal import (
     WINDOW_SAMPLES,
     FloatArray,
     FrontEnd,
+    hertz_ticks,
+    repetition,
     resample,
     split,
     window,
@@ -41,7 +44,6 @@ from trainer.metrics import BoolArray, Float64Array, IntArray
 from trainer.model.config import ModelConfig
 from trainer.model.network import AST, Ensemble, Network, pool_moments
 from trainer.run.folder import load_model, read_facts
-from trainer.training.crops import repetition
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,9 +53,6 @@ SILENCE_DB: Final = -20.0  # below a window's mean power; on SPRSound one frame 
 ATTENTION: Final = (
     16  # attention weights are kept twice, with their gradients: so many times the memory of a plain pass
 )
-TICKS_HZ: Final = (200, 500, 1000, 2000, 4000, 8000)
-FLAT: Final = 0.1  # of even attention; random weights differ by as much
-SCALE: Final = 5.0  # times even attention, where the colours end: the same in every picture
 
 
 class ExplainError(RespSAMError):
@@ -390,10 +389,11 @@ def picture_of(explanation: Explanation) -> "Figure":
         f"what speaks for '{verdict.label}' (gradient-weighted)",
     )
     overlays = (None, attended.rollout, attended.gradient)
+    hertz, shares = zip(*hertz_ticks(explanation.front_end), strict=True)
     for axis, title, overlay in zip(axes, titles, overlays, strict=True):
         _draw_window(axis, attended, seconds, overlay)
         axis.set_title(title + ": flat" * (overlay is not None and is_flat(overlay)), loc="left", fontsize=10)
-        axis.set_yticks(*hertz_ticks(explanation.front_end))
+        axis.set_yticks([share * explanation.front_end.mels for share in shares], map(str, hertz))
         axis.set_ylabel("Hz")
     axes[-1].set_xlabel("s of the window")
     axes[-1].set_xlim(0, seconds)
@@ -420,10 +420,3 @@ def runs(frames: BoolArray) -> list[tuple[int, int]]:
     """First and one past the last of every stretch of true frames."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], frames, [False]]).astype(np.int8)))
     return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
-
-
-def hertz_ticks(front_end: FrontEnd) -> tuple[list[float], list[str]]:
-    """Where round frequencies lie among the bands, and their names."""
-    low, high, *mel = 1127.0 * np.log1p(np.array([front_end.low_hz, front_end.high_hz, *TICKS_HZ]) / 700.0)
-    inside = [(m, hz) for m, hz in zip(mel, TICKS_HZ, strict=True) if low < m <= high]
-    return [float((m - low) / (high - low)) * front_end.mels for m, _ in inside], [str(hz) for _, hz in inside]

@@ -5,10 +5,12 @@ import gc
 import inspect
 import os
 import platform
+import tempfile
 import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.util import get_temp_dir
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Value = TypeVar("Value")
+LONGEST_SOCKET: Final = 107  # bytes in the path of a Unix socket, on Linux
+SOCKET_NAME: Final = "/listener-12345678"  # as multiprocessing names it
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 LONGEST_WAIT: Final = timedelta(
     minutes=30
@@ -133,7 +137,7 @@ def start(
     """Join or start the processes of a run; each goes on from here. `device` is auto, cpu or cuda.
 
     Started by torchrun or SLURM, a process joins; otherwise further ones are started with the same command line.
-    MachineError when torch sees fewer GPUs than asked for.
+    MachineError when torch sees fewer GPUs than asked for, or when TMPDIR is too long for the workers.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -145,6 +149,8 @@ def start(
         raise MachineError(
             f"--processes {processes}: torch sees {torch.cuda.device_count()} GPUs here; ask for as many"
         )
+    if workers:
+        _check_sockets(workers)
     several = processes * nodes > 1
     # Fabric calls a name that torch has renamed; the user cannot change that
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
@@ -168,6 +174,22 @@ def start(
         # Fabric does so for NCCL alone, and threads of gloo that outlive Python abort the process now and then
         atexit.register(_part)
     return Machine(fabric, workers, compiled, checkpointing)
+
+
+def _check_sockets(workers: int) -> None:
+    """MachineError where the folder for temporary files has too long a path for the workers' sockets.
+
+    A worker could not send its first batch, and the training would wait for it forever.
+    """
+    most = LONGEST_SOCKET - len(SOCKET_NAME)
+    # newer Pythons take a shorter folder by themselves
+    if len(os.fsencode(get_temp_dir())) > most:
+        folder = tempfile.gettempdir()
+        raise MachineError(
+            f"{folder}: this folder for temporary files has {len(os.fsencode(folder))} bytes in its path, and the "
+            f"sockets of training.workers = {workers} allow {most - len('/pymp-12345678')}; set TMPDIR to a shorter "
+            "one, for example /tmp, or training.workers to 0"
+        )
 
 
 def keep_freed_memory() -> None:

@@ -5,12 +5,9 @@ A cell's folder is named after all that decides its result, so studies share cel
 
 import hashlib
 import json
-import logging
 import math
-import os
-import socket
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from device.runtime import disable_telemetry
+from device.cluster import on_ray
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
@@ -49,7 +46,6 @@ from trainer.training.train import identity
 
 CELL_FILE: Final = "cell.json"
 ERROR_FILE: Final = "error.txt"
-START_RAY: Final = "start one with 'ray start --head', or leave --ray out"
 LAYOUT: Final = 3  # raise when the same recipe, seed and corpus would give another result
 
 
@@ -293,50 +289,15 @@ def run_cells(
     One after another in this process, or as tasks of Ray: `jobs` at a time here, or as many as fit into `cluster`, at
     whose address all see the same folders. A worker that dies is replaced, and its cell goes on from its checkpoint.
     """
-    left = {cell.folder: cell for cell in cells if not cell.done(plan)}.values()  # two settings may share one
-    here = ((cell, attempt(cell, plan)) for cell in left)
+    left = [*{cell.folder: cell for cell in cells if not cell.done(plan)}.values()]  # two settings may share one
+
+    def lost(cell: Cell, error: Exception) -> str:
+        return f"{unforeseen(cell, error)}; finished epochs are kept"
+
+    here = enumerate(attempt(cell, plan) for cell in left)
+    there = on_ray(attempt, left, (plan,), lost, address=cluster, processes=jobs, gpu=plan.device == "cuda")
     problems = 0
-    for cell, problem in here if jobs == 1 and not cluster else _on_ray(left, plan, jobs, cluster):
-        ended(cell, problem)
+    for index, problem in here if jobs == 1 and not cluster else there:
+        ended(left[index], problem)
         problems += problem is not None
     return problems
-
-
-def _reach(cluster: str) -> None:
-    """StudyError where nothing listens at HOST:PORT; Ray itself would try for minutes and then end the process."""
-    host, _, port = cluster.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise StudyError(f"--ray {cluster}: nothing answers there ({reason}); {START_RAY}") from error
-
-
-def _on_ray(cells: Collection[Cell], plan: Plan, jobs: int, cluster: str) -> Iterator[tuple[Cell, str | None]]:
-    disable_telemetry()
-    # at the priority of the command: Ray's own 15 starves beside anything else that computes
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise StudyError("several cells at once need Ray; pip install 'respsam[cluster]', or --jobs 1") from error
-    _reach(cluster)
-    try:
-        local: dict[str, Any] = {} if cluster else {"num_cpus": jobs, "include_dashboard": False}
-        ray.init(address=cluster or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise StudyError(f"--ray {cluster}: no cluster answers there ({one_line(str(error))}); {START_RAY}") from error
-    try:
-        task = ray.remote(attempt).options(num_cpus=1, num_gpus=int(plan.device == "cuda"), max_retries=3)
-        running = {task.remote(cell, plan): cell for cell in cells}
-        while running:
-            (finished,), _ = ray.wait(list(running))
-            cell = running.pop(finished)
-            try:
-                problem = ray.get(finished)
-            except ray.exceptions.RayError as error:
-                problem = f"{unforeseen(cell, error)}; finished epochs are kept"
-            yield cell, problem
-    finally:
-        ray.shutdown()

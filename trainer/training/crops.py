@@ -15,7 +15,6 @@ from device.signal import (
     MEL_FLOOR,
     PREEMPHASIS,
     SAMPLE_RATE,
-    SEAM_SAMPLES,
     WINDOW_SAMPLES,
     WINDOW_SECONDS,
     FloatArray,
@@ -27,6 +26,7 @@ from device.signal import (
     normalise,
     pad,
     pad_frames,
+    repetition,
     resample,
     split,
 )
@@ -220,17 +220,6 @@ def sped(samples: FloatArray, largest: float, random: np.random.Generator) -> tu
         return samples, 1.0
     rate = round(SAMPLE_RATE * float(np.exp(random.uniform(-np.log1p(largest), np.log1p(largest)))))
     return resample(samples, rate), rate / SAMPLE_RATE
-
-
-def repetition(size: int, front_end: FrontEnd) -> tuple[int, int]:
-    """Samples from one repeat of a cycle of `size` samples to the next in its window, and of the fade between them.
-
-    WINDOW_SAMPLES and 0 where nothing is repeated.
-    """
-    if size >= WINDOW_SAMPLES:
-        return WINDOW_SAMPLES, 0
-    seam = min(SEAM_SAMPLES if front_end.seam == "crossfade" else 0, size // 2)
-    return size - seam, seam
 
 
 def augmented_window(

@@ -1,6 +1,7 @@
 // The exam: age first, then site by site on the chest map, then the result.
 
 import { advice, follow, showAdvice, showDots, showVerdict } from "./coach.js";
+import { looksButton } from "./overlay.js";
 import { Scope } from "./scope.js";
 import { attempt, call, element, find, get, notValidated, styleName, VERDICT_MARKS } from "./shell.js";
 
@@ -144,9 +145,10 @@ function showResult(exam) {
 function showEvidence(exam) {
   find("found").hidden = !exam.evidence.length;
   find("foundTitle").textContent = exam.evidence.some((one) => one.cycle.flag) ? "Evidence: the strongest cycles" : "The strongest cycles; none is flagged";
-  find("evidence").replaceChildren(...exam.evidence.map(({ words, cycle, picture }) => {
+  find("evidence").replaceChildren(...exam.evidence.map(({ words, cycle, picture, session }) => {
     const what = `${words}, ${cycle.start.toFixed(1)}–${cycle.end.toFixed(1)} s: ${cycle.class}, probability ${cycle.probability.toFixed(2)}`;
-    return element("figure", {}, element("img", { src: picture, alt: `Spectrogram: ${what}` }), element("figcaption", {}, what));
+    const looks = exam.finished && session && cycle.flag ? [looksButton(session, cycle.number)] : [];
+    return element("figure", {}, element("img", { src: picture, alt: `Spectrogram: ${what}` }), element("figcaption", {}, what), ...looks);
   }));
 }
 

@@ -233,7 +233,6 @@ export class Scope {
     pen.textAlign = "right";
     pen.textBaseline = "middle";
     for (const [hertz, share] of this.picture?.ticks ?? []) {
-      if (hertz < 200) continue; // no room beside 200 Hz
       const y = spectrum.top + spectrum.height * (1 - share);
       pen.fillText(hertz >= 1000 ? `${hertz / 1000} kHz` : `${hertz} Hz`, GUTTER - 6, Math.min(Math.max(y, spectrum.top + 7), spectrum.top + spectrum.height - 7));
       pen.fillRect(GUTTER - 4, y, 4, 1);

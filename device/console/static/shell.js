@@ -13,6 +13,13 @@ export const element = (tag, properties = {}, ...children) => {
   return made;
 };
 
+export const shape = (tag, attributes, ...children) => {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+};
+
 export const find = (id) => document.getElementById(id);
 
 export const clock = (seconds) => {

@@ -4,9 +4,10 @@ import http.client
 import json
 import queue
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Served:
         host: str | None = None,
         cookie: str = "",
         form: str = "",
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Answer:
         """A request as a page of the console makes it; `origin` and `host` of another one on demand."""
         if self.line.url.startswith("https"):
@@ -67,11 +69,11 @@ class Served:
         else:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         named = host or f"127.0.0.1:{self.port}"
-        headers = {"Host": named, "Cookie": cookie}
+        sent = {"Host": named, "Cookie": cookie, **headers}
         if origin is not None:
-            headers["Origin"] = self.line.url.split(":")[0] + f"://{named}" if origin == "own" else origin
+            sent["Origin"] = self.line.url.split(":")[0] + f"://{named}" if origin == "own" else origin
         content = form.encode() if form else b"" if body is None else json.dumps(body).encode()
-        connection.request(method, path, content or None, headers)
+        connection.request(method, path, content or None, sent)
         answer = connection.getresponse()
         found = Answer(answer.status, answer.read().decode(errors="replace"), {})
         found.headers = {name.lower(): value for name, value in answer.getheaders()}

@@ -118,12 +118,20 @@ def test_stretches_are_judged_by_the_rule_of_a_site() -> None:
     rule = SiteRule(threshold=0.5, stretch_cycles=2, least_cycles=1)
     probabilities = [0.9, None, 0.8, 0.1, 0.2, None, None, 0.9]
     cycles = [
-        {"number": number, "start_sample": number * SAMPLE_RATE, "probability": probability}
+        {
+            "number": number,
+            "start_sample": 3 * number * SAMPLE_RATE,
+            "end_sample": 3 * (number + 1) * SAMPLE_RATE,
+            "kind": "breath",
+            "probability": probability,
+        }
         for number, probability in enumerate(probabilities)
     ]
     assert stretches(cycles, rule) == [
-        {"start": 0.0, "verdict": "flagged", "cycles": [0, 1, 2]},
-        {"start": 3.0, "verdict": "nothing flagged", "cycles": [3, 4]},
-        {"start": 5.0, "verdict": "poor quality", "cycles": [5, 6, 7]},
+        {"start": 0.0, "end": 9.0, "verdict": "flagged", "rate": None, "first": 0, "last": 2},
+        {"start": 9.0, "end": 15.0, "verdict": "nothing flagged", "rate": None, "first": 3, "last": 4},
+        {"start": 15.0, "end": 24.0, "verdict": "poor quality", "rate": None, "first": 5, "last": 7},
     ]
     assert stretches([], rule) == []
+    (longer,) = stretches(cycles, rule.model_copy(update={"stretch_cycles": 5}))
+    assert longer["rate"] == 20.0

@@ -46,6 +46,18 @@ def test_events_are_bounded_too() -> None:
     assert waiting.get() == b"5"
 
 
+def test_a_sandbox_that_forbids_a_lower_priority_does_not_stop_the_console(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse = "import os\ndef nice(_by): raise PermissionError\nos.nice = nice\n"
+    (tmp_path / "sitecustomize.py").write_text(refuse)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    served = serve(tmp_path, console_settings())
+    with served.line:
+        assert served.ask("GET", "/api/state").status == 200
+    assert served.warnings == []
+
+
 def test_a_console_that_stands_still_holds_nobody_up(tmp_path: Path) -> None:
     served = serve(tmp_path, console_settings())
     with served.line:

@@ -1,16 +1,20 @@
 """The report of an exam, also where there is little to report, and where no PDF can be made."""
 
 import asyncio
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from device.console.picture import Stream, outline, png, still
-from device.console.report import PdfError, pdf, report
+from device.console.report import BROWSERS, PdfError, pdf, report
 from device.console.visit import Visit
 from device.signal import HOP_SAMPLES, FrontEnd
 from tests.device.console.conftest import BLOCK, noise, summary_of
+from tests.full_disk import mounted
 
 MODEL = {"name": "m", "fingerprint": "ab" * 32, "cycle_threshold": 0.5, "site_threshold": 0.4, "stretch_cycles": 6}
 
@@ -42,6 +46,28 @@ def test_a_box_without_chromium_says_how_to_get_a_pdf(monkeypatch: pytest.Monkey
     monkeypatch.setattr("shutil.which", lambda _name: None)
     with pytest.raises(PdfError, match="press Print on the report"):
         asyncio.run(pdf(visited(True, b"").document()))
+
+
+def test_the_pdf_of_an_exam_without_flags_is_one_page() -> None:
+    if not any(map(shutil.which, BROWSERS)):
+        pytest.skip("no chromium on this machine")
+    picture = png(np.zeros((90, 32), np.uint8), scale=2)
+    made = asyncio.run(pdf(visited(False, picture).document()))
+    assert made.startswith(b"%PDF") and made.count(b"/Type /Page\n") == 1
+
+
+@pytest.mark.parametrize("room", [20_000, 300_000])
+def test_a_disk_without_room_gives_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    if not any(map(shutil.which, BROWSERS)):
+        pytest.skip("no chromium on this machine")
+    with mounted(tmp_path / "small", room):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "small"))
+        with pytest.raises(PdfError, match="press Print on the report") as refusal:
+            asyncio.run(pdf(visited(False, png(np.zeros((900, 64), np.uint8))).document()))
+        assert len(str(refusal.value).splitlines()) == 1
+        assert not list((tmp_path / "small").iterdir())
 
 
 def test_the_picture_of_a_stream_does_not_depend_on_its_blocks() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import device.capture.microphone
 import device.view.supervisor
 from device.capture.blocks import BLOCK_SAMPLES, SILENCE, Block
 from device.capture.microphone import MicrophoneSource
@@ -250,3 +252,34 @@ def test_only_a_present_microphone_that_stays_silent_starves_the_watchdog(
         supervisor.wait_for("WATCHDOG=1", since=repaired)
     assert (max(late, default=0.0) < 4.5) == starves, late
     assert bool(supervisor.times("STATUS=the microphone has given no sound for", began)) == starves
+
+
+def test_between_two_sessions_of_the_console_the_watchdog_is_fed(supervisor: Supervisor, tmp_path: Path) -> None:
+    served = {"RESPSAM_CONSOLE__SERVE": "true", "RESPSAM_CONSOLE__PORT": "0"}
+    bundle = make_bundle(tmp_path / "bundle")
+    arguments = ("listen", "--source", "demo", "--no-store", "--bundle", str(bundle))
+    with device_process(*arguments, **served, **supervisor.environment) as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().split("console is at ")[1].strip()
+        supervisor.wait_for("STATUS=listening")
+        stop = urllib.request.Request(f"{url}api/stop", b"{}", {"Origin": url.rstrip("/")}, method="POST")
+        urllib.request.urlopen(stop, timeout=60).close()
+        stopped = supervisor.wait_for("STATUS=not listening")
+        supervisor.wait_for("WATCHDOG=1", since=stopped + 0.05)
+        # systemd would end a program that says it is stopping
+        assert not supervisor.times("STOPPING=1")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_service_that_cannot_serve_the_console_listens_without_it(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        served = {"RESPSAM_CONSOLE__SERVE": "true", "RESPSAM_CONSOLE__PORT": str(taken.getsockname()[1])}
+        arguments = ("listen", "--source", "demo", "--fast", "--seconds", "6", "--no-store", "--bundle", str(bundle))
+        with device_process(*arguments, **served) as process:
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 0
+        assert "in use; end the other program, or set console.port; it listens without the console" in errors
+        with device_process(*arguments, "--console", **served) as process:
+            assert process.wait(60) == 2

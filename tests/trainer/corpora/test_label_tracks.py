@@ -134,5 +134,5 @@ def test_the_command_writes_the_manifest_and_says_what_is_next(folder: Path, run
     done = run_cli("trainer", *order, "grunt=wheeze", "--label", "squawk=both", "--lenient")
     assert done.returncode == 0, done.stderr
     assert "left out (1 of 1): day 1/7_left.txt:3: 'x' is not a time" in done.stderr
-    assert done.stdout == "mine.csv: 2 rows; next: trainer data describe --corpus manifest --data mine.csv\n"
+    assert done.stdout == "mine.csv: 2 rows\nnext: respsam-trainer data describe --corpus manifest --data mine.csv\n"
     assert [cycle.label for cycle in load_corpus("manifest", folder / "mine.csv").cycles] == ["wheeze", "both"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -22,6 +23,15 @@ from trainer.training.sampler import draw
 
 # one process takes its batches in turn, two have the mean of their running averages: nearly the same; patches have none
 PATCHES = [f"model={json.dumps({**AST, 'dropout': 0.0})}", "optimizer.epochs=2"]
+
+
+WITH_A_WORKER = """
+import torch
+from torch.utils.data import DataLoader
+from trainer.run.machine import start
+batches = DataLoader(torch.arange(3.0), 1, num_workers=start("cpu", workers=1).workers)
+print(sum(1 for _ in batches))
+"""
 
 
 def environment() -> dict[str, str]:
@@ -256,6 +266,25 @@ def test_a_killed_process_ends_the_other_with_one_line_and_the_run_goes_on(
 def test_a_gpu_that_is_not_there_is_said() -> None:
     with pytest.raises(MachineError, match="--device cuda: torch sees no GPU here"):
         start("cuda")
+
+
+@pytest.mark.parametrize("length", [75, 76])
+def test_a_folder_for_temporary_files_that_is_too_long_for_the_workers_is_refused(length: int) -> None:
+    """The workers of a training would wait forever: once with the longest folder that works, once with a longer one."""
+    with TemporaryDirectory(dir="/tmp", prefix="x" * (length - len("/tmp/12345678"))) as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", WITH_A_WORKER],
+            env={**environment(), "TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    if length == 75 or sys.version_info >= (3, 14):
+        assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    else:
+        (line,) = done.stderr.strip().splitlines()[-1:]
+        assert f"MachineError: {folder}: " in line and "has 76 bytes in its path" in line and "allow 75" in line
+        assert "set TMPDIR to a shorter one" in line
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps its memory as it likes")
