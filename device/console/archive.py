@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -11,17 +11,17 @@ from device.bundle import SiteRule
 from device.console.chest import in_words
 from device.console.picture import png, still
 from device.listening.respiratory_rate import rate_of_onsets
-from device.model.classifier import Classifier
-from device.model.occlusion import SCALE, occlusion
 from device.signal import SAMPLE_RATE, FloatArray, FrontEnd, heights, hertz_ticks
 from device.store.audio import AudioStore
 from device.store.database import KEPT, StoreError
 from device.store.exams import Exams
-from device.store.replay import cycle_span, own_classifier
 from device.store.sealing import read_key
-from device.store.sessions import delete_session, list_sessions, read_cycles, read_kept_cycle, read_session
+from device.store.sessions import cycle_span, delete_session, list_sessions, read_cycles, read_kept_cycle, read_session
 from device.verdict.site import together
 from firmware_config.settings import StoreSettings
+
+if TYPE_CHECKING:
+    from device.model.classifier import Classifier
 
 Row = dict[str, Any]
 
@@ -92,6 +92,8 @@ class Archive:
 
     def evidence(self, number: int, cycle: int) -> Row:
         """Where the session's model looks in a cycle, judged again with places hidden. Raises StoreError."""
+        from device.model.occlusion import SCALE, occlusion
+
         row, samples = self._kept(number, cycle)
         found = occlusion(self._classifier(row), samples, cycle_span(row))
         return {
@@ -121,8 +123,10 @@ class Archive:
             raise StoreError("no sessions are stored: set store.enabled")
         return self._file
 
-    def _classifier(self, row: Row) -> Classifier:
+    def _classifier(self, row: Row) -> "Classifier":
         """The model that judged a cycle, on the CPU; it stays open for the next one."""
+        from device.store.replay import own_classifier
+
         fingerprint: str = row["bundle"]
         if self._opened is None or self._opened.fingerprint != fingerprint:
             self._opened = own_classifier(row["session"], row["settings"], fingerprint, on_cpu=True)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from device.breath.segmenter import LEAST_RHYTHM
-from device.listening.cycle import CycleResult
+if TYPE_CHECKING:
+    from device.listening.cycle import CycleResult
 
 RATE_CYCLES: Final = 9  # how many of the latest cycles count
 LEAST_INTERVALS: Final = 3  # from onset to onset
@@ -19,12 +19,14 @@ OCTAVE_TOLERANCE: Final = 0.15  # of a whole number of intervals
 SURE_RHYTHM: Final = 0.4  # confidence that a rhythm needs where no breaths confirm it
 
 
-def respiratory_rate(cycles: Sequence[CycleResult]) -> float | None:
+def respiratory_rate(cycles: "Sequence[CycleResult]") -> float | None:
     """Breaths a minute over the latest cycles; None where the breaths found and the autocorrelation disagree.
 
     The autocorrelation alone is wrong by an octave in a quarter of simulated sessions at 20 a minute, in most at 60.
     Two phases of a breath found as two breaths are wrong by an octave in the other direction.
     """
+    from device.breath.segmenter import LEAST_RHYTHM  # here: whoever reads stored breaths needs no filters of scipy
+
     latest = cycles[-RATE_CYCLES:]
     periods = np.array([cycle.period_seconds for cycle in latest if cycle.rhythm >= LEAST_RHYTHM])
     intervals = _intervals([(cycle.start_seconds, cycle.kind) for cycle in latest])

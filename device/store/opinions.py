@@ -15,8 +15,7 @@ from device.signal import SAMPLE_RATE
 from device.store.audio import AudioStore
 from device.store.database import KEPT, StoreError
 from device.store.exams import Exams, Row
-from device.store.replay import cycle_span
-from device.store.sessions import sound_is_its_own
+from device.store.sessions import cycle_span, sound_is_its_own
 from firmware_config.command_line import counted
 
 COLUMNS: Final = ("path", "start", "end", "label", "patient", "device", "site", "age")

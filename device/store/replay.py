@@ -7,10 +7,9 @@ from typing import Any
 from device.capture.recording import AudioError
 from device.model.classifier import Classifier
 from device.model.opening import bundle_of, open_classifier
-from device.signal import Span
 from device.store.audio import AudioStore
 from device.store.database import KEPT, UNSTORED, StoreError
-from device.store.sessions import Row, Warn, no_warning, read_session, sound_is_its_own
+from device.store.sessions import Row, Warn, cycle_span, no_warning, read_session, sound_is_its_own
 from device.verdict.site import SiteDecision
 from firmware_config.settings import Layer, load_settings
 
@@ -155,12 +154,6 @@ def own_classifier(
     if on_cpu:
         changes |= {"engine": "cpu", "threads": 1, "precision": "auto" if own.engine == "tensorrt" else own.precision}
     return open_classifier(own.model_copy(update=changes))
-
-
-def cycle_span(cycle: Row) -> Span | None:
-    """Where a cycle lies in its stored sound; None if it is all of it, as before schema 3."""
-    before = cycle["context_start_sample"]
-    return None if before is None else (cycle["start_sample"] - before, cycle["end_sample"] - before)
 
 
 def _unreplayable(cycle: Row, audio: AudioStore) -> str:

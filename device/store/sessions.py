@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
 from device.breath.quality import Quality
-from device.signal import SAMPLE_RATE
+from device.signal import SAMPLE_RATE, Span
 from device.store.audio import AudioStore
 from device.store.database import (
     COUNTS,
@@ -116,6 +116,12 @@ def read_kept_cycle(file: Path, number: int, cycle: int) -> Row | None:
         found = _query(database, KEPT_CYCLE, number, cycle)
         own = bool(found) and AudioStore(file).belongs_to(number, session_owner(database, number))
         return found[0] if own else None
+
+
+def cycle_span(cycle: Row) -> Span | None:
+    """Where a cycle lies in its stored sound; None if it is all of it, as before schema 3."""
+    before = cycle["context_start_sample"]
+    return None if before is None else (cycle["start_sample"] - before, cycle["end_sample"] - before)
 
 
 def sound_is_its_own(file: Path, number: int) -> bool:
