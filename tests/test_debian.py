@@ -15,10 +15,14 @@ import pytest
 import soundfile
 
 from device.breath.simulator import simulate
+from device.bundle import read_bundle
 from device.signal import SAMPLE_RATE
-from firmware_config.provisioning import SERVICE, STATE
+from export.signing import offer
+from firmware_config.provisioning import SERVICE, SETTINGS, STATE
 from tests.conftest import REPOSITORY
 from tests.debian import Debian, debian
+from tests.device.bundle_maker import make_bundle
+from tests.device.test_slots import named
 from tests.device.virtual_microphone import VirtualMicrophone, virtual_microphone
 
 pytestmark = [
@@ -26,6 +30,7 @@ pytestmark = [
     pytest.mark.timeout(1500),
 ]
 MICROPHONE = "/srv/mic"  # of the sound server's folder, inside
+OFFERS = "/srv/offers"  # the folder that boxes poll
 # the card that a box's own ALSA settings name, played by the sound server outside
 CARD = f"""
 pcm.!stethoscope {{ type pulse server "unix:{MICROPHONE}/native" device feed.monitor
@@ -52,8 +57,22 @@ def microphone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMicr
 
 
 @pytest.fixture(scope="module")
-def box(packages: Path, microphone: VirtualMicrophone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debian]:
-    binds = {packages: "/srv/packages", microphone.folder: MICROPHONE}
+def offers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for all boxes, in a folder."""
+    folder = tmp_path_factory.mktemp("offers")
+    bundle = read_bundle(make_bundle(tmp_path_factory.mktemp("bundle") / "next", changes=named("next")))
+    folder.chmod(0o755)
+    offer(bundle, folder, [])
+    (folder / "reports").mkdir()
+    (folder / "reports").chmod(0o777)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def box(
+    packages: Path, offers: Path, microphone: VirtualMicrophone, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Debian]:
+    binds = {packages: "/srv/packages", microphone.folder: MICROPHONE, offers: OFFERS}
     with debian(tmp_path_factory.mktemp("box"), binds) as box:
         yield box
 
@@ -65,6 +84,10 @@ def install(box: Debian, version: str, action: str = "--install") -> str:
 
 def status(box: Debian) -> str:
     return box.show(SERVICE, "StatusText")
+
+
+def journal(box: Debian) -> str:
+    return box.run("journalctl", "-u", SERVICE, "--no-pager")
 
 
 def files(box: Debian) -> set[str]:
@@ -128,8 +151,7 @@ def test_what_is_heard_is_stored(box: Debian, microphone: VirtualMicrophone, tmp
     box.wait_for(lambda: listens(box), 60, "it does not start again")
     assert any(int(str(row["cycles"])) > 2 for row in sessions(box))
     assert box.run("stat", "-c", "%U %a", "/var/lib/respsam") == "respsam 700"
-    journal = box.run("journalctl", "-u", SERVICE, "--no-pager")
-    assert "session begins" in journal and "Traceback" not in journal
+    assert "session begins" in journal(box) and "Traceback" not in journal(box)
 
 
 def test_an_unplugged_microphone_is_said_and_found_again(box: Debian, microphone: VirtualMicrophone) -> None:
@@ -147,10 +169,34 @@ def test_a_deaf_service_is_started_anew(box: Debian, microphone: VirtualMicropho
     microphone.freeze()
     try:
         box.wait_for(lambda: box.show(SERVICE, "MainPID") not in (process, "0"), 90, "systemd does not start it anew")
-        assert "Watchdog timeout" in box.run("journalctl", "-u", SERVICE, "--no-pager")
+        assert "Watchdog timeout" in journal(box)
     finally:
         microphone.thaw()
-    box.wait_for(lambda: listens(box), 30, "it does not listen again")
+    box.wait_for(lambda: listens(box), 60, "it does not listen again")
+
+
+def test_the_timer_s_service_installs_the_bundle_that_is_offered(
+    box: Debian, offers: Path, microphone: VirtualMicrophone, tmp_path: Path
+) -> None:
+    before = (box.root / SETTINGS).read_text()
+    (box.root / SETTINGS).write_text(f'{before}\n[bundle]\nupdates = "{OFFERS}"\n')
+    process = box.show(SERVICE, "MainPID")
+    box.run("respsam-device", "provision")
+    assert box.run("systemctl", "is-active", "respsam-update.timer") == "active"
+    box.wait_for(lambda: box.show(SERVICE, "MainPID") not in (process, "0") and listens(box), 60, "no new settings")
+    process = box.show(SERVICE, "MainPID")
+    box.run("systemctl", "start", "respsam-update.service")
+    (report,) = (offers / "reports").glob("*.json")
+    assert json.loads(report.read_text())["state"] == "on trial"
+    soundfile.write(tmp_path / "breaths.wav", 4 * simulate(4, 60.0).samples, SAMPLE_RATE)
+    microphone.play(tmp_path / "breaths.wav").wait(90)
+    box.wait_for(lambda: 'bundle="next"' in journal(box), 30, "the running service does not take it")
+    assert box.show(SERVICE, "MainPID") == process
+    box.run("systemctl", "start", "respsam-update.service")
+    assert json.loads(report.read_text())["state"] == "ready"
+    (box.root / SETTINGS).write_text(before)
+    box.run("respsam-device", "provision")
+    assert box.show("respsam-update.timer", "LoadState") == "not-found"
 
 
 def test_an_upgrade_keeps_the_history(box: Debian) -> None:

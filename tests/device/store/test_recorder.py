@@ -290,6 +290,7 @@ def committed(process: subprocess.Popen[str]) -> tuple[int, int]:
     return int(session), int(number)
 
 
+@pytest.mark.timeout(40 * KILLS)
 def test_kill_9_at_random_moments_loses_no_committed_cycle(file: Path) -> None:
     """Each round goes on in the file that the last one left behind."""
     moments = random.Random(3)
