@@ -53,7 +53,7 @@ async function buildMap() {
 const planOf = (exam) => Object.values(state.plans).flat().filter((site) => exam.required.includes(site.code));
 
 function showMap(exam) {
-  const plan = [...new Map(planOf(exam).map((site) => [site.code, site])).values()];
+  const plan = planOf(exam);
   for (const face of ["front", "back"]) {
     const sites = plan.filter((site) => site.face === face);
     find(face).hidden = !sites.length;
@@ -120,9 +120,8 @@ const cell = (site) => {
 };
 
 function showPairs(exam) {
-  const plan = new Map(planOf(exam).map((site) => [site.code, site]));
   const rows = [];
-  for (const site of plan.values()) {
+  for (const site of planOf(exam)) {
     if (site.side === "right") continue;
     const name = site.words.replace(/^left /, "");
     const right = site.opposite ? exam.sites[site.opposite] : undefined;
