@@ -159,7 +159,9 @@ def listen(
         return _service(known, opened, subject, seconds, follow=not console)
 
     first = open_service(age, site)
-    return _code(_run_with_console(first, open_service, json_output) if console else _run_service(first, json_output))
+    return _code(
+        _run_with_console(ready, first, open_service, json_output) if console else _run_service(first, json_output)
+    )
 
 
 @app.command()
@@ -280,19 +282,30 @@ def _show_service(
 
 
 def _run_with_console(
-    first: "Service", open_service: "Callable[[float | None, str | None, int], Service]", json_output: bool
+    ready: "Configuration",
+    first: "Service",
+    open_service: "Callable[[float | None, str | None, int], Service]",
+    json_output: bool,
 ) -> "list[Signals]":
     """Run one session, and those that browsers order, until a signal; returns the signals."""
+    from device.capture.microphone import MicrophoneSource
     from device.console.desk import Desk, Order, console_line
     from device.listening.live import stopped_by_signals
+    from device.service import colleague_service
+    from firmware_config.passports import find_passport
 
     waiting = [first]
 
     def opened(order: Order) -> "Service":
+        if order.do == "calibrate":
+            return colleague_service(ready, find_passport(order.passport), order.seconds, _warn)
         return waiting.pop() if waiting else open_service(order.age_years, order.site, order.place)
 
-    desk = Desk(opened, lambda service, view: _show_service(service, json_output, received, [view]))
-    with console_line(first, desk.take, _warn) as line, stopped_by_signals(desk) as received:
+    def show(service: "Service", view: "View") -> None:
+        _show_service(service, json_output, received, [view])
+
+    desk = Desk(opened, show, lambda: MicrophoneSource(ready.settings.audio))
+    with console_line(ready, desk.take, _warn) as line, stopped_by_signals(desk) as received:
         typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
         desk.run(line, _warn)
     return received
@@ -403,7 +416,7 @@ def set_account(
     name: Annotated[str, typer.Argument(help="Who logs in to the console.", metavar="NAME")],
     role: Annotated[
         Literal["viewer", "examiner", "admin"],
-        typer.Option("--role", help="A viewer looks, an examiner examines too, an admin deletes too."),
+        typer.Option("--role", help="A viewer looks, an examiner examines too, an admin deletes and calibrates too."),
     ] = "examiner",
     config: ConfigOption = None,
 ) -> None:
@@ -685,11 +698,11 @@ def passport_new(
     Later plug-ins are compared with it. On a terminal every step waits for Enter.
     """
     from device.capture.microphone import MicrophoneSource
-    from device.capture.stethoscope import STEPS, SelfTest, record
+    from device.capture.stethoscope import SelfTest, record
 
     settings, test = _settings(config), SelfTest(name, replace=replace)
-    for number, step in enumerate(STEPS, 1):
-        what = f"{number} of {len(STEPS)}: {step.what}"
+    for number, step in enumerate(test.steps, 1):
+        what = f"{number} of {len(test.steps)}: {step.what}"
         if sys.stdin.isatty():
             typer.prompt(f"{what}, then Enter", "", show_default=False, err=True)
         else:

@@ -18,7 +18,7 @@ from device.listening.screening import screen_recording
 from device.model.classifier import Classifier
 from device.verdict.calibration import CalibrationError, calibrated
 from device.verdict.summary import Summary
-from firmware_config.files import write_atomically
+from firmware_config.files import FileError, write_atomically
 from firmware_config.passports import Calibration, PassportFile, find_passport, own_folder, write_passport
 from firmware_config.settings import QualitySettings
 
@@ -94,8 +94,11 @@ class Draft:
             self._write()
 
     def discard(self) -> None:
-        """Remove the file: the calibration is written, or nobody wants it."""
-        self.file.unlink(missing_ok=True)
+        """Remove the file: the calibration is written, or nobody wants it. FileError if that fails."""
+        try:
+            self.file.unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(f"{self.file}: cannot be removed ({error.strerror}); remove it by hand") from error
         self.people = {}
 
     def _write(self) -> None:

@@ -149,6 +149,8 @@ def record(
 class SelfTest:
     """A self-test as it is made, step by step: the command and the console record each step, and give it the sound."""
 
+    steps: Final = STEPS
+
     def __init__(self, name: str, *, replace: bool = False) -> None:
         """PassportError as `new_file`; with `replace` the stethoscope is compared with its former passport."""
         self.name, self.file = name, new_file(name, replace=replace)
@@ -160,7 +162,7 @@ class SelfTest:
     @property
     def step(self) -> Step | None:
         """The next one; None when all are done."""
-        return STEPS[len(self._sounds)] if len(self._sounds) < len(STEPS) else None
+        return self.steps[len(self._sounds)] if len(self._sounds) < len(self.steps) else None
 
     def add(self, device: str, sound: FloatArray) -> None:
         """Take the next step's sound (n,); PassportError when it shows nothing: record the step again."""

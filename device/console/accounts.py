@@ -14,7 +14,7 @@ from firmware_config.files import PRIVATE, write_atomically
 Role = Literal["viewer", "examiner", "admin"]
 
 ROLES: Final[tuple[Role, ...]] = ("viewer", "examiner", "admin")
-"""Each may do what those before it may: look; listen, examine and judge; delete."""
+"""Each may do what those before it may: look; listen, examine and judge; delete, calibrate and measure."""
 LEAST_CHARACTERS: Final = 10
 SESSION_SECONDS: Final = 12 * 3600.0
 FAILURES: Final = 5  # of one name or one address, then it waits

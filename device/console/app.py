@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -20,13 +20,20 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from device.console.accounts import Accounts, Login, Logins, Role, at_least
 from device.console.archive import Archive
 from device.console.guard import COOKIE, token_of
-from device.console.hub import Client, Hub, OrderError
+from device.console.guide import OrderError
+from device.console.hub import Client, Hub
 from device.console.report import STATIC, pdf, report
 from firmware_config.errors import RespSAMError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-PAGES: Final = {"/": "live", "/exam": "exam", "/history": "history", "/sessions/{number:int}": "session"}
+PAGES: Final = {
+    "/": "live",
+    "/exam": "exam",
+    "/history": "history",
+    "/sessions/{number:int}": "session",
+    "/settings": "settings",
+}
 KINDS: Final = ("exam", "session")
 STALLED_SECONDS: Final = 20.0  # a browser that takes no message for so long is given up
 MOST_CLIENTS: Final = 20
@@ -271,8 +278,8 @@ async def _one_line(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"{text}\n", status)
 
 
-def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
-    """The pages and their endpoints, without the guard."""
+def application(hub: Hub, archive: Archive, door: Door, more: Sequence[Route] = ()) -> Starlette:
+    """The pages and their endpoints, and `more` of them, without the guard."""
     live, stored = Live(hub), Stored(archive)
     get, post = partial(_route, "GET"), partial(_route, "POST")
     cycle = "/api/sessions/{number:int}/cycles/{cycle:int}"
@@ -300,6 +307,7 @@ def application(hub: Hub, archive: Archive, door: Door) -> Starlette:
             get("/exams/{number:int}/report.pdf", stored.pdf),
             *(post(f"/api/{kind}s/{{number:int}}/subject", partial(stored.assign, kind)) for kind in KINDS),
             *(_route("DELETE", f"/api/{kind}s/{{number:int}}", partial(stored.delete, kind)) for kind in KINDS),
+            *more,
         ],
         exception_handlers={HTTPException: _one_line, RespSAMError: _one_line},
     )

@@ -2,7 +2,7 @@
 
 import { advice, follow, showAdvice, showDots, showVerdict } from "./coach.js";
 import { Scope } from "./scope.js";
-import { attempt, call, element, find, get, notValidated, styleName, VERDICT_MARKS } from "./shell.js";
+import { attempt, call, element, find, get, notValidated, spacePresses, styleName, VERDICT_MARKS } from "./shell.js";
 
 const COUNT_MILLISECONDS = 250;
 const scope = new Scope(find("scope"));
@@ -182,9 +182,4 @@ find("start").onclick = () => listenAt(state.exam.next);
 find("stop").onclick = () => attempt(() => call("/api/stop"));
 find("finish").onclick = () => attempt(() => call("/api/exam/finish"));
 find("again").onclick = () => { fresh = true; find("begin").reset(); find("doubts").textContent = ""; showAll(); };
-document.addEventListener("keydown", (event) => {
-  // A glove finds the space bar: it does what the blue button says.
-  if (event.key !== " " || event.target !== document.body) return;
-  const primary = [...document.querySelectorAll("main .primary")].find((button) => button.offsetParent && !button.disabled);
-  if (primary) { event.preventDefault(); primary.click(); }
-});
+spacePresses();
