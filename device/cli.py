@@ -29,16 +29,14 @@ if TYPE_CHECKING:
     from signal import Signals
 
     from device.capture.blocks import Source
-    from device.capture.microphone import MicrophoneSource
     from device.capture.recording import Channel
     from device.configuration import Configuration
-    from device.healthy import Draft, People
+    from device.healthy import Colleagues, People
     from device.listening.live import Session
     from device.listening.results import Screened
     from device.model.classifier import Classifier
     from device.model.tensorrt import BuildProgress
     from device.service import Service
-    from device.signal import FloatArray
     from device.store.sessions import Cells
     from device.verdict.population import Subject
     from device.view.view import View
@@ -169,7 +167,7 @@ def listen(
         from device.console.addresses import ConsoleError
 
         try:
-            return _code(_run_with_console(first, open_service, json_output, gives_up=ready.service))
+            return _code(_run_with_console(ready, first, open_service, json_output, gives_up=ready.service))
         except ConsoleError as error:
             if console:
                 raise
@@ -295,6 +293,7 @@ def _show_service(
 
 
 def _run_with_console(
+    ready: "Configuration",
     first: "Service",
     open_service: "Callable[[float | None, str | None, int], Service]",
     json_output: bool,
@@ -302,20 +301,25 @@ def _run_with_console(
     gives_up: bool,
 ) -> "list[Signals]":
     """Run one session, and those that browsers order, until a signal; returns the signals. `gives_up` as in Desk."""
+    from device.capture.microphone import MicrophoneSource
     from device.console.desk import Desk, Order, console_line
     from device.listening.live import stopped_by_signals
+    from device.service import colleague_service
     from device.view.supervisor import Supervisor
+    from firmware_config.passports import find_passport
 
     waiting = [first]
 
     def opened(order: Order) -> "Service":
+        if order.do == "calibrate":
+            return colleague_service(ready, find_passport(order.passport), order.seconds, _warn)
         return waiting.pop() if waiting else open_service(order.age_years, order.site, order.place)
 
     def show(service: "Service", view: "View") -> None:
         _show_service(service, json_output, received, [view])
 
-    desk = Desk(opened, show, gives_up=gives_up)
-    with console_line(first, desk.take, _warn) as line, stopped_by_signals(desk) as received:
+    desk = Desk(opened, show, lambda: MicrophoneSource(ready.settings.audio), gives_up=gives_up)
+    with console_line(ready, desk.take, _warn) as line, stopped_by_signals(desk) as received:
         typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
         desk.run(line, _warn, Supervisor().idle)
     return received
@@ -430,7 +434,7 @@ def set_account(
     name: Annotated[str, typer.Argument(help="Who logs in to the console.", metavar="NAME")],
     role: Annotated[
         Literal["viewer", "examiner", "admin"],
-        typer.Option("--role", help="A viewer looks, an examiner examines too, an admin deletes too."),
+        typer.Option("--role", help="A viewer looks, an examiner examines too, an admin deletes and calibrates too."),
     ] = "examiner",
     config: ConfigOption = None,
 ) -> None:
@@ -782,25 +786,22 @@ def passport_new(
 
     Later plug-ins are compared with it. On a terminal every step waits for Enter.
     """
-    from device.capture.stethoscope import STEPS, record, self_test_passport
-    from firmware_config.passports import new_file, write_passport
-    from firmware_config.settings import load_settings
+    from device.capture.microphone import MicrophoneSource
+    from device.capture.stethoscope import SelfTest, record
 
-    settings = load_settings(config, {"audio.gain_db": 0.0})
-    file = new_file(name, replace=replace)
-    sounds: list[FloatArray] = []
-    for number, step in enumerate(STEPS, 1):
-        what = f"{number} of {len(STEPS)}: {step.what}"
+    settings, test = _settings(config), SelfTest(name, replace=replace)
+    for number, step in enumerate(test.steps, 1):
+        what = f"{number} of {len(test.steps)}: {step.what}"
         if sys.stdin.isatty():
             typer.prompt(f"{what}, then Enter", "", show_default=False, err=True)
         else:
             typer.echo(what, err=True)
-        opened = _microphone(settings)
-        sounds.append(record(opened, step.share * seconds))
-    made = self_test_passport(name, opened.name, sounds, file)
-    write_passport(file, made)
-    assert made.measured is not None
-    typer.echo(f"{printable(file)}: {made.measured}")
+        opened = MicrophoneSource(settings.audio)
+        test.add(opened.name, record(opened, step.share * seconds))
+    for words in test.drift():
+        _warn(f"{test.device}: {words}")
+    made = test.save()
+    typer.echo(f"{printable(test.file)}: {made}")
 
 
 @app.command()
@@ -824,66 +825,48 @@ def calibrate(
     It shows what would change before it writes the passport. Nothing is stored of the colleagues but probabilities and
     counts. An interrupted calibration goes on where it was.
     """
-    from dataclasses import replace as dataclass_replace
-    from datetime import datetime
-
     from device.configuration import passport_needed
-    from device.healthy import SITES, Draft, propose, recorded_people, undo_calibration, write_calibration
+    from device.healthy import SITES, Colleagues, Uncalibrated, recorded_people, undo_calibration
 
-    ready = _configure(config, _flags(bundle, no_store=True))
+    ready = _configure(config, _flags(bundle))
     found = passport_needed(ready.settings)
     if undo:
         removed, now = undo_calibration(found, ready.classifier.fingerprint)
         typer.echo(f"{removed.name} is removed; in force: {now.name if now else 'the threshold of the bundle'}")
         return
     _require_terminal(yes)
-    draft = Draft(found.key, ready.classifier.fingerprint)
+    base, asked = Uncalibrated.of(ready.classifier), sites or SITES
+    colleagues = Colleagues(found, base, people, asked, restart=restart and recordings is None)
     if recordings is not None:
-        recorded = recorded_people(recordings, ready.classifier, ready.settings.quality)
+        recorded: People = recorded_people(recordings, ready.classifier, ready.settings.quality)
     else:
-        if restart:
-            draft.discard()
-        ready = dataclass_replace(ready, settings=ready.load(config, [found.layer()]).settings)
-        recorded = _listen_to_colleagues(ready, draft, people, sites or list(SITES), seconds)
-    made_at = datetime.now().astimezone().isoformat(timespec="seconds")
-    proposal = propose(recorded, ready.classifier, found.key, made_at)
+        recorded = _listen_to_colleagues(ready, colleagues, seconds)
+    proposal = colleagues.propose(recorded)
     typer.echo("\n".join(proposal.lines()))
     _confirm("calibrate this stethoscope so?", yes)
-    file = write_calibration(found, proposal.calibration)
-    draft.discard()
+    file = colleagues.save(proposal)
     typer.echo(f"{printable(file)}: calibration {proposal.calibration.name}; 'calibrate --undo' removes it")
 
 
-def _listen_to_colleagues(
-    ready: "Configuration", draft: "Draft", people: int, sites: list[str], seconds: float
-) -> "People":
+def _listen_to_colleagues(ready: "Configuration", colleagues: "Colleagues", seconds: float) -> "People":
     """Listen to each person at each site; on a terminal Enter begins, and a site without a verdict is tried again."""
-    from device.healthy import reading
-    from device.verdict.population import Subject
+    from device.service import colleague_service
 
-    asked = [(f"colleague {number}", site) for number in range(1, people + 1) for site in sites]
-    waiting = [(person, site) for person, site in asked if site not in draft.people.get(person, {})]
-    if len(waiting) < len(asked):
-        there = f"{len(asked) - len(waiting)} of {len(asked)} sites are there already"
-        typer.echo(f"{there}: an interrupted calibration goes on (--restart begins anew)", err=True)
-    while waiting:
+    sites = len(colleagues.asked)
+    if there := sites - len(colleagues.waiting):
+        typer.echo(
+            f"{there} of {sites} sites are there already: an interrupted calibration goes on (--restart begins anew)",
+            err=True,
+        )
+    while waiting := colleagues.waiting:
         person, site = waiting[0]
         if sys.stdin.isatty():
             what = f"{person}, {site}: stethoscope on the chest, breathe deeply, then Enter"
             typer.prompt(what, "", show_default=False, err=True)
-        summary = _service(ready, _microphone(ready.settings), Subject(live=True), seconds).run()
+        summary = colleague_service(ready, colleagues.passport, seconds, _warn).run()
         typer.echo(f"{person}, {site}: {summary.verdict}, {counted(summary.gradable, 'good breath')}", err=True)
-        if summary.probability is None and sys.stdin.isatty():
-            continue
-        draft.add(person, site, reading(summary))
-        del waiting[0]
-    return draft.people
-
-
-def _microphone(settings: "Settings") -> "MicrophoneSource":
-    from device.capture.microphone import MicrophoneSource
-
-    return MicrophoneSource(settings.audio)
+        colleagues.take(summary, again=sys.stdin.isatty())
+    return colleagues.draft.people
 
 
 RootOption = Annotated[

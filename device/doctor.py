@@ -63,9 +63,10 @@ def device_line(device: Device) -> str:
     return f"{device['name']}  {channels}, {device['sample_rate']} Hz, {device['host_api']}{default}"
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """All checks; none of them raises."""
-    yield from _microphone(settings)
+def examine(settings: Settings, microphone: bool = True) -> Iterator[Finding]:
+    """All checks; none of them raises. Without `microphone` it leaves that alone, because a session listens to it."""
+    if microphone:
+        yield from _microphone(settings)
     yield _access_to_sound()
     yield from _bundle(settings.bundle, settings.board.real_time_factor)
     yield from _store(settings.store)

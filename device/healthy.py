@@ -4,21 +4,22 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from scipy.special import betaincinv
 
-from device.bundle import SiteRule
+from device.bundle import CalibrationBounds, SiteRule
 from device.capture.recording import looks_like_sound
 from device.listening.screening import screen_recording
 from device.model.classifier import Classifier
 from device.verdict.calibration import CalibrationError, calibrated
 from device.verdict.summary import Summary
-from firmware_config.files import write_atomically
-from firmware_config.passports import Calibration, PassportFile, own_folder, write_passport
+from firmware_config.files import FileError, write_atomically
+from firmware_config.passports import Calibration, PassportFile, find_passport, own_folder, write_passport
 from firmware_config.settings import QualitySettings
 
 LEAST_PEOPLE: Final = 5
@@ -46,6 +47,27 @@ def reading(summary: Summary) -> SiteReading:
     return SiteReading(summary.probability, summary.gradable, summary.flagged)
 
 
+class Uncalibrated(NamedTuple):
+    """What a calibration begins with: the bundle's own site threshold, and how far it may rise."""
+
+    fingerprint: str
+    """Of the bundle."""
+    rule: SiteRule
+    limits: CalibrationBounds | None
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> "Uncalibrated":
+        """Of a classifier without a calibration."""
+        return cls(classifier.fingerprint, classifier.site_rule, classifier.bundle.manifest.calibration)
+
+    @property
+    def bounds(self) -> CalibrationBounds:
+        """CalibrationError when the bundle states none."""
+        if self.limits is None:
+            raise CalibrationError("this bundle states no bounds for a calibration; install one that does")
+        return self.limits
+
+
 class Draft:
     """The sites so far of a calibration, kept in a file after each one: an interrupted calibration goes on."""
 
@@ -64,12 +86,67 @@ class Draft:
     def add(self, person: str, site: str, found: SiteReading) -> None:
         """Keep one site; FileError when it cannot be written."""
         self.people.setdefault(person, {})[site] = found
-        write_atomically(self.file, json.dumps({"bundle": self._bundle, "people": self.people}))
+        self._write()
+
+    def forget(self, person: str) -> None:
+        """Drop the sites of one person; FileError when the file cannot be written."""
+        if self.people.pop(person, None) is not None:
+            self._write()
 
     def discard(self) -> None:
-        """Remove the file: the calibration is written, or nobody wants it."""
-        self.file.unlink(missing_ok=True)
+        """Remove the file: the calibration is written, or nobody wants it. FileError if that fails."""
+        try:
+            self.file.unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(f"{self.file}: cannot be removed ({error.strerror}); remove it by hand") from error
         self.people = {}
+
+    def _write(self) -> None:
+        write_atomically(self.file, json.dumps({"bundle": self._bundle, "people": self.people}))
+
+
+class Colleagues:
+    """A calibration as it is made, site by site: the command and the console listen, and give it each summary."""
+
+    def __init__(
+        self,
+        passport: PassportFile,
+        base: Uncalibrated,
+        people: int = LEAST_PEOPLE,
+        sites: Sequence[str] = SITES,
+        *,
+        restart: bool = False,
+    ) -> None:
+        """An interrupted calibration goes on, unless `restart`. CalibrationError when the bundle states no bounds."""
+        self.passport, self.base, self.sensitivity_floor = passport, base, base.bounds.sensitivity_floor
+        self.asked = [(f"colleague {number}", site) for number in range(1, people + 1) for site in sites]
+        self.draft = Draft(passport.key, base.fingerprint)
+        if restart:
+            self.draft.discard()
+
+    @property
+    def waiting(self) -> list[tuple[str, str]]:
+        """The persons and sites that have no reading yet, in order."""
+        return [(person, site) for person, site in self.asked if site not in self.draft.people.get(person, {})]
+
+    def take(self, summary: Summary, *, again: bool = True) -> bool:
+        """Keep the summary of the first waiting site; with `again` not one without a verdict. FileError as `Draft`."""
+        if again and summary.probability is None:
+            return False
+        self.draft.add(*self.waiting[0], reading(summary))
+        return True
+
+    def propose(self, people: "People | None" = None) -> "Proposal":
+        """What these people, or those so far, would change; CalibrationError as `propose`."""
+        made_at = datetime.now().astimezone().isoformat(timespec="seconds")
+        return propose(people or self.draft.people, self.base, self.passport.key, made_at)
+
+    def save(self, proposal: "Proposal") -> Path:
+        """Write the calibration into the passport, and forget the sites; returns the file. FileError if that fails."""
+        # the passport of now: it may have been measured again meanwhile
+        file = write_calibration(find_passport(self.passport.key), proposal.calibration)
+        self.draft.discard()
+        return file
 
 
 @dataclass(frozen=True)
@@ -116,6 +193,11 @@ class Proposal:
     """Flagged sites at thresholds that the other people chose: each person is a stranger to the threshold."""
     sensitivity_floor: float
 
+    def as_json(self) -> dict[str, Any]:
+        """For the pages."""
+        shares = {name: asdict(getattr(self, name)) for name in ("breaths", "before", "after")}
+        return {**shares, "sensitivity_floor": self.sensitivity_floor, **self.calibration.model_dump()}
+
     def lines(self) -> list[str]:
         """For the person who decides."""
         found = self.calibration
@@ -129,11 +211,9 @@ class Proposal:
         ]
 
 
-def propose(people: People, classifier: Classifier, key: str, made_at: str) -> Proposal:
+def propose(people: People, base: Uncalibrated, key: str, made_at: str) -> Proposal:
     """The calibration of the stethoscope with this passport; CalibrationError when these people cannot give one."""
-    bounds, rule = classifier.bundle.manifest.calibration, classifier.site_rule
-    if bounds is None:
-        raise CalibrationError(f"{classifier.bundle.path}: this bundle states no bounds for a calibration")
+    bounds, rule = base.bounds, base.rule
     if len(people) < LEAST_PEOPLE:
         raise CalibrationError(
             f"{len(people)} healthy people are too few to calibrate on; record at least {LEAST_PEOPLE}"
@@ -155,11 +235,11 @@ def propose(people: People, classifier: Classifier, key: str, made_at: str) -> P
     after = share([_flagged(values, left_out[person]) for person, values in sites.items()], totals)
     flags = [sum(site.flagged for site in readings.values()) for readings in people.values()]
     breaths = [sum(site.breaths for site in readings.values()) for readings in people.values()]
-    mark = hashlib.sha256(f"{classifier.fingerprint} {found.threshold!r} {made_at}".encode()).hexdigest()[:6]
+    mark = hashlib.sha256(f"{base.fingerprint} {found.threshold!r} {made_at}".encode()).hexdigest()[:6]
     calibration = Calibration(
         name=f"{key}-{made_at[:10]}-{mark}",
         made_at=made_at,
-        bundle=classifier.fingerprint,
+        bundle=base.fingerprint,
         bundle_threshold=rule.threshold,
         threshold=found.threshold,
         people=len(people),

@@ -31,6 +31,7 @@ from device.view.supervisor import SupervisorView
 from device.view.view import View
 from firmware_config.command_line import printable
 from firmware_config.errors import RespSAMError
+from firmware_config.passports import PassportFile
 from firmware_config.settings import Settings, load_settings
 
 
@@ -215,6 +216,18 @@ class Service:
             view.end(summary, self.agreement)
 
 
+def without_store(settings: Settings) -> Settings:
+    """The same settings, but nothing is stored."""
+    return settings.model_copy(update={"store": settings.store.model_copy(update={"enabled": False})})
+
+
+def colleague_service(ready: Configuration, passport: PassportFile, seconds: float, warn: Warn) -> Service:
+    """A session at one site of a healthy colleague, without a calibration; nothing of it is stored."""
+    settings = without_store(ready.load(ready.config, [passport.layer()]).settings)
+    common = (ready.classifier, settings, Subject(live=True), seconds, warn)
+    return Service(MicrophoneSource(settings.audio), *common, circumstances=ready.circumstances)
+
+
 @dataclass(frozen=True)
 class SessionResult:
     """The summary of one session, and its cycles without their samples."""
@@ -237,8 +250,7 @@ def auscultate(
     A microphone is always in real time, under the calibration of its passport; the gain is that of the settings.
     Raises SourceError, AudioError, CaptureError, BundleError, PassportError and SettingsError.
     """
-    settings = settings or load_settings()
-    settings = settings.model_copy(update={"store": settings.store.model_copy(update={"enabled": False})})
+    settings = without_store(settings or load_settings())
     ready = configured(settings)
     opened = open_source(source, settings, fast=fast and source != "mic", seconds=seconds)
     ready = ready.with_stethoscope(opened, LOG.warning)

@@ -4,6 +4,7 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 from pydantic import TypeAdapter
@@ -12,8 +13,9 @@ from typing_extensions import TypedDict
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from device.console import settings_page  # noqa: E402
 from device.console.accounts import Logins  # noqa: E402
-from device.console.app import NEEDED, UNAVAILABLE, DocumentedRoute, Door, application  # noqa: E402
+from device.console.app import UNAVAILABLE, DocumentedRoute, Door, application  # noqa: E402
 from device.console.guard import COOKIE, METRICS  # noqa: E402
 from device.console.metrics import Metrics  # noqa: E402
 from device.labels import Label  # noqa: E402
@@ -181,6 +183,7 @@ class State(TypedDict):
 
 
 ANSWERS: Final[dict[str, Any]] = {
+    "/api/settings": dict[str, Any],
     "/api/state": State,
     "/api/doubts": list[str],
     "/api/history": History,
@@ -193,8 +196,11 @@ ANSWERS: Final[dict[str, Any]] = {
 def document() -> dict[str, Any]:
     """The API of today."""
     nothing = cast(Any, None)
-    figures = Metrics({"name": "", "fingerprint": ""}).route
-    found = application(nothing, nothing, Door(None, Logins(), secure=False), [figures]).routes
+    more = [
+        Metrics({"name": "", "fingerprint": ""}).route,
+        *settings_page.routes(cast(Any, SimpleNamespace(guide=None))),
+    ]
+    found = application(nothing, nothing, Door(None, Logins(), secure=False), more).routes
     routes = [route for route in found if isinstance(route, DocumentedRoute) and route.path.startswith(DOCUMENTED)]
     schemas, paths = dict[str, Any](), dict[str, Any]()
     for route in routes:
@@ -235,7 +241,7 @@ def operation(route: DocumentedRoute, method: str, path: str, schemas: dict[str,
     ]
     described: dict[str, Any] = {
         "summary": route.line,
-        "description": f"Needs the role {NEEDED[method]} where one logs in.",
+        "description": f"Needs the role {route.needed} where one logs in.",
         "responses": {**success(method, path, schemas), "4XX": {"$ref": REFUSED}},
     }
     if given or asked:

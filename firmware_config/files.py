@@ -14,6 +14,7 @@ from firmware_config.errors import RespSAMError
 CLUTTER: Final = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
 ABANDONED_SECONDS: Final = 3600.0  # no writer takes so long; on a shared disk the process may be on another machine
 LOCK_POLL_SECONDS: Final = 0.02
+PRIVATE: Final = 0o600  # a file of its user alone
 
 
 class FileError(RespSAMError):
@@ -46,7 +47,7 @@ def whole_file(path: Path, partial: Path, mode: int = 0o666, *, flushed: bool = 
 
 
 @contextmanager
-def replacing(path: Path, *failures: type[Exception], flushed: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *failures: type[Exception], mode: int = 0o666, flushed: bool = True) -> Iterator[Path]:
     """As `whole_file`, but it raises FileError for an OSError and for the `failures` that the writer raises instead.
 
     It also removes partial files that a killed writer of the same file left at least an hour ago.
@@ -54,7 +55,7 @@ def replacing(path: Path, *failures: type[Exception], flushed: bool = True) -> I
     refusals: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         # the process number: two writers of one file must not share a partial file
-        with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}.part"), flushed=flushed) as partial:
+        with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}.part"), mode, flushed=flushed) as partial:
             yield partial
     except refusals as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
@@ -68,9 +69,9 @@ def replacing(path: Path, *failures: type[Exception], flushed: bool = True) -> I
                 left.unlink()
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Write a file; a reader sees the old or the new content, never a part. FileError when it cannot be written."""
-    with replacing(path) as partial:
+    with replacing(path, mode=mode) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

@@ -2,7 +2,7 @@
 
 import glob
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,17 @@ from scipy.signal import welch
 from device.breath.quality import FULL_SCALE, SILENCE_DBFS
 from device.capture.blocks import SILENCE, Block
 from device.signal import SAMPLE_RATE, Float64Array, FloatArray, exact_div
-from firmware_config.passports import Match, Measured, Passport, PassportError, Words, read_passport, usb_of
+from firmware_config.passports import (
+    Match,
+    Measured,
+    Passport,
+    PassportError,
+    Words,
+    new_file,
+    read_passport,
+    usb_of,
+    write_passport,
+)
 
 if TYPE_CHECKING:
     from device.capture.microphone import MicrophoneSource
@@ -112,20 +122,78 @@ STEPS: Final = (
 )
 
 
-def record(source: "MicrophoneSource", seconds: float) -> FloatArray:
-    """So many seconds of sound (n,) at 16 kHz from the present on; PassportError when the sound stops."""
+def record(
+    source: "MicrophoneSource", seconds: float, go_on: Callable[[Block], bool] = lambda _block: True
+) -> FloatArray:
+    """So many seconds of sound (n,) at 16 kHz without gain, from the present on; empty when `go_on` says no.
+
+    PassportError when the sound stops.
+    """
     wanted, pieces, until = round(seconds * SAMPLE_RATE), [SILENCE], time.monotonic() + PATIENCE * seconds
+    source.gain_db = 0.0
     with closing(source.blocks()) as blocks:
         for block in blocks:
+            if not go_on(block):
+                return SILENCE
             pieces.append(block.samples)
             if block.note and block.kind in ("lost", "gap", "overflow"):
-                raise PassportError(f"{source.name}: {block.note}; begin the self-test again")
+                raise PassportError(f"{source.name}: {block.note}; record it again")
             wanted -= block.samples.size
             if wanted <= 0 or time.monotonic() > until:
                 break
     if wanted > 0:
-        raise PassportError(f"{source.name} gives no sound: plug it in again, and begin the self-test again")
+        raise PassportError(f"{source.name} gives no sound: plug it in again, and record it again")
     return np.concatenate(pieces)
+
+
+class SelfTest:
+    """A self-test as it is made, step by step: the command and the console record each step, and give it the sound."""
+
+    steps: Final = STEPS
+
+    def __init__(self, name: str, *, replace: bool = False) -> None:
+        """PassportError as `new_file`; with `replace` the stethoscope is compared with its former passport."""
+        self.name, self.file = name, new_file(name, replace=replace)
+        self.device = ""
+        self.facts: list[str] = []
+        """What each step has shown, in words."""
+        self._sounds: list[FloatArray] = []
+
+    @property
+    def step(self) -> Step | None:
+        """The next one; None when all are done."""
+        return self.steps[len(self._sounds)] if len(self._sounds) < len(self.steps) else None
+
+    def add(self, device: str, sound: FloatArray) -> None:
+        """Take the next step's sound (n,); PassportError when it shows nothing: record the step again."""
+        number = len(self._sounds)
+        if number == 0:
+            fact = f"noise {noise_dbfs(sound, device):.1f} dBFS"
+        elif number == 1:
+            level, rolloff = chest_of(sound, noise_dbfs(self._sounds[0], device), device)
+            fact = f"on a chest {level:.1f} dBFS, breath up to {rolloff:.0f} Hz"
+        else:
+            ceiling = clipping_dbfs(sound)
+            fact = "clipping not reached" if ceiling is None else f"clipping at {ceiling:.1f} dBFS"
+        self.device = device
+        self._sounds.append(sound)
+        self.facts.append(fact)
+
+    def passport(self) -> Passport:
+        """The passport that would be written, once all steps are done."""
+        return self_test_passport(self.name, self.device, self._sounds, self.file)
+
+    def drift(self) -> list[str]:
+        """How the stethoscope differs from the passport that this one replaces, one phrase each."""
+        known = read_passport(self.file).passport.measured if self.file.exists() else None
+        return [] if known is None else drift(known, self._sounds[1])
+
+    def save(self) -> Measured:
+        """Write the passport; FileError when it cannot be written."""
+        made = self.passport()
+        write_passport(self.file, made)
+        assert made.measured is not None
+        return made.measured
 
 
 def self_test_passport(name: str, device: str, sounds: Sequence[FloatArray], file: Path) -> Passport:
@@ -145,25 +213,41 @@ def self_test_passport(name: str, device: str, sounds: Sequence[FloatArray], fil
 
 def measured(quiet: FloatArray, chest: FloatArray, taps: FloatArray, device: str, made_at: str) -> Measured:
     """The self-test's result from the sound (n,) of its steps; PassportError when a step shows nothing."""
-    if quiet.min() == quiet.max():
-        raise PassportError(
-            f"{device}: complete silence: it is muted, or nothing is plugged into it; nothing is written"
-        )
-    noise, level = float(np.percentile(frame_levels(quiet), 10)), float(np.median(frame_levels(chest)))
-    if level < noise + LEAST_BREATH_DB:
-        raise PassportError(
-            f"{device}: no breath: {level:.0f} dBFS on the chest, {noise:.0f} dBFS off it; hold it on skin, in a quiet "
-            "room; nothing is written"
-        )
-    loudest = float(np.abs(taps).max())
-    ceiling = np.count_nonzero(np.abs(taps) >= min(loudest, FULL_SCALE)) >= CLIPPED_SAMPLES
+    noise = noise_dbfs(quiet, device)
+    level, rolloff = chest_of(chest, noise, device)
     return Measured(
         made_at=made_at,
         device=device,
         noise_dbfs=round(noise, 1),
         chest_dbfs=round(level, 1),
-        rolloff_hz=round(rolloff_hz(chest)),
-        clipping_dbfs=round(max(SILENCE_DBFS, min(0.0, 20 * float(np.log10(max(loudest, 1e-8))))), 1)
-        if ceiling
-        else None,
+        rolloff_hz=round(rolloff),
+        clipping_dbfs=clipping_dbfs(taps),
     )
+
+
+def noise_dbfs(quiet: FloatArray, device: str) -> float:
+    """Level of the quietest tenth of sound (n,) away from a chest; PassportError for complete silence."""
+    if quiet.min() == quiet.max():
+        raise PassportError(
+            f"{device}: complete silence: it is muted, or nothing is plugged into it; nothing is written"
+        )
+    return float(np.percentile(frame_levels(quiet), 10))
+
+
+def chest_of(chest: FloatArray, noise: float, device: str) -> tuple[float, float]:
+    """Median level in dBFS and roll-off in Hz of sound (n,) on a chest; PassportError when it is hardly above noise."""
+    level = float(np.median(frame_levels(chest)))
+    if level < noise + LEAST_BREATH_DB:
+        raise PassportError(
+            f"{device}: no breath: {level:.0f} dBFS on the chest, {noise:.0f} dBFS off it; hold it on skin, in a quiet "
+            "room; nothing is written"
+        )
+    return level, rolloff_hz(chest)
+
+
+def clipping_dbfs(taps: FloatArray) -> float | None:
+    """The loudest level of taps (n,); None when they did not reach a ceiling."""
+    loudest = float(np.abs(taps).max())
+    if np.count_nonzero(np.abs(taps) >= min(loudest, FULL_SCALE)) < CLIPPED_SAMPLES:
+        return None
+    return round(max(SILENCE_DBFS, min(0.0, 20 * float(np.log10(max(loudest, 1e-8))))), 1)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from firmware_config.errors import RespSAMError
-from firmware_config.files import replacing
+from firmware_config.files import PRIVATE, write_atomically
 
 Role = Literal["viewer", "examiner", "admin"]
 
 ROLES: Final[tuple[Role, ...]] = ("viewer", "examiner", "admin")
-"""Each may do what those before it may: look; listen, examine and judge; delete."""
+"""Each may do what those before it may: look; listen, examine and judge; delete, calibrate and measure."""
 LEAST_CHARACTERS: Final = 10
 SESSION_SECONDS: Final = 12 * 3600.0
 FAILURES: Final = 5  # of one name or one address, then it waits
@@ -63,9 +63,7 @@ class Accounts:
         if len(password) < LEAST_CHARACTERS:
             raise AccountError(f"the password has {len(password)} characters; use at least {LEAST_CHARACTERS}")
         self._known[name] = {"role": role, "hash": PasswordHasher().hash(password)}
-        with replacing(self.file) as partial:
-            partial.chmod(0o600)
-            partial.write_text(json.dumps(self._known, indent=1) + "\n")
+        write_atomically(self.file, json.dumps(self._known, indent=1) + "\n", PRIVATE)
 
     def role(self, name: str, password: str) -> Role | None:
         """The role that a name with this password has; None for a wrong one, after the same time."""

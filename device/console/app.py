@@ -25,7 +25,8 @@ from device.console.archive import Archive
 from device.console.bodies import Assign, BeginExam, BeginSite, Body, Listen, Opinion
 from device.console.fhir import fhir_bundle
 from device.console.guard import COOKIE, token_of
-from device.console.hub import Client, Hub, OrderError
+from device.console.guide import OrderError
+from device.console.hub import Client, Hub
 from device.console.report import STATIC, PdfError, pdf, report
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
@@ -33,7 +34,13 @@ from firmware_config.errors import RespSAMError
 Endpoint = Callable[[Request], Awaitable[Response]]
 Given = TypeVar("Given", bound=Body)
 
-PAGES: Final = {"/": "live", "/exam": "exam", "/history": "history", "/sessions/{number:int}": "session"}
+PAGES: Final = {
+    "/": "live",
+    "/exam": "exam",
+    "/history": "history",
+    "/sessions/{number:int}": "session",
+    "/settings": "settings",
+}
 KINDS: Final = ("exam", "session")
 STALLED_SECONDS: Final = 20.0  # a browser that takes no message for so long is given up
 MOST_CLIENTS: Final = 20
@@ -81,7 +88,7 @@ async def _given(request: Request) -> dict[str, Any]:
     return found
 
 
-async def _body(request: Request, kind: type[Given]) -> Given:
+async def body_of(request: Request, kind: type[Given]) -> Given:
     return kind.checked(await _given(request))
 
 
@@ -112,7 +119,7 @@ class Live:
 
     async def listen(self, request: Request) -> Response:
         """Begin a session."""
-        self.hub.listen((await _body(request, Listen)).age)
+        self.hub.listen((await body_of(request, Listen)).age)
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
@@ -122,13 +129,13 @@ class Live:
 
     async def begin_exam(self, request: Request) -> Response:
         """Begin an exam with a subject, an age, and sites in order."""
-        given = await _body(request, BeginExam)
+        given = await body_of(request, BeginExam)
         self.hub.begin_exam(given.subject, given.age, tuple(given.sites), given.advance)
         return Response(status_code=204)
 
     async def begin_site(self, request: Request) -> Response:
         """Listen at a site."""
-        self.hub.begin_site((await _body(request, BeginSite)).site)
+        self.hub.begin_site((await body_of(request, BeginSite)).site)
         return Response(status_code=204)
 
     async def finish_exam(self, request: Request) -> Response:
@@ -219,14 +226,14 @@ class Stored:
 
     async def opinion(self, request: Request) -> Response:
         """Agree or disagree with a cycle's class."""
-        opinion = (await _body(request, Opinion)).opinion
+        opinion = (await body_of(request, Opinion)).opinion
         numbers = (_number(request), _number(request, "cycle"))
         await run_in_threadpool(self.archive.exams.give_opinion, *numbers, opinion, request.scope["login"].name)
         return Response(status_code=204)
 
     async def assign(self, kind: str, request: Request) -> Response:
         """Give an exam or a session another subject."""
-        subject = (await _body(request, Assign)).subject
+        subject = (await body_of(request, Assign)).subject
         await run_in_threadpool(self.archive.exams.assign, kind, _number(request), subject)
         return Response(status_code=204)
 
@@ -344,9 +351,12 @@ NEEDED: Final[dict[str, Role]] = {"GET": "viewer", "POST": "examiner", "DELETE":
 
 
 class DocumentedRoute(Route):
-    """A route that docs/console_api.py documents: its body's model, and a line about it."""
+    """A route that docs/console_api.py documents: the role it needs, its body's model, and a line about it."""
 
-    def __init__(self, method: str, path: str, endpoint: Endpoint, body: type[Body] | None = None) -> None:
-        super().__init__(path, allowed(endpoint, NEEDED[method]), methods=[method])
+    def __init__(
+        self, method: str, path: str, endpoint: Endpoint, body: type[Body] | None = None, needed: Role | None = None
+    ) -> None:
+        self.needed = needed or NEEDED[method]
+        super().__init__(path, allowed(endpoint, self.needed), methods=[method])
         self.body = body
         self.line = (getattr(endpoint, "func", endpoint).__doc__ or "").partition("\n")[0]

@@ -1,9 +1,9 @@
 """What requests to the console carry: a model each, which docs/console_api.py documents, too."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from device.console.chest import SITES
@@ -13,6 +13,17 @@ from firmware_config.errors import RespSAMError
 # who stores a text checks it, and says why it is refused; the document has the same rule
 Subject = Annotated[str, Field(json_schema_extra={"pattern": f"^{SUBJECT.pattern}$"})]
 Site = Annotated[str, Field(json_schema_extra={"enum": list(SITES)})]
+Text = Annotated[str, Field(min_length=1)]
+SECONDS: Final = "a number from 5 to 600"
+
+
+def _each_once(texts: list[str]) -> list[str]:
+    if len(set(texts)) < len(texts):
+        raise ValueError("each once")
+    return texts
+
+
+EachOnce: Final = AfterValidator(_each_once)
 
 
 class BodyError(RespSAMError):
@@ -72,3 +83,34 @@ class Assign(Body):
     """Give an exam or a session another subject."""
 
     subject: Annotated[Subject, Field(description="a text: a pseudonym, never a name, or empty")]
+
+
+class Calibrate(Body):
+    """Begin a calibration on healthy colleagues, or go on with an interrupted one."""
+
+    people: Annotated[int, Field(description="a number from 5 to 100", ge=5, le=100)]
+    sites: Annotated[
+        list[Text], Field(description="a list of 1 to 20 texts, each once", min_length=1, max_length=20), EachOnce
+    ]
+    seconds: Annotated[float, Field(description=SECONDS, ge=5, le=600, allow_inf_nan=False)]
+    restart: Annotated[bool, Field(description="true or false: whether an interrupted one is given up")] = False
+
+
+class SelfTest(Body):
+    """Begin the self-test of a stethoscope."""
+
+    name: Annotated[Text, Field(description="a text: the name of the passport")]
+    seconds: Annotated[float, Field(description=SECONDS, ge=5, le=600, allow_inf_nan=False)]
+    replace: Annotated[bool, Field(description="true or false: whether an own passport is replaced")] = False
+
+
+class Forget(Body):
+    """Record one colleague again."""
+
+    person: Annotated[Text, Field(description="a text: the colleague's number")]
+
+
+class Undo(Body):
+    """Remove the last calibration of a passport."""
+
+    name: Annotated[Text, Field(description="a text: the name of the passport")]

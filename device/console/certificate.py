@@ -1,12 +1,11 @@
 """A self-signed TLS certificate, made once where the settings name none; browsers ask about it the first time."""
 
 import ipaddress
-import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from firmware_config.files import replacing
+from firmware_config.files import PRIVATE, write_atomically
 
 DAYS: Final = 3650
 
@@ -36,10 +35,8 @@ def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:
     )
     pem = serialization.Encoding.PEM
     secret = private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    for path, content, mode in ((key, secret, 0o600), (certificate, made.public_bytes(pem), 0o644)):
-        with replacing(path) as partial:
-            os.chmod(partial, mode)
-            partial.write_bytes(content)
+    write_atomically(key, secret, PRIVATE)
+    write_atomically(certificate, made.public_bytes(pem))
 
 
 def _alternative_names(names: list[str]) -> Any:

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
+from device.capture.blocks import Block
+from device.capture.microphone import MicrophoneSource
+from device.capture.stethoscope import record
+from device.configuration import Configuration
 from device.console.addresses import ConsoleError
 from device.console.line import Line, Message, Warn
-from device.console.view import ConsoleView
+from device.console.view import ConsoleView, input_name
 from device.service import Service
 from device.view.view import View
 from firmware_config.errors import RespSAMError
@@ -23,20 +27,32 @@ class Order:
 
     number: int = 0
     """Later orders have higher numbers; 0 is the one that the command began with."""
+    do: str = "listen"
+    """Or `calibrate`: a session at a site of a healthy colleague; or `record`: a step of the self-test."""
     age_years: float | None = None
     site: str | None = None
     place: int = 0
     """Of the site within an exam; the demo sounds different at each."""
+    seconds: float = 0.0
+    """Of sound for a calibration or the self-test."""
+    passport: str = ""
+    """Of the stethoscope that is calibrated."""
 
 
 class Desk:
     """Runs sessions until `stop`; the console's process orders them."""
 
     def __init__(
-        self, open_service: Callable[[Order], Service], run: Callable[[Service, View], None], *, gives_up: bool = False
+        self,
+        open_service: Callable[[Order], Service],
+        run: Callable[[Service, View], None],
+        open_microphone: Callable[[], MicrophoneSource],
+        *,
+        gives_up: bool = False,
     ) -> None:
         """`gives_up`: `run` ends with the error of a session, for a supervisor that starts the program again."""
-        self._open, self._run, self._gives_up = open_service, run, gives_up
+        self._open, self._run, self._open_microphone = open_service, run, open_microphone
+        self._gives_up = gives_up
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._service: Service | None = None
         self._latest = 0
@@ -45,8 +61,8 @@ class Desk:
     def take(self, message: Message) -> None:
         """Take an order of the console; a running session ends first."""
         self._latest = message["number"]
-        if message["do"] == "listen":
-            self._orders.put(Order(message["number"], message["age"], message["site"], message["place"]))
+        if message["do"] != "stop":
+            self._orders.put(Order(age_years=message.pop("age"), **message))
         if self._service is not None:
             self._service.session.stop(STOPPED)
 
@@ -79,17 +95,39 @@ class Desk:
                 self._service = None
 
     def _run_one(self, order: Order, line: Line) -> None:
+        if order.do == "record":
+            self._record(order, line)
+            return
         service = self._open(order)
         self._service = service
         service.last = False
-        if self._ending or order.number < self._latest:  # a later order came while this one was opened
+        if self._outdated(order):  # a later order came while this one was opened
             service.session.stop(self._ending or STOPPED)
-        self._run(service, ConsoleView(service, line, order.number))
+        self._run(service, ConsoleView(service, line, order.number, order.do))
+
+    def _outdated(self, order: Order) -> bool:
+        return bool(self._ending) or order.number < self._latest
+
+    def _record(self, order: Order, line: Line) -> None:
+        """Record a step of the self-test, until a later order."""
+        source = self._open_microphone()
+        begun = {"order": order.number, "purpose": order.do, "source": source.name, "input": input_name(source)}
+        line.send("begin", **begun, demo=False, session=None, age=None, site=None, not_validated=[])
+        position = 0
+
+        def go_on(block: Block) -> bool:
+            nonlocal position
+            if block.samples.size:
+                line.sound(position, block.samples)
+            position += block.samples.size
+            return not self._outdated(order)
+
+        line.recorded(order.number, record(source, order.seconds, go_on))
 
 
-def console_line(service: Service, take: Callable[[Message], None], warn: Warn) -> Line:
-    """Start the console's process for sessions like this one. ConsoleError when its address is refused."""
-    settings, classifier = service.settings, service.classifier
+def console_line(ready: Configuration, take: Callable[[Message], None], warn: Warn) -> Line:
+    """Start the console's process for this bundle and these settings. ConsoleError when its address is refused."""
+    settings, classifier = ready.settings, ready.classifier
     missing = [name for name in ("prometheus_client", "starlette", "uvicorn", "websockets") if find_spec(name) is None]
     if missing:
         raise ConsoleError(f"the console needs {' and '.join(missing)}: pip install 'respsam[console]'")
@@ -103,6 +141,6 @@ def console_line(service: Service, take: Callable[[Message], None], warn: Warn) 
     setup = {
         "manifest": classifier.bundle.manifest.model_dump_json(),
         "model": model,
-        "store": settings.store.model_dump(),
+        "settings": settings.model_dump(mode="json"),
     }
     return Line(settings.console, setup, take, warn)

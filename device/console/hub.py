@@ -14,7 +14,8 @@ import numpy as np
 from device.breath.quality import level_dbfs
 from device.bundle import Manifest
 from device.console.chest import SITES, plans_as_json
-from device.console.line import SOUND, Message, unpacked_sound
+from device.console.guide import REFUSED, Guide, OrderError
+from device.console.line import RECORDED, SOUND, Message, unpacked_sound
 from device.console.picture import COLUMNS_PER_SECOND, Stream, outline, palette, png
 from device.console.visit import ADVANCE_SECONDS, Visit
 from device.signal import FloatArray, hertz_ticks
@@ -23,17 +24,11 @@ from device.store.exams import Exams, checked_subject
 from device.verdict.circumstances import Circumstances
 from device.verdict.population import Subject, not_validated
 from device.verdict.summary import Summary
-from firmware_config.errors import RespSAMError
 
 KEPT_SECONDS: Final = 40  # of the picture, for browsers that come later and for the evidence
 MOST_CYCLES: Final = 40  # that a browser gets when it comes
 MOST_ENTRIES: Final = 20
 MOST_WAITING: Final = 300  # messages for one browser; one that reads more slowly gets a fresh state instead
-REFUSED: Final = "that is not possible now: "
-
-
-class OrderError(RespSAMError):
-    """An order that does not fit what is running."""
 
 
 class Client:
@@ -73,6 +68,7 @@ class Hub:
         self._cycles: deque[Message] = deque(maxlen=MOST_CYCLES)
         self._entries: deque[Message] = deque(maxlen=MOST_ENTRIES)
         self.visit: Visit | None = None
+        self.guide: Guide
 
     # from the session's process
 
@@ -80,6 +76,9 @@ class Hub:
         """Take one message of the session's process."""
         if message[:1] == SOUND:
             self._sound(*unpacked_sound(message))
+            return
+        if message[:1] == RECORDED:
+            self._recorded(*unpacked_sound(message))
             return
         event = json.loads(message)
         kind = event.get("type")
@@ -105,7 +104,17 @@ class Hub:
         self._entries.clear()
         self._blocks.clear()
         self._stream, self._columns_end = Stream(self._picture_of), 0
-        self._send_state()
+        # a calibration may have changed it
+        self.model = {**self.model, "site_threshold": event.get("site_threshold", self.model["site_threshold"])}
+        if self.visit is not None and self.visit.listening and event["order"] == self._site_order:
+            self.visit.model = self.model
+        self.guide.began(event["order"])
+        self.send_state()
+
+    def _recorded(self, order: int, samples: FloatArray) -> None:
+        self.running = False
+        self.guide.recorded(order, samples)
+        self.send_state()
 
     def _found(self, event: Message) -> None:
         self._tell(event)
@@ -125,7 +134,7 @@ class Hub:
             visit.add(event, self.summary, self._picture(event))
             if self.summary.stretches and self.running:
                 self.running = False  # one stop is enough
-                self._give("stop")
+                self.give("stop")
             self._send_exam()
 
     def _end(self, event: Message) -> None:
@@ -138,13 +147,14 @@ class Hub:
 
     def _close_session(self, order: int) -> None:
         self.running = False
+        self.guide.ended(order, self.summary, self.error)
         if self.visit is not None and self.visit.listening and order == self._site_order:
             self._end_site()
             if self.visit.finishing:
                 self._finish()
             elif self.visit.advance and not self.error and self.visit.next_site:
                 self._advancing = asyncio.get_running_loop().call_later(ADVANCE_SECONDS, self._advance)
-        self._send_state()
+        self.send_state()
 
     def _end_site(self) -> None:
         assert self.visit is not None
@@ -163,23 +173,26 @@ class Hub:
 
     def listen(self, age_years: float | None) -> None:
         """Begin a session without an exam."""
-        self._check_no_exam()
-        self._give("listen", age_years)
+        self.check_no_exam()
+        self.guide.step_aside()
+        self.give("listen", age_years)
 
     def stop(self) -> None:
         """End the running session."""
         self._cancel_advance()
-        self._give("stop")
+        self.give("stop")
 
     def begin_exam(self, subject: str, age_years: float | None, required: tuple[str, ...], advance: bool) -> None:
         """Begin an exam; the first session begins with `begin_site`."""
-        self._check_no_exam()
+        self.check_no_exam()
         unknown = [code for code in required if code not in SITES]
         if unknown or not required or len(set(required)) != len(required):
             raise OrderError(f"an exam needs known sites, each once, not {', '.join(unknown or required) or 'none'}")
-        self.visit = Visit(checked_subject(subject), age_years, required, advance, self.model)
-        self._give("stop")
-        self._send_state()
+        subject = checked_subject(subject)
+        self.guide.step_aside()
+        self.visit = Visit(subject, age_years, required, advance, self.model)
+        self.give("stop")
+        self.send_state()
 
     def begin_site(self, code: str) -> None:
         """Listen at a site of the exam."""
@@ -188,9 +201,10 @@ class Hub:
             raise OrderError(f"{code} is not a site of this exam")
         if visit.listening or visit.finishing:
             raise OrderError(f"{REFUSED}it listens at {visit.listening}; finish that site first")
+        self.guide.step_aside()
         self._cancel_advance()
         visit.begin(code)
-        self._site_order = self._give("listen", visit.age_years, code, visit.required.index(code))
+        self._site_order = self.give("listen", visit.age_years, code, visit.required.index(code))
         self._send_exam()
 
     def finish_exam(self) -> None:
@@ -199,10 +213,10 @@ class Hub:
         self._cancel_advance()
         visit.finishing = True
         if visit.listening:
-            self._give("stop")  # the session's last summary decides, not the one so far
+            self.give("stop")  # the session's last summary decides, not the one so far
         else:
             self._finish()
-        self._send_state()
+        self.send_state()
 
     def _finish(self) -> None:
         assert self.visit is not None
@@ -213,7 +227,8 @@ class Hub:
         """Why the model is not validated for a patient of this age."""
         return not_validated(self.manifest, Subject(age_years, live=True))
 
-    def _check_no_exam(self) -> None:
+    def check_no_exam(self) -> None:
+        """OrderError while an exam runs."""
         if self.visit is not None and not self.visit.finished:
             raise OrderError(f"{REFUSED}an exam is running; finish it first")
 
@@ -222,10 +237,11 @@ class Hub:
             raise OrderError(f"{REFUSED}no exam is running")
         return self.visit
 
-    def _give(self, do: str, age: float | None = None, site: str | None = None, place: int = 0) -> int:
+    def give(self, do: str, age: float | None = None, site: str | None = None, place: int = 0, **more: Any) -> int:
+        """Send an order to the session's process; returns its number."""
         # the clock that all processes share: a console that was started again must not begin at 1
         self._number = max(self._number + 1, time.monotonic_ns() // 1000)
-        self._order({"do": do, "number": self._number, "age": age, "site": site, "place": place})
+        self._order({"do": do, "number": self._number, "age": age, "site": site, "place": place, **more})
         return self._number
 
     @property
@@ -280,6 +296,7 @@ class Hub:
             "cycles": list(self._cycles),
             "timeline": list(self._entries),
             "exam": None if visit is None else visit.state(),
+            "guide": self.guide.state(),
             "lost": self._lost,
             "advance_seconds": self._seconds_to_advance,
             "plans": plans_as_json(),
@@ -312,7 +329,8 @@ class Hub:
     def _tell(self, event: Message) -> None:
         self._send(json.dumps(event))
 
-    def _send_state(self) -> None:
+    def send_state(self) -> None:
+        """Send everything but the sound to every browser."""
         state = self.state()
         for client in self._clients:
             client.put(json.dumps({**state, "role": client.role}))

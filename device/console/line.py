@@ -25,18 +25,18 @@ Warn = Callable[[str], None]
 MOST_EVENTS: Final = 4096  # that wait for a console that does not read; the oldest go
 MOST_BLOCKS: Final = 100  # of sound, 10 s; the oldest go first
 NOTHING, GOODBYE = b"{}", b'{"type": "goodbye"}'
-SOUND: Final = b"S"  # first byte of a block of sound; JSON begins with {
+SOUND, RECORDED = b"S", b"R"  # first byte of a block of sound, and of a recording of the self-test; JSON begins with {
 ENDING_SECONDS: Final = 2.0
 RESTART_SECONDS: Final = 5.0  # between two starts of a console that ended by itself
 
 
-def packed_sound(start_sample: int, samples: FloatArray) -> bytes:
-    """A block of sound as bytes: mark, number of the first sample, float32 samples (n,)."""
-    return SOUND + np.int64(start_sample).tobytes() + samples.astype(np.float32).tobytes()
+def packed_sound(mark: bytes, number: int, samples: FloatArray) -> bytes:
+    """Sound as bytes: mark, number of the first sample or of the order, float32 samples (n,)."""
+    return mark + np.int64(number).tobytes() + samples.astype(np.float32).tobytes()
 
 
 def unpacked_sound(message: bytes) -> tuple[int, FloatArray]:
-    """The number of the first sample and samples (n,) of `packed_sound`."""
+    """The number and the samples (n,) of `packed_sound`."""
     return int(np.frombuffer(message, np.int64, 1, 1)[0]), np.frombuffer(message, np.float32, offset=9)
 
 
@@ -81,7 +81,7 @@ class Line:
     def __init__(self, settings: ConsoleSettings, setup: Message, take: Callable[[Message], None], warn: Warn) -> None:
         """Bind the address; ConsoleError when that is refused. `take` gets each order, in a thread of its own."""
         self._take, self._warn = take, warn
-        self._setup = {**setup, "console": settings.model_dump()}
+        self._setup = setup
         self._socket = bound_socket(settings)
         self.url = url(settings, self._socket)
         self._waiting, self._ending = Waiting(), False
@@ -105,7 +105,12 @@ class Line:
 
     def sound(self, start_sample: int, samples: FloatArray) -> None:
         """Send a block of sound; returns at once."""
-        self._waiting.put(packed_sound(start_sample, samples))
+        self._waiting.put(packed_sound(SOUND, start_sample, samples))
+
+    def recorded(self, order: int, samples: FloatArray) -> None:
+        """Send a whole recording of the self-test; returns at once."""
+        self._begin = b""
+        self._waiting.put(packed_sound(RECORDED, order, samples))
 
     def close(self) -> None:
         """End the console's process, in bounded time."""

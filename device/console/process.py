@@ -19,16 +19,18 @@ from typing import Any, Final
 import uvicorn
 
 from device.bundle import Manifest
+from device.console import settings_page
 from device.console.accounts import Accounts, Logins
 from device.console.addresses import allowed_hosts, metrics_token
 from device.console.app import Door, application
 from device.console.archive import Archive
 from device.console.guard import Guard
+from device.console.guide import Guide
 from device.console.hub import Hub
 from device.console.line import GOODBYE
 from device.console.metrics import Metrics
 from device.store.exams import Exams
-from firmware_config.settings import ConsoleSettings, StoreSettings
+from firmware_config.settings import Settings
 
 NICENESS: Final = 5  # listening comes first
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -57,20 +59,22 @@ def main() -> None:
 
 
 async def serve(setup: dict[str, Any], line: Connection, listening: socket.socket) -> None:
-    """Serve the pages; `setup` has the settings of console and store, the bundle's manifest and the model."""
-    settings = ConsoleSettings.model_validate(setup["console"])
+    """Serve the pages; `setup` has the settings, the bundle's manifest and the model."""
+    device = Settings.model_validate(setup["settings"])
+    settings, store = device.console, device.store
     manifest = Manifest.model_validate_json(setup["manifest"])
-    store = StoreSettings.model_validate(setup["store"])
     exams = Exams(store.file if store.enabled else None)
-    hub = Hub(manifest, setup["model"], exams, lambda order: line.send_bytes(json.dumps(order).encode()))
-    metrics = Metrics(setup["model"])
     rule = manifest.site_rule.model_copy(update={"threshold": setup["model"]["site_threshold"]})
+    hub = Hub(manifest, setup["model"], exams, lambda order: line.send_bytes(json.dumps(order).encode()))
+    hub.guide = Guide(hub, device, rule)
+    metrics = Metrics(setup["model"])
     local = settings.is_local
     logins = Logins()
     door = Door(None if local else Accounts(settings.accounts_file), logins, secure=not local)
     certificate, key = settings.tls_files
     hosts = allowed_hosts(settings, listening.getsockname()[1])
-    app = application(hub, Archive(store, exams, manifest.front_end, rule), door, [metrics.route])
+    more = [metrics.route, *settings_page.routes(hub)]
+    app = application(hub, Archive(store, exams, manifest.front_end, rule), door, more)
     server = Server(
         uvicorn.Config(
             Guard(app, hosts, "http" if local else "https", None if local else logins, metrics_token(settings)),

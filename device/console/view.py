@@ -3,6 +3,8 @@
 from dataclasses import asdict
 
 from device.breath.segmenter import Segment
+from device.capture.blocks import Source
+from device.capture.microphone import NAMELESS, MicrophoneSource
 from device.capture.timeline import Entry
 from device.console.line import Line
 from device.listening.agreement import Agreement
@@ -13,21 +15,31 @@ from device.verdict.summary import Summary
 from device.view.view import View
 
 
+def input_name(source: Source) -> str | None:
+    """The microphone's name, empty until it opens; None for what is no microphone."""
+    if not isinstance(source, MicrophoneSource):
+        return None
+    return "" if source.name == NAMELESS else source.name
+
+
 class ConsoleView(View):
     """Sends everything and waits for nothing."""
 
-    def __init__(self, service: Service, line: Line, order: int) -> None:
-        """`order` is the number of the order that this session answers; 0 for none."""
-        self.service, self.line, self.order = service, line, order
+    def __init__(self, service: Service, line: Line, order: int, purpose: str) -> None:
+        """`order` is the number of the order that this session answers, 0 for none; `purpose` is its `do`."""
+        self.service, self.line, self.order, self.purpose = service, line, order, purpose
 
     def __enter__(self) -> "ConsoleView":
         service = self.service
         self.line.send(
             "begin",
             order=self.order,
+            purpose=self.purpose,
             session=service.stored_as,
             source=service.source.name,
             demo=service.source.demo,
+            input=input_name(service.source),
+            site_threshold=service.classifier.site_rule.threshold,
             age=service.subject.age_years,
             site=service.subject.site,
             not_validated=service.not_validated(),

@@ -15,13 +15,12 @@ from device.store.database import StoreError
 from device.store.database_file import close_to_others
 from device.store.sealing import seal, unseal
 from firmware_config.errors import RespSAMError
-from firmware_config.files import whole_file
+from firmware_config.files import PRIVATE, whole_file
 
 AUDIO_SUFFIX: Final = ".flac"
 SEALED_SUFFIX: Final = ".sealed"  # of an encrypted one
 UNFINISHED: Final = ".part"  # of a file that kill -9 interrupted
 OWNER: Final = "owner"  # the file in a session's folder with the mark of its writer
-PRIVATE: Final = 0o600  # a file of its user alone
 DAY_SECONDS: Final = 86_400.0
 # A board without a clock battery starts in the past until the network sets the clock; such a file has no known age.
 CLOCK_IS_SET: Final = 1_735_689_600.0  # 2025

@@ -1,6 +1,6 @@
-"""The pictures of the console in docs/, from a real demo in a real browser; needs Chromium and Playwright.
+"""The pictures of the console in docs/, from a real demo in a real browser; needs Chromium, Playwright and PulseAudio.
 
-Run from the repository: python -m tests.bench.console_pictures [--out docs] [--wide-only]
+Run from the repository: python -m tests.bench.console_pictures [--out docs] [--wide-only] [--only settings]
 """
 
 import argparse
@@ -17,7 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import soundfile
 from PIL import Image
+
+from device.breath.simulator import simulate
+from device.signal import SAMPLE_RATE, FloatArray
+from tests.device.virtual_microphone import NAME, VirtualMicrophone, virtual_microphone
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -27,15 +33,19 @@ SIZES = {"wide": (1280, 900), "phone": (400, 860)}
 # every image that lies in the window is there
 SEEN = """[...document.images].every((image) =>
   image.getBoundingClientRect().top > innerHeight || !image.offsetParent || (image.complete && image.naturalWidth))"""
+BREATHING = simulate(5, 60.0, abnormal_share=0.0).samples
+QUIET = np.random.default_rng(0).normal(0.0, 3e-4, 60 * SAMPLE_RATE).astype(np.float32)
+TAPS = np.clip(50.0 * BREATHING, -1.0, 1.0)
+SITE_SECONDS = 20
 SCHEMES = {"wide": "dark", "phone": "light"}
 
 
 @contextmanager
-def demo(folder: Path) -> Iterator[str]:
-    """A demo with a console; yields its address."""
+def console(folder: Path, source: str = "demo", **settings: str) -> Iterator[str]:
+    """A demo, or another source, with a console; yields its address."""
     store = {"RESPSAM_STORE__PATH": str(folder / "store.sqlite"), "RESPSAM_STORE__AUDIO": "true"}
-    command = [sys.executable, "-m", "device", "listen", "--source", "demo", "--console"]
-    environment = {**os.environ, **store, "RESPSAM_CONSOLE__PORT": "0"}
+    command = [sys.executable, "-m", "device", "listen", "--source", source, "--console"]
+    environment = {**os.environ, **store, "RESPSAM_CONSOLE__PORT": "0", "STATE_DIRECTORY": str(folder), **settings}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         try:
@@ -125,18 +135,73 @@ def tour(camera: Camera) -> None:
     camera.take("session")
 
 
+@contextmanager
+def playing(microphone: VirtualMicrophone, samples: FloatArray) -> Iterator[None]:
+    """Simulated sound in the virtual microphone."""
+    file = microphone.folder / "played.wav"
+    soundfile.write(file, samples, SAMPLE_RATE)
+    with microphone.play(file) as player:
+        try:
+            yield
+        finally:
+            player.kill()
+
+
+def settings_tour(camera: Camera, microphone: VirtualMicrophone) -> None:
+    """The self-test and a calibration; every site is recorded."""
+    page = camera.main
+    camera.visit("settings")
+    page.fill("#name", "Ward 3")
+    page.click("#selfTest summary")
+    page.fill("#testSeconds", "30")
+    page.click("text=Begin the self-test")
+    for number, samples in enumerate((QUIET, BREATHING, TAPS), 1):
+        with playing(microphone, samples):
+            page.click("#record")
+            camera.until(f"document.querySelectorAll('#steps .done').length === {number}")
+    page.click("#save")
+    camera.until("document.getElementById('stethoscope').textContent === 'Ward 3'")
+    page.click("#check")
+    camera.until("document.querySelectorAll('#findings li').length >= 6")
+    page.click("#calibration summary")
+    page.fill("#siteSeconds", str(SITE_SECONDS))
+    page.click("text=Begin the calibration")
+    for person in range(5):
+        for place in range(4):
+            sound = simulate(100 + 4 * person + place, 60.0, abnormal_share=0.0, breaths_per_minute=24.0).samples
+            with playing(microphone, sound):
+                page.wait_for_selector("#record:visible")
+                page.click("#record")
+                page.wait_for_selector("#stop:visible")
+                if (person, place) == (1, 2):
+                    camera.until("document.querySelectorAll('#dots .full').length >= 4")
+                    camera.take("settings")
+                page.wait_for_selector("#stop", state="hidden")
+    page.click("#propose")
+    page.wait_for_selector("#save:visible")
+    camera.take("settings-change")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for the pictures")
     parser.add_argument("--wide-only", action="store_true", help="leave the pictures of a phone out")
+    parser.add_argument("--only", choices=["settings"], help="leave the pictures of the demo out")
     arguments = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, demo(Path(folder)) as address, sync_playwright() as driver:
-        options = ["--no-sandbox", "--disable-gpu"]
+    sizes = [*SIZES][: 1 if arguments.wide_only else 2]
+    with tempfile.TemporaryDirectory() as made, sync_playwright() as driver:
+        folder, options = Path(made), ["--no-sandbox", "--disable-gpu"]
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=options)
-        tour(Camera(browser, address, arguments.out, [*SIZES][: 1 if arguments.wide_only else 2]))
+        if arguments.only != "settings":
+            with console(folder / "demo") as address:
+                tour(Camera(browser, address, arguments.out, sizes))
+        with virtual_microphone(folder / "mic") as microphone:
+            plugged = {**microphone.environment, "RESPSAM_AUDIO__DEVICE": NAME}
+            with console(folder / "box", "mic", **plugged) as address:
+                settings_tour(Camera(browser, address, arguments.out, sizes), microphone)
         browser.close()
 
 

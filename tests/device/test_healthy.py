@@ -8,7 +8,7 @@ import soundfile
 
 from device.breath.simulator import simulate
 from device.bundle import CalibrationBounds, read_bundle
-from device.healthy import Draft, SiteReading, propose, share
+from device.healthy import Draft, SiteReading, Uncalibrated, propose, share
 from device.model.classifier import Classifier
 from device.signal import SAMPLE_RATE
 from device.verdict.calibration import CalibrationError
@@ -28,8 +28,8 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classifier(bounded: Path) -> Classifier:
-    return Classifier(read_bundle(bounded))
+def base(bounded: Path) -> Uncalibrated:
+    return Uncalibrated.of(Classifier(read_bundle(bounded)))
 
 
 def people(*sites: tuple[float | None, ...]) -> dict[str, dict[str, SiteReading]]:
@@ -51,31 +51,31 @@ def test_a_share_has_the_wider_of_two_intervals() -> None:
     assert share([], []) == share([0], [0])
 
 
-def test_a_proposal_shows_strangers_to_the_threshold(classifier: Classifier) -> None:
-    base = classifier.site_rule.threshold
-    high = min(0.99, base + 0.1)
-    proposal = propose(people((high, 0.01), *[(0.01, None)] * 5), classifier, "steth", MADE_AT)
+def test_a_proposal_shows_strangers_to_the_threshold(base: Uncalibrated) -> None:
+    threshold = base.rule.threshold
+    high = min(0.99, threshold + 0.1)
+    proposal = propose(people((high, 0.01), *[(0.01, None)] * 5), base, "steth", MADE_AT)
     assert proposal.calibration.threshold > high
     assert (proposal.before.count, proposal.before.of) == (1, 7)
     assert proposal.after.count == 1  # the others alone would not have raised it
     assert (proposal.breaths.count, proposal.breaths.of) == (12, 72)
     found = proposal.calibration
-    assert (found.people, found.sites, found.bundle, found.bundle_threshold) == (6, 7, classifier.fingerprint, base)
+    assert (found.people, found.sites, found.bundle, found.bundle_threshold) == (6, 7, base.fingerprint, threshold)
     assert found.name.startswith("steth-2026-12-01-")
     assert any("not changed" in line for line in proposal.lines())
     assert "kept a sensitivity of 0.75" in proposal.lines()[-1]
 
 
 def test_too_few_people_flagged_chests_and_bundles_without_bounds_are_refused(
-    classifier: Classifier, tmp_path: Path
+    base: Uncalibrated, tmp_path: Path
 ) -> None:
     with pytest.raises(CalibrationError, match="4 healthy people are too few to calibrate on; record at least 5"):
-        propose(people(*[(0.01,)] * 4), classifier, "steth", MADE_AT)
+        propose(people(*[(0.01,)] * 4), base, "steth", MADE_AT)
     with pytest.raises(CalibrationError, match="p1: no site with a verdict"):
-        propose(people((0.01,), (None,), *[(0.01,)] * 4), classifier, "steth", MADE_AT)
+        propose(people((0.01,), (None,), *[(0.01,)] * 4), base, "steth", MADE_AT)
     with pytest.raises(CalibrationError, match="p0: flagged even at the highest threshold"):
-        propose(people((1.0,), *[(0.01,)] * 4), classifier, "steth", MADE_AT)
-    unbounded = Classifier(read_bundle(make_bundle(tmp_path / "unbounded")))
+        propose(people((1.0,), *[(0.01,)] * 4), base, "steth", MADE_AT)
+    unbounded = Uncalibrated.of(Classifier(read_bundle(make_bundle(tmp_path / "unbounded"))))
     with pytest.raises(CalibrationError, match="states no bounds"):
         propose(people(*[(0.01,)] * 5), unbounded, "steth", MADE_AT)
 

@@ -4,8 +4,11 @@ import { clock, connect, counted, element, find, styleName, VERDICT_MARKS } from
 
 const LOUDEST = -3, QUIETEST = -80; // dBFS
 
-export function advice(state) {
+const PURPOSES = { calibrate: "The stethoscope is being calibrated", record: "The stethoscope is being measured" };
+
+export function advice(state, forSettings = false) {
   // [the line, why]
+  if (state.running && !forSettings && state.session?.purpose in PURPOSES) return [PURPOSES[state.session.purpose], "See Settings."];
   if (state.error) return ["Listening has stopped", state.error];
   if (!state.session) return ["Starting…", ""];
   if (!state.running) return ["Not listening", state.timeline.at(-1)?.note ?? ""];
@@ -21,7 +24,7 @@ export function advice(state) {
   return [`${counted(summary.breaths_wanted, "more good breath")}`, "Hold still, this sounds good."];
 }
 
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 export function ratio(cycles) {
   // Expiration over inspiration, the median of the latest breaths; null without enough of them.

@@ -3,7 +3,7 @@
 import { advice, follow, showAdvice, showDots, showVerdict } from "./coach.js";
 import { looksButton } from "./overlay.js";
 import { Scope } from "./scope.js";
-import { attempt, call, element, find, get, notValidated, styleName, VERDICT_MARKS } from "./shell.js";
+import { attempt, call, element, find, get, notValidated, spacePresses, styleName, VERDICT_MARKS } from "./shell.js";
 
 const COUNT_MILLISECONDS = 250;
 const scope = new Scope(find("scope"));
@@ -54,7 +54,7 @@ async function buildMap() {
 const planOf = (exam) => Object.values(state.plans).flat().filter((site) => exam.required.includes(site.code));
 
 function showMap(exam) {
-  const plan = [...new Map(planOf(exam).map((site) => [site.code, site])).values()];
+  const plan = planOf(exam);
   for (const face of ["front", "back"]) {
     const sites = plan.filter((site) => site.face === face);
     find(face).hidden = !sites.length;
@@ -121,9 +121,8 @@ const cell = (site) => {
 };
 
 function showPairs(exam) {
-  const plan = new Map(planOf(exam).map((site) => [site.code, site]));
   const rows = [];
-  for (const site of plan.values()) {
+  for (const site of planOf(exam)) {
     if (site.side === "right") continue;
     const name = site.words.replace(/^left /, "");
     const right = site.opposite ? exam.sites[site.opposite] : undefined;
@@ -185,9 +184,4 @@ find("start").onclick = () => listenAt(state.exam.next);
 find("stop").onclick = () => attempt(() => call("/api/stop"));
 find("finish").onclick = () => attempt(() => call("/api/exam/finish"));
 find("again").onclick = () => { fresh = true; find("begin").reset(); find("doubts").textContent = ""; showAll(); };
-document.addEventListener("keydown", (event) => {
-  // A glove finds the space bar: it does what the blue button says.
-  if (event.key !== " " || event.target !== document.body) return;
-  const primary = [...document.querySelectorAll("main .primary")].find((button) => button.offsetParent && !button.disabled);
-  if (primary) { event.preventDefault(); primary.click(); }
-});
+spacePresses();

@@ -1,6 +1,6 @@
 // What every page has: the bar on top, the theme, DEMO across the page, and the connection to the box.
 
-const PAGES = [["/", "Live"], ["/exam", "Exam"], ["/history", "History"]];
+const PAGES = [["/", "Live"], ["/exam", "Exam"], ["/history", "History"], ["/settings", "Settings"]];
 const RETRY_MILLISECONDS = 1000;
 
 export const element = (tag, properties = {}, ...children) => {
@@ -74,6 +74,15 @@ export function say(text) {
   const place = find("said");
   place.textContent = text;
   place.hidden = !text;
+}
+
+export function spacePresses() {
+  // A glove finds the space bar: it does what the blue button says.
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== " " || event.target !== document.body) return;
+    const primary = [...document.querySelectorAll("main .primary")].find((button) => button.offsetParent && !button.disabled);
+    if (primary) { event.preventDefault(); primary.click(); }
+  });
 }
 
 function buildBar() {

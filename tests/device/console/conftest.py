@@ -2,13 +2,21 @@
 
 import http.client
 import json
+import os
 import queue
+import shutil
+import signal
+import socket
 import ssl
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,9 +26,15 @@ from device.console.line import Line, Message
 from device.signal import SAMPLE_RATE, FloatArray
 from device.verdict.summary import Summary
 from firmware_config.settings import ConsoleSettings, load_settings
+from tests.conftest import REPOSITORY
 from tests.device.bundle_maker import make_bundle
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 BLOCK = SAMPLE_RATE // 10
+PATIENCE_MILLISECONDS = 90_000  # machines that run tests are slow
+Changes = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -80,13 +94,24 @@ class Served:
         connection.close()
         return found
 
-    def begin(self, order: int = 0, site: str | None = None, session: int | None = None) -> None:
+    def begin(
+        self,
+        order: int = 0,
+        site: str | None = None,
+        session: int | None = None,
+        purpose: str = "listen",
+        microphone: str | None = None,
+        site_threshold: float = 0.4,
+    ) -> None:
         self.line.send(
             "begin",
             order=order,
+            purpose=purpose,
             session=session,
-            source="demo (a test)",
-            demo=True,
+            source=microphone or "demo (a test)",
+            demo=microphone is None,
+            input=microphone,
+            site_threshold=site_threshold,
             age=None,
             site=site,
             not_validated=[],
@@ -145,16 +170,16 @@ def summary_of(good: int, verdict: str = "", stretch: int = 6) -> Summary:
     )
 
 
-def setup_of(folder: Path, store: Path | None) -> Message:
+def setup_of(folder: Path, store: Path | None, console: ConsoleSettings, changes: Changes) -> Message:
     """What a session's process says first."""
-    bundle = make_bundle(folder / "bundle", changes=for_children)
+    bundle = make_bundle(folder / "bundle", changes=changes)
     manifest = Manifest.model_validate_json((bundle / "manifest.json").read_text())
     model = {"name": "<model>", "fingerprint": "ab" * 32, "cycle_threshold": 0.5, "site_threshold": 0.4}
     where = {"store.enabled": store is not None, "store.path": str(store or "")}
     return {
         "manifest": manifest.model_dump_json(),
         "model": {**model, "stretch_cycles": 6},
-        "store": load_settings(flags=where).store.model_dump(),
+        "settings": load_settings(flags=where).model_copy(update={"console": console}).model_dump(mode="json"),
     }
 
 
@@ -168,11 +193,13 @@ def console_settings(**changes: object) -> ConsoleSettings:
     return settings.console
 
 
-def serve(folder: Path, settings: ConsoleSettings, store: Path | None = None) -> Served:
+def serve(
+    folder: Path, settings: ConsoleSettings, store: Path | None = None, changes: Changes = for_children
+) -> Served:
     """Start a console; the caller closes its line."""
     orders: queue.Queue[Message] = queue.Queue()
     warnings: list[str] = []
-    line = Line(settings, setup_of(folder, store), orders.put, warnings.append)
+    line = Line(settings, setup_of(folder, store, settings, changes), orders.put, warnings.append)
     return Served(line, orders, warnings)
 
 
@@ -183,3 +210,96 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     started = serve(folder, console_settings(), folder / "store.sqlite")
     with started.line:
         yield started
+
+
+# in a real browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine; the console was not looked at in a browser")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: "Browser") -> Iterator["Page"]:
+    """A page that may not complain: an error in a script, or a rule of the CSP broken, fails the test."""
+    errors: list[str] = []
+    context = browser.new_context(viewport={"width": 400, "height": 860})
+    made = context.new_page()
+    made.set_default_timeout(PATIENCE_MILLISECONDS)
+    made.on("pageerror", lambda error: errors.append(str(error)))
+    made.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
+    yield made
+    context.close()
+    assert not errors
+
+
+class Daemon:
+    """`respsam-device listen --console` on a port of its own."""
+
+    def __init__(self, folder: Path, bundle: Path, *options: str, source: str = "demo", **settings: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+        own = {"RESPSAM_CONSOLE__PORT": str(self.port), "RESPSAM_STORE__PATH": str(folder / "store.sqlite"), **settings}
+        self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **own}
+        arguments = ["listen", "--source", source, "--console", "--bundle", str(bundle), *options]
+        self._command = [sys.executable, "-m", "device", *arguments]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        assert self.process.stderr.readline() == f"respsam-device: the console is at {self.url}\n"
+
+    def state(self) -> Any:
+        with urllib.request.urlopen(f"{self.url}api/state", timeout=60) as answer:
+            return json.load(answer)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    started: list[Daemon] = []
+
+    def start(
+        *options: str, logits: tuple[float, ...] | None = None, changes: Changes = for_children, **settings: str
+    ) -> Daemon:
+        bundle = make_bundle(tmp_path / "bundle", logits=logits, changes=changes)
+        started.append(Daemon(tmp_path, bundle, *options, **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+def text(page: "Page", selector: str) -> str:
+    return page.inner_text(selector)
+
+
+def until(page: "Page", expression: str) -> None:
+    """Wait until this is true; Playwright's own waiting needs an eval, which the pages forbid."""
+    waited_until = time.monotonic() + PATIENCE_MILLISECONDS / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < waited_until, expression
+        page.wait_for_timeout(100)

@@ -12,6 +12,7 @@ import pytest
 
 from device.console.accounts import FAILURES, AccountError, Accounts
 from device.console.addresses import ConsoleError, bound_socket
+from device.console.settings_page import ACTIONS
 from tests.device.conftest import Device, one_error
 from tests.device.console.conftest import Served, console_settings, serve
 
@@ -214,6 +215,13 @@ def test_roles_may_look_examine_and_delete(reachable: Served) -> None:
     assert [status(name, "GET", "/api/history") for name in PASSWORDS] == [200, 200, 200]
     assert [status(name, "POST", "/api/stop") for name in PASSWORDS] == [403, 204, 204]
     assert [status(name, "DELETE", "/api/exams/5") for name in PASSWORDS] == [403, 403, 404]
+    # an examiner sees the settings and lets the box be checked, an admin changes
+    assert [status(name, "GET", "/api/settings") for name in PASSWORDS] == [200, 200, 200]
+    assert status("vera", "POST", "/api/settings/check") == 403
+    assert [status(name, "POST", "/api/settings/undo") for name in PASSWORDS] == [403, 403, 400]
+    for action in ("calibration", "self-test", "forget", *ACTIONS):
+        assert status("emil", "POST", f"/api/settings/{action}") == 403
+        assert status("anna", "POST", f"/api/settings/{action}") in (400, 409)
     assert status("vera", "POST", "/logout") == 303
     assert status("vera", "GET", "/api/history") == 401
 

@@ -23,7 +23,7 @@ def pid(served: Served) -> int:
 
 
 def test_a_block_of_sound_comes_back_as_it_was() -> None:
-    start, samples = unpacked_sound(packed_sound(123_456_789_012, noise(1)))
+    start, samples = unpacked_sound(packed_sound(SOUND, 123_456_789_012, noise(1)))
     assert start == 123_456_789_012
     assert np.array_equal(samples, noise(1))
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from device.configuration import configured
 from device.console.accounts import Accounts
 from device.console.addresses import ConsoleError, bound_socket
-from device.console.line import packed_sound
+from device.console.line import SOUND, packed_sound
 from device.console.metrics import Metrics
 from device.console.view import ConsoleView
 from device.service import Service, open_source
@@ -62,7 +62,7 @@ def test_a_demo_has_the_figures_of_its_summary(served: Served, tmp_path: Path) -
     settings = load_settings(flags=flags)
     source = open_source("demo", settings, fast=True, seconds=40.0)
     service = Service(source, configured(settings).classifier, settings, Subject(), 40.0)
-    summary = service.run([ConsoleView(service, served.line, 0)])
+    summary = service.run([ConsoleView(service, served.line, 0, "listen")])
     found = scraped(served, "received_seconds_total", 40.0)
     assert summary.gradable > 0
     assert (found["sessions_total"], found["failed_sessions_total"], found["session_running"]) == (1, 0, 0)
@@ -115,10 +115,10 @@ def test_a_deaf_box_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     now += 50.0
     found = counted(metrics)
     assert (found["microphone_present"], found["seconds_since_sound"], found["session_running"]) == (0, 50.0, 1)
-    metrics.take(packed_sound(0, noise(1)))
+    metrics.take(packed_sound(SOUND, 0, noise(1)))
     now += 3.0
     # a muted microphone is there, and gives complete silence
-    metrics.take(packed_sound(BLOCK, 0.0 * noise(1)))
+    metrics.take(packed_sound(SOUND, BLOCK, 0.0 * noise(1)))
     found = counted(metrics)
     assert (found["microphone_present"], found["seconds_since_sound"], found["level_dbfs"]) == (1, 3.0, -160.0)
     metrics.take(json.dumps({"type": "timeline", "kind": "lost", "seconds": 1.0, "note": ""}).encode())

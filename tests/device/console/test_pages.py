@@ -1,26 +1,20 @@
 """The pages in a real browser, fed by `listen --source demo --console`."""
 
 import json
-import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from device.store.exams import Exams
-from tests.conftest import REPOSITORY
-from tests.device.bundle_maker import make_bundle
-from tests.device.console.conftest import BLOCK, Served, for_children, noise
+from tests.device.console.conftest import BLOCK, PATIENCE_MILLISECONDS, Daemon, Served, noise, text, until
 from tests.device.console.test_report import visited
 from tests.device.storing import night
 from tests.full_disk import mounted
@@ -28,99 +22,7 @@ from tests.full_disk import mounted
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PATIENCE_MILLISECONDS = 90_000  # machines that run tests are slow
 ABNORMAL = (0.0, 0.0, 9.0, 0.0)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on this machine; the console was not looked at in a browser")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def page(browser: "Browser") -> Iterator["Page"]:
-    """A page that may not complain: an error in a script, or a rule of the CSP broken, fails the test."""
-    errors: list[str] = []
-    context = browser.new_context(viewport={"width": 400, "height": 860})
-    made = context.new_page()
-    made.set_default_timeout(PATIENCE_MILLISECONDS)
-    made.on("pageerror", lambda error: errors.append(str(error)))
-    made.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
-    yield made
-    context.close()
-    assert not errors
-
-
-class Daemon:
-    """`respsam-device listen --source demo --console` on a port of its own."""
-
-    def __init__(self, folder: Path, bundle: Path, *options: str, **settings: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/"
-        own = {"RESPSAM_CONSOLE__PORT": str(self.port), "RESPSAM_STORE__PATH": str(folder / "store.sqlite"), **settings}
-        self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **own}
-        arguments = ["listen", "--source", "demo", "--console", "--bundle", str(bundle), *options]
-        self._command = [sys.executable, "-m", "device", *arguments]
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            self._command,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr is not None
-        assert self.process.stderr.readline() == f"respsam-device: the console is at {self.url}\n"
-
-    def state(self) -> Any:
-        with urllib.request.urlopen(f"{self.url}api/state", timeout=60) as answer:
-            return json.load(answer)
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(30)
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    started: list[Daemon] = []
-
-    def start(*options: str, logits: tuple[float, ...] | None = None, **settings: str) -> Daemon:
-        started.append(
-            Daemon(
-                tmp_path, make_bundle(tmp_path / "bundle", logits=logits, changes=for_children), *options, **settings
-            )
-        )
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.process.kill()
-        one.process.wait()
-
-
-def text(page: "Page", selector: str) -> str:
-    return page.inner_text(selector)
-
-
-def until(page: "Page", expression: str) -> None:
-    """Wait until this is true; Playwright's own waiting needs an eval, which the pages forbid."""
-    waited_until = time.monotonic() + PATIENCE_MILLISECONDS / 1000
-    while not page.evaluate(expression):
-        assert time.monotonic() < waited_until, expression
-        page.wait_for_timeout(100)
 
 
 def test_the_live_page_follows_a_session_in_two_browsers_and_over_a_restart(
