@@ -36,7 +36,7 @@ SEEN = """[...document.images].every((image) =>
 BREATHING = simulate(5, 60.0, abnormal_share=0.0).samples
 QUIET = np.random.default_rng(0).normal(0.0, 3e-4, 60 * SAMPLE_RATE).astype(np.float32)
 TAPS = np.clip(50.0 * BREATHING, -1.0, 1.0)
-SITE_SECONDS = 20
+SITE_SECONDS = 12
 SCHEMES = {"wide": "dark", "phone": "light"}
 
 
@@ -174,12 +174,13 @@ def settings_tour(camera: Camera, microphone: VirtualMicrophone) -> None:
                 page.click("#record")
                 page.wait_for_selector("#stop:visible")
                 if (person, place) == (1, 2):
-                    camera.until("document.querySelectorAll('#dots .full').length >= 4")
-                    camera.take("settings")
+                    camera.until("document.getElementById('why').textContent.includes('s left')")
+                    camera.until("document.querySelectorAll('#dots .full').length >= 2")
+                    camera.take("settings-listening")
                 page.wait_for_selector("#stop", state="hidden")
     page.click("#propose")
     page.wait_for_selector("#save:visible")
-    camera.take("settings-change")
+    camera.take("settings")
 
 
 def main() -> None:

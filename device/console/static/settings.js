@@ -144,7 +144,7 @@ function showWork(guide) {
   for (const name of ["record", "stop", "propose", "save", "leave", "discard"]) find(name).disabled = state.role !== "admin";
   find("sound").hidden = !recording;
   find("dots").hidden = !(recording && calibration);
-  if (recording && calibration) showDots(find("dots"), good(state), state.model.stretch_cycles);
+  if (recording && calibration) showDots(find("dots"), latestIs("calibrate") ? good(state) : 0, state.model.stretch_cycles);
   showChange(calibration?.proposal, test?.result);
   showSteps(test);
   showPeople(calibration, recording);
