@@ -3,26 +3,15 @@
 import errno
 import socket
 import ssl
-from ipaddress import ip_address
 
 from device.console.accounts import Accounts
 from device.console.certificate import make_certificate
 from firmware_config.errors import RespSAMError
-from firmware_config.settings import ConsoleSettings
+from firmware_config.settings import ConsoleSettings, is_loopback
 
 
 class ConsoleError(RespSAMError):
     """The console cannot start: its address is taken, or it would be reachable without TLS and accounts."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_reachable(settings: ConsoleSettings) -> None:

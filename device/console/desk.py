@@ -94,5 +94,6 @@ def console_line(service: Service, take: Callable[[Message], None], warn: Warn) 
         "manifest": classifier.bundle.manifest.model_dump_json(),
         "model": model,
         "store": settings.store.model_dump(),
+        "most_waiting": settings.outputs.mqtt_waiting if settings.outputs.mqtt_host else 0,
     }
     return Line(settings.console, setup, take, warn)

@@ -20,14 +20,14 @@ import uvicorn
 
 from device.bundle import Manifest
 from device.console.accounts import Accounts, Logins
-from device.console.addresses import allowed_hosts, is_loopback
+from device.console.addresses import allowed_hosts
 from device.console.app import Door, application
 from device.console.archive import Archive
 from device.console.guard import Guard
 from device.console.hub import Hub
 from device.console.line import GOODBYE
 from device.store.exams import Exams
-from firmware_config.settings import ConsoleSettings, StoreSettings
+from firmware_config.settings import ConsoleSettings, StoreSettings, is_loopback
 
 NICENESS: Final = 5  # listening comes first
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -59,7 +59,7 @@ async def serve(setup: dict[str, Any], line: Connection, listening: socket.socke
     settings = ConsoleSettings.model_validate(setup["console"])
     manifest = Manifest.model_validate_json(setup["manifest"])
     store = StoreSettings.model_validate(setup["store"])
-    exams = Exams(store.file if store.enabled else None)
+    exams = Exams(store.file if store.enabled else None, setup["most_waiting"])
     hub = Hub(manifest, setup["model"], exams, lambda order: line.send_bytes(json.dumps(order).encode()))
     rule = manifest.site_rule.model_copy(update={"threshold": setup["model"]["site_threshold"]})
     local = is_loopback(settings.host)

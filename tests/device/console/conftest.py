@@ -42,6 +42,7 @@ class Served:
     line: Line
     orders: "queue.Queue[Message]"
     warnings: list[str] = field(default_factory=list)
+    store: Path | None = None
 
     @property
     def port(self) -> int:
@@ -153,6 +154,7 @@ def setup_of(folder: Path, store: Path | None) -> Message:
         "manifest": manifest.model_dump_json(),
         "model": {**model, "stretch_cycles": 6},
         "store": load_settings(flags=where).store.model_dump(),
+        "most_waiting": 1000,
     }
 
 
@@ -171,7 +173,7 @@ def serve(folder: Path, settings: ConsoleSettings, store: Path | None = None) ->
     orders: queue.Queue[Message] = queue.Queue()
     warnings: list[str] = []
     line = Line(settings, setup_of(folder, store), orders.put, warnings.append)
-    return Served(line, orders, warnings)
+    return Served(line, orders, warnings, store)
 
 
 @pytest.fixture(scope="module")
