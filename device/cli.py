@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from device.listening.results import Screened
     from device.model.classifier import Classifier
     from device.model.tensorrt import BuildProgress
+    from device.mqtt import Sender
     from device.service import Service
     from device.signal import FloatArray
     from device.store.sessions import Cells
@@ -147,6 +148,7 @@ def listen(
 
     Ctrl-C, SIGTERM and SIGHUP end the session with its summary. The exit code is 130 after Ctrl-C, else 0.
     """
+    from device.mqtt import sender_of
     from device.verdict.population import Subject
 
     flags = _flags(bundle, precision, sensitivity, no_store, channel)
@@ -158,10 +160,12 @@ def listen(
         known = ready.with_stethoscope(opened, _warn)
         subject = Subject(age_years, site, live=source == "mic", fallback=known.classifier.fallback)
         # the console's pages show one bundle
-        return _service(known, opened, subject, seconds, follow=not console)
+        return _service(known, opened, subject, seconds, sender, follow=not console)
 
-    first = open_service(age, site)
-    return _code(_run_with_console(first, open_service, json_output) if console else _run_service(first, json_output))
+    with sender_of(ready.settings, _warn) as sender:
+        first = open_service(age, site)
+        run = _run_with_console(first, open_service, json_output) if console else _run_service(first, json_output)
+    return _code(run)
 
 
 @app.command()
@@ -187,6 +191,7 @@ def exam(
     """
     from signal import Signals
 
+    from device.mqtt import sender_of
     from device.verdict.exam import Exam, remaining
     from device.verdict.population import Subject
     from device.verdict.summary import Summary
@@ -199,33 +204,36 @@ def exam(
     required, summaries = tuple(dict.fromkeys(sites)), dict[str, Summary]()
     asked, stopped = sys.stdin.isatty(), list[Signals]()
     waiting = list(required)
-    try:
-        while waiting and not stopped:
-            for number, site in enumerate(waiting, 1):
-                if asked:
-                    what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
-                    typer.prompt(what, "", show_default=False, err=True)
-                opened = _source(source, fast, seconds, ready.settings, site=required.index(site))
-                subject = Subject(age, site, live=source == "mic", fallback=ready.classifier.fallback)
-                service = _service(ready.with_stethoscope(opened, _warn), opened, subject, seconds)
-                try:
-                    stopped = _run_service(service, json_output)
-                finally:
-                    summaries[site] = service.session.summary
-                if stopped:
+    with sender_of(ready.settings, _warn) as sender:
+        try:
+            while waiting and not stopped:
+                for number, site in enumerate(waiting, 1):
+                    if asked:
+                        what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
+                        typer.prompt(what, "", show_default=False, err=True)
+                    opened = _source(source, fast, seconds, ready.settings, site=required.index(site))
+                    subject = Subject(age, site, live=source == "mic", fallback=ready.classifier.fallback)
+                    service = _service(ready.with_stethoscope(opened, _warn), opened, subject, seconds, sender)
+                    try:
+                        stopped = _run_service(service, json_output)
+                    finally:
+                        summaries[site] = service.session.summary
+                    if stopped:
+                        break
+                waiting = remaining(required, summaries)
+                if not asked or not waiting or stopped:
                     break
-            waiting = remaining(required, summaries)
-            if not asked or not waiting or stopped:
-                break
-            if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
-                break
-    finally:
-        # also after Ctrl-C at a question or a lost microphone: the finished sites count
-        whole = Exam(required, summaries)
-        run = secrets.token_hex(16)
-        lines = [stamped(whole.as_json(), run)] if json_output else exam_lines(whole, source == "demo")
-        with _outlets(run if json_output else None, source == "mic", stopped) as out:
-            out.write("".join(f"{line}\n" for line in lines * bool(summaries)))
+                if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
+                    break
+        finally:
+            # also after Ctrl-C at a question or a lost microphone: the finished sites count
+            whole = Exam(required, summaries)
+            run = secrets.token_hex(16)
+            lines = [stamped(whole.as_json(), run)] if json_output else exam_lines(whole, source == "demo")
+            with _outlets(run if json_output else None, source == "mic", stopped) as out:
+                out.write("".join(f"{line}\n" for line in lines * bool(summaries)))
+            if sender is not None and summaries:
+                sender.add(whole.as_json(), run)
     return _code(stopped)
 
 
@@ -246,13 +254,20 @@ def _configure(config: Path | None, flags: "dict[str, object]", service: bool = 
 
 
 def _service(
-    ready: "Configuration", source: "Source", subject: "Subject", seconds: float | None, *, follow: bool = False
+    ready: "Configuration",
+    source: "Source",
+    subject: "Subject",
+    seconds: float | None,
+    sender: "Sender | None" = None,
+    *,
+    follow: bool = False,
 ) -> "Service":
     """`follow`: a bundle that is installed meanwhile is used."""
     from device.service import Service
 
     common = (source, ready.classifier, ready.settings, subject, seconds, _warn)
-    return Service(*common, circumstances=ready.circumstances, follow=ready if follow else None)
+    under = ready.circumstances
+    return Service(*common, circumstances=under, follow=ready if follow else None, sender=sender)
 
 
 def _code(received: "list[Signals]") -> int:
