@@ -35,12 +35,10 @@ SERVICE: Final = "respsam.service"
 POWER: Final = "respsam-power.service"
 WIPE: Final = "respsam-wipe.timer"
 UPDATE: Final = ("respsam-update.service", "respsam-update.timer")
-# what a source of updates needs beyond the box itself
+# what a broker or a source of updates needs, and what everything else gets
 NETWORK: Final = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK"
-FOLDER: Final = """PrivateNetwork=yes
-IPAddressDeny=any
-RestrictAddressFamilies=AF_UNIX
-ReadWritePaths="-{}\""""
+NO_NETWORK: Final = "PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX"
+FOLDER: Final = NO_NETWORK + '\nReadWritePaths="-{}"'
 HOMES: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # what the service does not see
 
 # Of a file: its bytes, the target of a link, or None without one.
@@ -158,6 +156,7 @@ def render(settings: Settings, program: Path) -> dict[str, Content]:
         "power_mode": board.power_mode,
         "clocks": "ExecStart=/usr/bin/jetson_clocks" if board.jetson_clocks else "",
         "journal_megabytes": f"{settings.log.journal_megabytes:.0f}",
+        "network": NETWORK if settings.outputs.mqtt_host else NO_NETWORK,
         "source_access": _access(settings.bundle.updates),
     }
     files = sorted(file for file in TEMPLATES.rglob("*") if file.is_file())
