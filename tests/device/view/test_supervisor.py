@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import device.capture.microphone
 import device.view.supervisor
 from device.capture.blocks import BLOCK_SAMPLES, SILENCE, Block
 from device.capture.microphone import MicrophoneSource
