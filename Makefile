@@ -9,8 +9,8 @@ ARGS   ?=
 TORCH ?= torch==2.13.0
 
 # Sound for the tests of the microphone, a browser for those of report and console, strace for those of what leaves the machine,
-# systemd-analyze for the service's unit; without them they are skipped.
-SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace systemd
+# systemd-analyze for the service's unit, a broker for the messages; without them they are skipped.
+SYSTEM_PACKAGES = libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins chromium strace systemd mosquitto
 
 # A core each. A file's tests stay together, for they share what takes long to make.
 TESTS_AT_ONCE ?= 2
@@ -102,7 +102,7 @@ device-environment:
 	$(call environment,$(DEVICE),the device,-e .)
 
 test-environment:
-	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)console$(comma)fhir$(comma)dev],$(TORCH),-e .[tensorrt-check])
+	$(call environment,$(TEST),everything with the test tools,-e .[train$(comma)export$(comma)cluster$(comma)console$(comma)fhir$(comma)mqtt$(comma)dev],$(TORCH),-e .[tensorrt-check])
 
 comma := ,
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from device.listening.results import Screened
     from device.model.classifier import Classifier
     from device.model.tensorrt import BuildProgress
+    from device.mqtt import Sender
     from device.service import Service
     from device.store.sessions import Cells
     from device.verdict.population import Subject
@@ -148,6 +149,7 @@ def listen(
 
     Ctrl-C, SIGTERM and SIGHUP end the session with its summary. The exit code is 130 after Ctrl-C, else 0.
     """
+    from device.mqtt import sender_of
     from device.verdict.population import Subject
 
     flags = _flags(bundle, precision, sensitivity, no_store, channel)
@@ -159,20 +161,21 @@ def listen(
         known = ready.with_stethoscope(opened, _warn)
         subject = Subject(age_years, site, live=source == "mic", fallback=known.classifier.fallback)
         # the console's pages show one bundle
-        return _service(known, opened, subject, seconds, follow=not serves)
+        return _service(known, opened, subject, seconds, sender, follow=not serves)
 
     serves = console or ready.settings.console.serve
-    first = open_service(age, site)
-    if serves:
-        from device.console.addresses import ConsoleError
+    with sender_of(ready.settings, _warn) as sender:
+        first = open_service(age, site)
+        if serves:
+            from device.console.addresses import ConsoleError
 
-        try:
-            return _code(_run_with_console(ready, first, open_service, json_output, gives_up=ready.service))
-        except ConsoleError as error:
-            if console:
-                raise
-            _warn(f"{error}; it listens without the console")
-    return _code(_run_service(first, json_output))
+            try:
+                return _code(_run_with_console(ready, first, open_service, json_output, sender))
+            except ConsoleError as error:
+                if console:
+                    raise
+                _warn(f"{error}; it listens without the console")
+        return _code(_run_service(first, json_output))
 
 
 @app.command()
@@ -198,6 +201,7 @@ def exam(
     """
     from signal import Signals
 
+    from device.mqtt import sender_of
     from device.verdict.exam import Exam, remaining
     from device.verdict.population import Subject
     from device.verdict.summary import Summary
@@ -210,33 +214,36 @@ def exam(
     required, summaries = tuple(dict.fromkeys(sites)), dict[str, Summary]()
     asked, stopped = sys.stdin.isatty(), list[Signals]()
     waiting = list(required)
-    try:
-        while waiting and not stopped:
-            for number, site in enumerate(waiting, 1):
-                if asked:
-                    what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
-                    typer.prompt(what, "", show_default=False, err=True)
-                opened = _source(source, fast, seconds, ready.settings, site=required.index(site))
-                subject = Subject(age, site, live=source == "mic", fallback=ready.classifier.fallback)
-                service = _service(ready.with_stethoscope(opened, _warn), opened, subject, seconds)
-                try:
-                    stopped = _run_service(service, json_output)
-                finally:
-                    summaries[site] = service.session.summary
-                if stopped:
+    with sender_of(ready.settings, _warn) as sender:
+        try:
+            while waiting and not stopped:
+                for number, site in enumerate(waiting, 1):
+                    if asked:
+                        what = f"{number} of {len(waiting)}: stethoscope on {site}, then Enter"
+                        typer.prompt(what, "", show_default=False, err=True)
+                    opened = _source(source, fast, seconds, ready.settings, site=required.index(site))
+                    subject = Subject(age, site, live=source == "mic", fallback=ready.classifier.fallback)
+                    service = _service(ready.with_stethoscope(opened, _warn), opened, subject, seconds, sender)
+                    try:
+                        stopped = _run_service(service, json_output)
+                    finally:
+                        summaries[site] = service.session.summary
+                    if stopped:
+                        break
+                waiting = remaining(required, summaries)
+                if not asked or not waiting or stopped:
                     break
-            waiting = remaining(required, summaries)
-            if not asked or not waiting or stopped:
-                break
-            if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
-                break
-    finally:
-        # also after Ctrl-C at a question or a lost microphone: the finished sites count
-        whole = Exam(required, summaries)
-        run = secrets.token_hex(16)
-        lines = [stamped(whole.as_json(), run)] if json_output else exam_lines(whole, source == "demo")
-        with _outlets(run if json_output else None, source == "mic", stopped) as out:
-            out.write("".join(f"{line}\n" for line in lines * bool(summaries)))
+                if not typer.confirm(f"again at {', '.join(waiting)}?", err=True):
+                    break
+        finally:
+            # also after Ctrl-C at a question or a lost microphone: the finished sites count
+            whole = Exam(required, summaries)
+            run = secrets.token_hex(16)
+            lines = [stamped(whole.as_json(), run)] if json_output else exam_lines(whole, source == "demo")
+            with _outlets(run if json_output else None, source == "mic", stopped) as out:
+                out.write("".join(f"{line}\n" for line in lines * bool(summaries)))
+            if sender is not None and summaries:
+                sender.add(whole.as_json(), run)
     return _code(stopped)
 
 
@@ -257,13 +264,20 @@ def _configure(config: Path | None, flags: "dict[str, object]", service: bool = 
 
 
 def _service(
-    ready: "Configuration", source: "Source", subject: "Subject", seconds: float | None, *, follow: bool = False
+    ready: "Configuration",
+    source: "Source",
+    subject: "Subject",
+    seconds: float | None,
+    sender: "Sender | None" = None,
+    *,
+    follow: bool = False,
 ) -> "Service":
     """`follow`: a bundle that is installed meanwhile is used."""
     from device.service import Service
 
     common = (source, ready.classifier, ready.settings, subject, seconds, _warn)
-    return Service(*common, circumstances=ready.circumstances, follow=ready if follow else None)
+    under = ready.circumstances
+    return Service(*common, circumstances=under, follow=ready if follow else None, sender=sender)
 
 
 def _code(received: "list[Signals]") -> int:
@@ -297,10 +311,9 @@ def _run_with_console(
     first: "Service",
     open_service: "Callable[[float | None, str | None, int], Service]",
     json_output: bool,
-    *,
-    gives_up: bool,
+    sender: "Sender | None",
 ) -> "list[Signals]":
-    """Run one session, and those that browsers order, until a signal; returns the signals. `gives_up` as in Desk."""
+    """Run one session, and those that browsers order, until a signal; returns the signals."""
     from device.capture.microphone import MicrophoneSource
     from device.console.desk import Desk, Order, console_line
     from device.listening.live import stopped_by_signals
@@ -318,10 +331,10 @@ def _run_with_console(
     def show(service: "Service", view: "View") -> None:
         _show_service(service, json_output, received, [view])
 
-    desk = Desk(opened, show, lambda: MicrophoneSource(ready.settings.audio), gives_up=gives_up)
+    desk = Desk(opened, show, lambda: MicrophoneSource(ready.settings.audio), gives_up=ready.service)
     with console_line(ready, desk.take, _warn) as line, stopped_by_signals(desk) as received:
         typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
-        desk.run(line, _warn, Supervisor().idle)
+        desk.run(line, _warn, Supervisor(door=sender).idle)
     return received
 
 

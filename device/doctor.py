@@ -70,6 +70,7 @@ def examine(settings: Settings, microphone: bool = True) -> Iterator[Finding]:
     yield _access_to_sound()
     yield from _bundle(settings.bundle, settings.board.real_time_factor)
     yield from _store(settings.store)
+    yield from broker(settings)
     yield _clock()
     yield from board()
     yield from profile(settings.board)
@@ -233,6 +234,26 @@ def _store(settings: StoreSettings) -> Iterator[Finding]:
     else:
         little = f"only {free / 1e6:.0f} MB free at {folder}; delete what is not needed"
         yield Finding("disk", "FAIL" if free < FREE_BYTES[0] else "warning", little)
+
+
+def broker(settings: Settings) -> Iterator[Finding]:
+    """The MQTT broker, and what waits for it; nothing without one."""
+    outputs = settings.outputs
+    if not outputs.mqtt_host:
+        return
+    from device.mqtt import BrokerError, check_broker
+    from device.store.outbox import Outbox
+
+    place = f"{outputs.mqtt_host}:{outputs.mqtt_port}"
+    try:
+        waiting, unsent = Outbox(settings.store.file).count()
+        waits = f"; {counted(waiting, 'message')} wait" * bool(waiting) + f"; {unsent} removed unsent" * bool(unsent)
+        check_broker(outputs)
+        yield Finding("MQTT", "ok", f"{place} takes what this box sends{waits}")
+    except BrokerError as error:
+        yield Finding("MQTT", "FAIL", f"{place}: {error}{waits}")
+    except RespSAMError as error:
+        yield Finding("MQTT", "FAIL", str(error))
 
 
 def _clock() -> Finding:

@@ -20,6 +20,7 @@ from device.listening.cycle import CycleResult
 from device.listening.live import Session
 from device.model.classifier import Classifier
 from device.model.opening import is_active, roll_back, watch
+from device.mqtt import Sender
 from device.signal import SAMPLE_RATE
 from device.store.recorder import Beginning, Recorder, Store
 from device.store.sessions import Warn
@@ -90,10 +91,12 @@ class Service:
         keep_cycles: bool = False,
         circumstances: Circumstances = PLAIN,
         follow: Configuration | None = None,
+        sender: Sender | None = None,
     ) -> None:
         """`seconds` limits the sound; `warn` gets one line for each problem that does not end the session.
 
         `keep_cycles` collects the cycles without their samples (of a demo always): memory grows with the session.
+        With a `sender` what is stored also goes to its broker.
         """
         self.source, self.classifier, self.settings, self.warn = source, classifier, settings, warn
         self.subject = subject or Subject()
@@ -104,7 +107,7 @@ class Service:
         self._keep_cycles = keep_cycles or source.demo
         self._recorder = Recorder(None, warn)
         self._seconds, self._stopped, self._advanced = seconds, "", False
-        self._follow = follow
+        self._follow, self._sender = follow, sender
         self._successor: Configuration | None = None
         self._installed = None if follow is None else watch(settings.bundle)
 
@@ -134,7 +137,7 @@ class Service:
         """Listen until the source ends or the session is stopped; source and model errors come after shutdown."""
         self._startup()
         with ExitStack() as stack:
-            supervised = SupervisorView(self.session, last=self.last)
+            supervised = SupervisorView(self.session, door=self._sender, last=self.last)
             watching: list[View] = [stack.enter_context(view) for view in (LogView(self.session), supervised, *views)]
             self.session.watchers = watching
             try:
@@ -206,14 +209,17 @@ class Service:
             self.not_validated(),
             self.session.circumstances,
             classifier.site_rule.threshold,
+            self.session.id if self._sender else "",
         )
+        if self._sender:
+            self._sender.use(classifier.fingerprint, name)
         self._recorder = Recorder((lambda: Store(beginning)) if self.settings.store.enabled else None, self.warn)
 
     def _shutdown(self, watching: Sequence[View]) -> None:
-        summary = self.session.summary
-        self._recorder.end(summary)
+        summary, agreement = self.session.summary, self.agreement
+        self._recorder.end(summary, agreement)
         for view in watching:
-            view.end(summary, self.agreement)
+            view.end(summary, agreement)
 
 
 def without_store(settings: Settings) -> Settings:

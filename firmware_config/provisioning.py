@@ -21,7 +21,7 @@ from typing import Final
 from firmware_config.board import ROOT, board_name, check_board
 from firmware_config.errors import RespSAMError
 from firmware_config.files import write_atomically
-from firmware_config.settings import WEB, ConsoleSettings, Settings, load_settings, profile_names
+from firmware_config.settings import WEB, Settings, load_settings, profile_names
 
 TEMPLATES: Final = Path(__file__).with_name("templates")
 STATE: Final = "var/lib/respsam-provision"  # root's own: the service can write below var/lib/respsam
@@ -35,18 +35,12 @@ SERVICE: Final = "respsam.service"
 POWER: Final = "respsam-power.service"
 WIPE: Final = "respsam-wipe.timer"
 UPDATE: Final = ("respsam-update.service", "respsam-update.timer")
-# what a source of updates needs beyond the box itself
+# what a broker or a source of updates needs, and what everything else gets
 NETWORK: Final = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK"
-FOLDER: Final = """PrivateNetwork=yes
-IPAddressDeny=any
-RestrictAddressFamilies=AF_UNIX
-ReadWritePaths="-{}\""""
-SEALED: Final = """PrivateNetwork=yes
-IPAddressDeny=any
-RestrictAddressFamilies=AF_UNIX"""
+NO_NETWORK: Final = "PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX"
+FOLDER: Final = NO_NETWORK + '\nReadWritePaths="-{}"'
 # The console's process runs at a lower priority, which the filter of system calls forbids otherwise.
-CONSOLE: Final = """RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-SystemCallFilter=setpriority
+CONSOLE: Final = """SystemCallFilter=setpriority
 SocketBindDeny=any
 SocketBindAllow=tcp:{}"""
 THIS_MACHINE: Final = """IPAddressDeny=any
@@ -169,7 +163,7 @@ def render(settings: Settings, program: Path) -> dict[str, Content]:
         "clocks": "ExecStart=/usr/bin/jetson_clocks" if board.jetson_clocks else "",
         "journal_megabytes": f"{settings.log.journal_megabytes:.0f}",
         "source_access": _access(settings.bundle.updates),
-        "doors": _doors(settings.console),
+        "doors": _doors(settings),
     }
     files = sorted(file for file in TEMPLATES.rglob("*") if file.is_file())
     rendered: dict[str, Content] = {
@@ -201,13 +195,18 @@ def _access(updates: str) -> str:
     return FOLDER.format(updates.replace("%", "%%"))
 
 
-def _doors(console: ConsoleSettings) -> str:
+def _doors(settings: Settings) -> str:
     """What the listening unit may reach: nothing, unless a door is configured, and then no more than the door needs."""
-    if not console.serve:
-        return SEALED
-    # port 0 is any free one
-    opened = CONSOLE.format(console.port) if console.port else CONSOLE.replace("tcp:{}", "tcp")
-    return f"{THIS_MACHINE}\n{opened}" if console.is_local else opened
+    console, broker = settings.console, settings.outputs.mqtt_host
+    if not (console.serve or broker):
+        return NO_NETWORK
+    opened = [NETWORK]
+    if console.serve:
+        # port 0 is any free one
+        opened.append(CONSOLE.format(console.port) if console.port else CONSOLE.replace("tcp:{}", "tcp"))
+        if console.is_local and not broker:
+            opened.append(THIS_MACHINE)
+    return "\n".join(opened)
 
 
 def apply(plan: Plan) -> None:

@@ -7,6 +7,7 @@ Precedence: flag > environment > file > passport > profile > default. The enviro
 import hashlib
 import json
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,16 @@ NOT_SETTINGS: Final = frozenset({"RESPSAM_DATA", "RESPSAM_SOAK"})  # used by the
 
 class SettingsError(RespSAMError):
     """An unknown setting, a wrong value, or a settings file that cannot be read."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def within(low: float, high: float, unit: str) -> Any:
@@ -229,6 +240,41 @@ class ConsoleSettings(Section):
         return certificate, key
 
 
+class OutputSettings(Section):
+    """Where results go beyond this box: nowhere, unless a broker is named."""
+
+    mqtt_host: str
+    """Name or address of the MQTT broker that gets results and status; empty sends nothing."""
+    mqtt_port: Annotated[int, within(1, 65_535, "number")]
+    """TCP port of the broker."""
+    mqtt_tls: bool
+    """Whether the connection is encrypted; false is only for a broker on this machine."""
+    mqtt_ca: str
+    """Certificates of the authority that the broker's certificate is from (PEM file); empty is the system's."""
+    mqtt_certificate: str
+    """TLS certificate of this box with its key (PEM file), where the broker wants one; empty is none."""
+    mqtt_user: str
+    """Name of the account at the broker; empty is none."""
+    mqtt_password_file: str
+    """File with the password of that account on its first line; empty is none."""
+    mqtt_prefix: Annotated[str, Field(pattern=r"^[^+#\x00]+$")]
+    """First part of every topic, without + and #."""
+    mqtt_box: Annotated[str, Field(pattern=r"^[^+#/\x00]*$")]
+    """Name of this box in the topics, without + # and /; empty is the host name."""
+    mqtt_waiting: Annotated[int, within(1_000, 100_000_000, "messages")]
+    """So many messages may wait for the broker; beyond it the oldest go, and are counted. A breath takes 0.5 kB."""
+
+    @property
+    def box(self) -> str:
+        """The name of this box."""
+        return self.mqtt_box or platform.node()
+
+    def file(self, key: str) -> Path | None:
+        """The file that a setting names, as `mqtt_ca`; None where it is empty."""
+        name = getattr(self, key)
+        return _expanded(name, f"outputs.{key}") if name else None
+
+
 class BoardSettings(Section):
     """The computer, and what is expected of it; a profile states these."""
 
@@ -292,6 +338,8 @@ class Settings(Section):
     """The built-in demo auscultation."""
     console: ConsoleSettings
     """The pages in a browser."""
+    outputs: OutputSettings
+    """Where results go beyond this box: nowhere, unless a broker is named."""
     board: BoardSettings
     """The computer, and what is expected of it."""
     log: LogSettings

@@ -94,6 +94,14 @@ def test_listening_and_screening_tell_nobody(home: Home) -> None:
     home.run(*device, "screen", home.folder, "--out", home.folder / "results.csv")
 
 
+def test_a_broker_elsewhere_gets_nothing_in_the_clear(home: Home) -> None:
+    settings = home.folder / "respsam.toml"
+    settings.write_text('outputs.mqtt_host = "192.0.2.1"\noutputs.mqtt_tls = false\n')
+    home.run(
+        sys.executable, "-m", "device", "listen", "--source", "demo", "--fast", "--seconds", "6", "--config", settings
+    )
+
+
 def test_what_is_started_in_other_processes_and_by_a_notebook_tells_nobody(home: Home) -> None:
     """Spawned workers of `screen`, and a caller of the API that never saw our command line."""
     for number in range(4):

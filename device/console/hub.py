@@ -265,6 +265,8 @@ class Hub:
         if visit.exam.summaries:
             try:
                 visit.id = self.exams.save(visit.document())
+                if visit.finished:
+                    self.exams.send(visit.exam.as_json())
             except StoreError as error:
                 self.error = str(error)
 

@@ -63,7 +63,8 @@ async def serve(setup: dict[str, Any], line: Connection, listening: socket.socke
     device = Settings.model_validate(setup["settings"])
     settings, store = device.console, device.store
     manifest = Manifest.model_validate_json(setup["manifest"])
-    exams = Exams(store.file if store.enabled else None)
+    outputs = device.outputs
+    exams = Exams(store.file if store.enabled else None, outputs.mqtt_waiting if outputs.mqtt_host else 0)
     rule = manifest.site_rule.model_copy(update={"threshold": setup["model"]["site_threshold"]})
     hub = Hub(manifest, setup["model"], exams, lambda order: line.send_bytes(json.dumps(order).encode()))
     hub.guide = Guide(hub, device, rule)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import sqlite3
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any, Final
 
 from device.store.database import StoreError, as_store_error, open_database, transaction
 from device.store.database_file import make_private
+from device.store.outbox import Outbox
+from device.verdict.exam import ExamObject
 
 Row = dict[str, Any]
 
@@ -55,8 +58,9 @@ def read_exams(file: Path) -> "Exams":
 class Exams:
     """Reads and writes these tables; without a file they live in memory as long as this object. Raises StoreError."""
 
-    def __init__(self, file: Path | None) -> None:
-        self.file = file or IN_MEMORY
+    def __init__(self, file: Path | None, most_waiting: int = 0) -> None:
+        """So many messages may wait for a broker; 0 where exams go to none."""
+        self.file, self._most_waiting = file or IN_MEMORY, most_waiting
         self._memory = open_database(IN_MEMORY) if file is None else None
         self._one_at_a_time = threading.Lock()  # threads share the connection to memory
 
@@ -86,6 +90,11 @@ class Exams:
                 (document["id"], *about, json.dumps(document)),
             )
             return int(cursor.fetchone()["id"])
+
+    def send(self, exam: ExamObject) -> None:
+        """Leave an exam for the broker, if there is one."""
+        if self._most_waiting and self._memory is None:
+            Outbox(self.file).put(exam, secrets.token_hex(16), self._most_waiting)
 
     def listed(self) -> list[Row]:
         """Every exam without its document, the newest first."""

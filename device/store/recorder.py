@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from device.capture.timeline import Entry
+from device.listening.agreement import Agreement
 from device.listening.cycle import CycleResult
 from device.store.audio import AudioStore, ForeignSoundError
 from device.store.database import (
@@ -30,9 +31,11 @@ from device.store.database import (
     transaction,
 )
 from device.store.database_file import OpenFile, make_private
+from device.store.outbox import make_tables, put, run_name
 from device.store.sealing import read_key
 from device.verdict.circumstances import PLAIN, Circumstances
 from device.verdict.summary import Summary
+from device.view.json_lines import summary_object
 from firmware_config.files import alone
 from firmware_config.settings import Settings, SettingsError, StoreSettings
 
@@ -61,6 +64,8 @@ class Beginning:
     """Under what the verdict will be given."""
     site_threshold: float | None = None
     """Of the rule that decides about the site, calibrated or the bundle's own."""
+    run: str = ""
+    """Identifies the session in messages to a broker; empty if none are sent."""
     started_at: float = field(default_factory=time.time)
     """Wall time, seconds since 1970; within the session time is counted in samples."""
 
@@ -106,7 +111,7 @@ class Store:
             raise StoreError(f"sessions cannot be stored: {error}") from error
         self.warning = ""
         """What went wrong when the file was opened; empty if nothing did."""
-        self._owner = secrets.token_hex(16)
+        self._owner, self._run = secrets.token_hex(16), beginning.run
         key = read_key(settings.store) if settings.store.audio else None
         with as_store_error(self.file, "sessions cannot be stored"):
             make_private(self.file, own_folder=not settings.store.path)
@@ -114,7 +119,7 @@ class Store:
                 self._database = self._open()
                 self._opened = OpenFile(self.file)
         self.audio = AudioStore(self.file, self._owner, key)
-        self._settings = settings.store
+        self._settings, self._most_waiting = settings.store, settings.outputs.mqtt_waiting
         self._cycles_to_retention = 0
         try:
             with as_store_error(self.file, "sessions cannot be stored"):
@@ -132,12 +137,17 @@ class Store:
             "not_validated": "; ".join(beginning.not_validated),
             **beginning.circumstances.as_json(),
         }
-        del about["circumstances"]
+        del about["circumstances"], about["run"]
+        if self._run:
+            make_tables(self._database)
         with transaction(self._database):
-            (last,) = self._database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
+            numbered = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'sessions'"
+            (last,) = self._database.execute(numbered).fetchone()
             # sound of a lost database may be here: its numbers are not used again either
             session = self._insert("sessions", id=max(last, self.audio.last_session()) + 1, **about)
             self._insert("meta", name=owner_name(session), value=self._owner)
+            if self._run:
+                self._insert("meta", name=run_name(session), value=self._run)
         return session
 
     def _open(self) -> sqlite3.Connection:
@@ -164,7 +174,7 @@ class Store:
                     self._add_outage(outage)
                     self._add_cycle(item)
 
-    def end(self, summary: Summary, outage: Outage | None = None) -> None:
+    def end(self, summary: Summary, outage: Outage | None = None, agreement: Agreement | None = None) -> None:
         """Store the session's verdict and account. Raises StoreError."""
         account = (summary.heard_samples, summary.missing_samples, summary.dropped_samples, summary.gradable_samples)
         words = ("; ".join(summary.reasons), "; ".join(summary.not_validated))
@@ -178,6 +188,7 @@ class Store:
                 "WHERE id=?",
                 known,
             )
+            self._send(summary_object(summary, agreement))
 
     def close(self, damaged: bool = False) -> None:
         """Close the file, and set a damaged one aside; another file in its place is not touched."""
@@ -236,6 +247,12 @@ class Store:
     def _add_cycle(self, cycle: CycleResult) -> None:
         row = cycle.row() | {"quality": json.dumps(asdict(cycle.quality)), "demo": self.demo}
         self._insert("cycles", session=self.session, audio=KEPT if self._settings.audio else "", **row)
+        self._send(cycle.as_json())
+
+    def _send(self, value: Any) -> None:
+        """Leave a message for the broker, in the same transaction."""
+        if self._run:
+            put(self._database, value, self._run, self._most_waiting)
 
     def _retain(self) -> None:
         """Remove audio that is too old or too much; first the rows change, so that none refers to a missing file."""
@@ -308,12 +325,12 @@ class Recorder:
         else:
             self._miss(lost)
 
-    def end(self, summary: Summary) -> None:
+    def end(self, summary: Summary, agreement: Agreement | None = None) -> None:
         """As Store.end, and closes the file; never fails."""
         was_open = self._store is not None
-        self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
+        self._try(lambda store, outage: store.end(summary, outage, agreement), Outage(0, ""))
         if was_open and self._store is None:  # the file is gone: the verdict goes into a new one
-            self._try(lambda store, outage: store.end(summary, outage), Outage(0, ""))
+            self._try(lambda store, outage: store.end(summary, outage, agreement), Outage(0, ""))
         self._leave()
 
     def _try(self, write: Callable[[Store, Outage | None], None], lost: Outage) -> None:

@@ -1,4 +1,4 @@
-"""JSON lines of `listen`, `exam` and `screen`: objects with schema version, wall time and session, and their schema."""
+"""JSON lines and MQTT messages: objects with schema version, wall time and session, and their schema."""
 
 import json
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from device.capture.timeline import TimelineObject
-from device.listening.agreement import AgreementObject
+from device.listening.agreement import Agreement, AgreementObject
 from device.listening.cycle import CycleObject
 from device.listening.results import ScreenedObject
 from device.verdict.exam import ExamObject
-from device.verdict.summary import SessionId, SummaryObject
+from device.verdict.summary import SessionId, Summary, SummaryObject
 
 SCHEMA_VERSION: Final = 1  # raise when a field goes or means something else; fields may be added under one version
 
@@ -68,15 +68,39 @@ class UnshownLine(Stamp):
     note: str
 
 
+class StatusLine(Dated):
+    """What a box does: the retained status by MQTT, where cycle, summary and exam lines go, too."""
+
+    type: Literal["status"]
+    box: Annotated[str, Field(description="Its name.")]
+    online: Annotated[bool, Field(description="False once it has stopped, or the broker has lost it.")]
+    words: Annotated[str, Field(description="What it does, or why it stopped.")]
+    bundle: Annotated[str | None, Field(description="sha256 of the model's file; null before the first session.")]
+    bundle_name: Annotated[str | None, Field(description="Of the model in use.")]
+    version: Annotated[str, Field(description="Of the program.")]
+    unsent: Annotated[int, Field(description="Messages ever removed unsent, because too many waited.")]
+
+
 Line = Annotated[
-    CycleLine | TimelineLine | SummaryLine | ExamLine | RecordingLine | UnshownLine, Field(discriminator="type")
+    CycleLine | TimelineLine | SummaryLine | ExamLine | RecordingLine | UnshownLine | StatusLine,
+    Field(discriminator="type"),
 ]
 
 
 def stamped(value: Mapping[str, Any], session: str) -> str:
+    """One line of JSON of a session, without its line break."""
+    return dated({**value, "session": session})
+
+
+def dated(value: Mapping[str, Any]) -> str:
     """One line of JSON, without its line break."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return json.dumps({**value, "schema_version": SCHEMA_VERSION, "time": now, "session": session})
+    return json.dumps({**value, "schema_version": SCHEMA_VERSION, "time": now})
+
+
+def summary_object(summary: Summary, agreement: Agreement | None) -> dict[str, Any]:
+    """The end of a session, without its stamp."""
+    return {**summary.as_json(), "demo_agreement": None if agreement is None else agreement.as_json()}
 
 
 def schema() -> dict[str, Any]:
@@ -84,6 +108,6 @@ def schema() -> dict[str, Any]:
     adapter: TypeAdapter[Any] = TypeAdapter(Line)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A JSON line of respsam-device listen, exam and screen",
+        "title": "A JSON line of respsam-device listen, exam and screen, or an MQTT message",
         **adapter.json_schema(),
     }

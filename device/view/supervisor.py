@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from device.capture.microphone import MicrophoneSource
 from device.capture.process import clock
@@ -26,11 +26,24 @@ RECOVERY_SECONDS: Final = 20.0  # sound is back within 5 s of a device's return;
 STATUS_SECONDS: Final = 5.0  # between two statuses
 
 
-class Supervisor:
-    """Reports to the socket that the environment names; does nothing without one."""
+class Door(Protocol):
+    """A way out for results, which also gets the status."""
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        self._address = environment.get(SERVICE, "")
+    trouble: str
+    """Why nothing goes out now; empty while it works."""
+
+    def tell(self, words: str) -> None:
+        """Take what the box does now; returns at once."""
+
+    def look(self) -> None:
+        """Something new is stored; returns at once."""
+
+
+class Supervisor:
+    """Reports to the socket that the environment names, and to a door; does nothing without both."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ, door: Door | None = None) -> None:
+        self._address, self.door = environment.get(SERVICE, ""), door
         microseconds = environment.get("WATCHDOG_USEC", "")
         ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         # systemd asks for twice the pace that it needs
@@ -40,12 +53,18 @@ class Supervisor:
     def idle(self) -> None:
         """Feed the watchdog between two sessions, when somebody waits for orders and is not stuck."""
         if self._due():
-            self._send("WATCHDOG=1", "STATUS=not listening: stopped in the console")
+            doing = "not listening: stopped in the console"
+            self._send("WATCHDOG=1", f"STATUS={doing}")
+            self._tell(doing)
 
     def _due(self) -> bool:
         due = (now := clock()) >= self._next
         self._next = now + self._pause if due else self._next
         return due
+
+    def _tell(self, words: str) -> None:
+        if self.door is not None:
+            self.door.tell(words)
 
     def _send(self, *lines: str) -> None:
         if not self._address:
@@ -60,29 +79,43 @@ class Supervisor:
 class SupervisorView(Supervisor, View):
     """Reports one session."""
 
-    def __init__(self, session: Session, environment: Mapping[str, str] = os.environ, *, last: bool = True) -> None:
+    def __init__(
+        self,
+        session: Session,
+        environment: Mapping[str, str] = os.environ,
+        door: Door | None = None,
+        *,
+        last: bool = True,
+    ) -> None:
         """`last`: the program ends with this session."""
-        super().__init__(environment)
+        super().__init__(environment, door)
         self.session, self._last, self._trouble = session, last, ""
-        if self._address:
+        if self._address or door:
             session.after_block = self.feed
 
     def __enter__(self) -> "SupervisorView":
         self._send("READY=1", f"STATUS={self.status()}")
+        self._tell(self.doing())
         return self
 
     def show(self, item: CycleResult | Entry) -> None:
         """Say at once that the microphone is lost or back, and that the last session ends."""
+        if self.door is not None:
+            self.door.look()
         if isinstance(item, CycleResult) or item.kind not in ("lost", "back", "end"):
             return
         self._trouble = one_line(item.note) if item.kind == "lost" else ""
         if item.kind == "end" and self._last and not self.session.hands_over:
             self._send("STOPPING=1", f"STATUS={one_line(item.note)}")
+            self._tell(one_line(item.note))
         else:
             self._send(f"STATUS={self.status()}")
+            self._tell(self.doing())
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
-        """Nothing: systemd learns of no verdict."""
+        """Nothing to systemd, which learns of no verdict; the summary is stored now."""
+        if self.door is not None:
+            self.door.look()
 
     def feed(self) -> None:
         """Feed the watchdog, unless a microphone that is present has been silent for too long."""
@@ -90,13 +123,23 @@ class SupervisorView(Supervisor, View):
             return
         alive = self._silent_seconds <= RECOVERY_SECONDS
         self._send(*["WATCHDOG=1"] * alive, f"STATUS={self.status()}")
+        self._tell(self.doing())
 
     def status(self) -> str:
         """What `systemctl status` shows; nothing of the patient."""
+        door = f"; {self.door.trouble}" if self.door and self.door.trouble else ""
         if (silent := self._silent_seconds) > RECOVERY_SECONDS:
-            return f"the microphone has given no sound for {silent:.0f} s: {self._trouble or 'restart'}"
-        source = self.session.source.name or "a microphone"
-        return self._trouble or f"listening to {source}, {counted(self.session.cycles, 'breath')}"
+            return f"the microphone has given no sound for {silent:.0f} s: {self._trouble or 'restart'}{door}"
+        return (self._trouble or f"{self.doing()}, {counted(self.session.cycles, 'breath')}") + door
+
+    def doing(self) -> str:
+        """What the box does, in words that change only with it; nothing of the patient, as a recording's name."""
+        if self._silent_seconds > RECOVERY_SECONDS:
+            return f"the microphone gives no sound: {self._trouble or 'restart'}"
+        source = self.session.source
+        name = (source.name or "a microphone") if source.live or source.demo else "a recording"
+        mode = "SAFE MODE, " if self.session.circumstances.safe_mode else ""
+        return self._trouble or f"{mode}listening to {name}"
 
     @property
     def _silent_seconds(self) -> float:

@@ -17,7 +17,7 @@ from device.signal import SAMPLE_RATE
 from device.verdict.exam import Exam
 from device.verdict.population import NOT_VALIDATED
 from device.verdict.summary import Summary
-from device.view.json_lines import stamped
+from device.view.json_lines import stamped, summary_object
 from device.view.view import View
 from firmware_config.command_line import counted
 
@@ -141,7 +141,7 @@ class JsonView(PlainView):
 
     def end(self, summary: Summary, agreement: Agreement | None) -> None:
         """The `summary` object."""
-        self._print({**summary.as_json(), "demo_agreement": None if agreement is None else agreement.as_json()})
+        self._print(summary_object(summary, agreement))
 
     def _print(self, value: Mapping[str, Any]) -> None:
         self._line(stamped(value, self.session.id))

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import soundfile
@@ -14,6 +14,9 @@ from device.breath.simulator import simulate
 from device.signal import SAMPLE_RATE
 from tests.device.bundle_maker import make_bundle
 from tests.device.virtual_microphone import VirtualMicrophone, virtual_microphone
+
+if TYPE_CHECKING:
+    from tests.device.broker import Broker, Reader
 
 
 class Answer(NamedTuple):
@@ -65,6 +68,30 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recordings") / "child.wav"
     soundfile.write(path, simulate(4, 12.3).samples, SAMPLE_RATE, subtype="PCM_24")
     return path
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> "Iterator[Broker]":
+    """A broker that runs."""
+    from tests.device.broker import Broker, has_mosquitto
+
+    if not has_mosquitto():
+        pytest.skip("no broker to send to: install mosquitto ('make test' installs it)")
+    (tmp_path / "broker").mkdir()
+    made = Broker(tmp_path / "broker")
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def reader(broker: "Broker") -> "Iterator[Reader]":
+    """Reads everything that the broker gets."""
+    from tests.device.broker import Reader
+
+    made = Reader(broker)
+    yield made
+    made.close()
 
 
 def one_error(answer: Answer) -> str:

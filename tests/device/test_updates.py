@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
@@ -31,6 +31,7 @@ from firmware_config.passports import PassportFile
 from firmware_config.settings import load_settings
 from firmware_config.trust import Trust
 from tests.conftest import REPOSITORY, RunCli
+from tests.device.broker import Broker, Reader, has_mosquitto, wait_for
 from tests.device.bundle_maker import make_bundle
 from tests.device.conftest import Device, one_error
 from tests.device.test_configuration import calibration, passport
@@ -365,9 +366,18 @@ main()
 
 @pytest.mark.timeout(900)  # a dozen processes, on a machine that may be busy
 def test_an_update_of_three_boxes_stops_at_the_box_where_it_fails(
-    run_cli: RunCli, one: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli,
+    one: Path,
+    two: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """Three boxes in processes of their own: the second one fails and reports it, the third one waits."""
+    """Three boxes in processes of their own: the second one fails and reports it, the third one waits.
+
+    One broker gets the messages of all three, and shows which bundle each of them uses.
+    """
+    broker: Broker | None = request.getfixturevalue("broker") if has_mosquitto() else None
     shared, boxes = tmp_path / "shared", ("box-1", "box-2", "box-3")
     homes = {name: str(tmp_path / name) for name in boxes}
 
@@ -375,7 +385,9 @@ def test_an_update_of_three_boxes_stops_at_the_box_where_it_fails(
         return run_cli("device", "bundle", "poll", shared, "--box", name, XDG_STATE_HOME=homes[name])
 
     def listen(name: str) -> None:
-        done = run_cli("device", "listen", "--source", "demo", "--fast", "--seconds", "3", XDG_STATE_HOME=homes[name])
+        sends = {**broker.environment, "RESPSAM_OUTPUTS__MQTT_BOX": name} if broker else {}
+        command = ("listen", "--source", "demo", "--fast", "--seconds", "8")
+        done = run_cli("device", *command, timeout_seconds=120, XDG_STATE_HOME=homes[name], **sends)
         assert done.returncode == 0, done.stderr
 
     def active(name: str) -> str:
@@ -403,3 +415,17 @@ def test_an_update_of_three_boxes_stops_at_the_box_where_it_fails(
     assert failed.returncode == 3 and "3 starts in a row" in failed.stdout
     assert "waits for box-2, where it failed: 3 starts" in poll("box-3").stdout
     assert [active(name) for name in boxes] == ["two", "one", "one"]
+    if broker is None:
+        pytest.skip("the messages of the three boxes are not checked: install mosquitto ('make test' installs it)")
+    with closing(Reader(broker, "operator")) as operator:
+        wait_for(lambda: len(operator.of("status")) == 2)
+        listen("box-3")
+        wait_for(lambda: operator.status.get("words") == "8 s are over")
+        assert {one["box"]: one["bundle_name"] for one in operator.of("status")} == dict(
+            zip(boxes, ("two", "one", "one"), strict=True)
+        )
+        assert {message.topic for message in operator.messages} == {
+            *(f"respsam/{name}/status" for name in boxes),
+            "respsam/box-3/cycle",
+            "respsam/box-3/summary",
+        }

@@ -385,6 +385,19 @@ def test_the_network_is_open_only_as_far_as_the_console_needs(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_service_has_the_network_where_a_broker_is_set_and_the_page_says_how_far(
+    units: Path, repository: Path
+) -> None:
+    assert "PrivateNetwork=yes\nIPAddressDeny=any" in (units / SERVICE).read_text()
+    root = units.parents[2]
+    (root / SETTINGS).write_text((root / SETTINGS).read_text() + 'outputs.mqtt_host = "broker.example.org"\n')
+    apply(plan_provision("jetson-orin-nano", Path("/bin/true"), root))
+    unit = (units / SERVICE).read_text()
+    assert "PrivateNetwork" not in unit and "AF_INET " in unit
+    test_systemd_finds_no_fault(units, SERVICE)
+    test_the_service_is_locked_up_and_the_page_says_how_far(units, repository)
+
+
 @pytest.mark.parametrize("mode", ["MODE_15W", "15W"])
 def test_the_power_mode_is_found_by_its_name(tmp_path: Path, mode: str, units: Path) -> None:
     """The unit's own sed, on what JetPack's file looks like."""

@@ -57,6 +57,7 @@ class Served:
     line: Line
     orders: "queue.Queue[Message]"
     warnings: list[str] = field(default_factory=list)
+    store: Path | None = None
 
     @property
     def port(self) -> int:
@@ -200,7 +201,7 @@ def serve(
     orders: queue.Queue[Message] = queue.Queue()
     warnings: list[str] = []
     line = Line(settings, setup_of(folder, store, settings, changes), orders.put, warnings.append)
-    return Served(line, orders, warnings)
+    return Served(line, orders, warnings, store)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 """What the console knows of a session and of an exam, and what it orders."""
 
+import json
+
 from device.bundle import SiteRule
 from device.console.archive import stretches
 from device.console.line import Message
 from device.signal import SAMPLE_RATE
+from device.store.outbox import Outbox
 from tests.device.console.conftest import Served, summary_of
 
 
@@ -69,6 +72,12 @@ def test_an_exam_from_its_start_to_its_report(served: Served) -> None:
     path = f"/api/exams/{listed[0]['id']}"
     assert served.ask("POST", f"{path}/subject", {"subject": "kid-2"}).status == 204
     assert "kid-2" in served.ask("GET", f"/exams/{listed[0]['id']}/report").text
+
+    assert served.store is not None
+    (waiting,) = Outbox(served.store).next(0, 10)  # for a broker, without the subject and the age
+    message = json.loads(waiting.message)
+    assert message["type"] == "exam" and message["verdict"] == "flagged" and list(message["sites"]) == ["p1", "p3"]
+    assert "kid" not in waiting.message and "age" not in message
 
 
 def test_the_order_of_a_session_that_ends_late_does_not_end_a_site(served: Served) -> None:
