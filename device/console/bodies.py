@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from device.console.chest import SITES
@@ -15,6 +15,11 @@ Subject = Annotated[str, Field(json_schema_extra={"pattern": f"^{SUBJECT.pattern
 Site = Annotated[str, Field(json_schema_extra={"enum": list(SITES)})]
 Text = Annotated[str, Field(min_length=1)]
 SECONDS: Final = "a number from 5 to 600"
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 5.0 is 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _each_once(texts: list[str]) -> list[str]:
@@ -88,7 +93,7 @@ class Assign(Body):
 class Calibrate(Body):
     """Begin a calibration on healthy colleagues, or go on with an interrupted one."""
 
-    people: Annotated[int, Field(description="a number from 5 to 100", ge=5, le=100)]
+    people: Annotated[int, BeforeValidator(_whole), Field(description="a number from 5 to 100", ge=5, le=100)]
     sites: Annotated[
         list[Text], Field(description="a list of 1 to 20 texts, each once", min_length=1, max_length=20), EachOnce
     ]

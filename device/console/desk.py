@@ -88,7 +88,7 @@ class Desk:
                 self._run_one(order, line)
             except RespSAMError as error:
                 line.send("failed", order=order.number, error=str(error))
-                if self._gives_up:
+                if self._gives_up and order.do == "listen":
                     raise
                 warn(str(error))
             finally:

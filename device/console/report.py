@@ -18,6 +18,7 @@ from firmware_config.errors import RespSAMError
 STATIC: Final = Path(__file__).with_name("static")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 PDF_SECONDS: Final = 60.0
+ROOM_BYTES: Final = 20_000_000  # a profile of Chromium, the page and its PDF
 PDF_END: Final = b"%%EOF"
 PRINT: Final = "press Print on the report and choose 'Save as PDF'"
 MARKS: Final = {"flagged": "▲", "nothing flagged": "✓", "not enough": "…", "poor quality": "?", None: "·"}
@@ -184,6 +185,8 @@ async def pdf(document: dict[str, Any]) -> bytes:
 
 
 async def _printed(document: dict[str, Any], browser: str, folder: Path) -> bytes:
+    if (free := shutil.disk_usage(folder).free) < ROOM_BYTES:
+        raise PdfError(f"there is no room to make a PDF ({free / 1e6:.0f} MB are free in {folder.parent}); {PRINT}")
     page, made = folder / "report.html", folder / "report.pdf"
     page.write_text(report(document, inline=True))
     options = ("--headless", "--disable-gpu", "--no-pdf-header-footer", "--disable-dev-shm-usage")

@@ -176,7 +176,7 @@ def setup_of(folder: Path, store: Path | None, console: ConsoleSettings, changes
     bundle = make_bundle(folder / "bundle", changes=changes)
     manifest = Manifest.model_validate_json((bundle / "manifest.json").read_text())
     model = {"name": "<model>", "fingerprint": "ab" * 32, "cycle_threshold": 0.5, "site_threshold": 0.4}
-    where = {"store.enabled": store is not None, "store.path": str(store or "")}
+    where = {"store.enabled": store is not None, "store.path": str(store or ""), "outputs.mqtt_host": "localhost"}
     return {
         "manifest": manifest.model_dump_json(),
         "model": {**model, "stretch_cycles": 6},

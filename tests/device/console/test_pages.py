@@ -136,7 +136,7 @@ def test_a_night_opens_at_once_and_leads_to_each_breath(
     assert "20 to 20" in str(page.get_attribute("#course svg", "aria-label"))
     assert text(page, "#chosen") == "All cycles, the first 60 of 9600"
     assert page.evaluate("document.querySelectorAll('*').length") < 2000
-    page.click("[title^='From 4:00:00: 33 of 33']")
+    page.click("[title^='From 4:00:00: 34 of 34']")
     page.click("[title='Stretch from 4:09:36: flagged, 20 breaths a minute']")
     until(page, "document.getElementById('chosen').textContent === 'Cycles of the stretch from 4:09:36'")
     assert page.locator("#cycles .cycle").count() == 6
