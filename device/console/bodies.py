@@ -93,7 +93,7 @@ class Assign(Body):
 class Calibrate(Body):
     """Begin a calibration on healthy colleagues, or go on with an interrupted one."""
 
-    people: Annotated[int, BeforeValidator(_whole), Field(description="a number from 5 to 100", ge=5, le=100)]
+    people: Annotated[int, Field(description="a number from 5 to 100", ge=5, le=100), BeforeValidator(_whole)]
     sites: Annotated[
         list[Text], Field(description="a list of 1 to 20 texts, each once", min_length=1, max_length=20), EachOnce
     ]
