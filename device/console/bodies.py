@@ -13,7 +13,7 @@ from firmware_config.errors import RespSAMError
 # who stores a text checks it, and says why it is refused; the document has the same rule
 Subject = Annotated[str, Field(json_schema_extra={"pattern": f"^{SUBJECT.pattern}$"})]
 Site = Annotated[str, Field(json_schema_extra={"enum": list(SITES)})]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"^\S(.*\S)?$"})]
 SECONDS: Final = "a number from 5 to 600"
 
 
@@ -95,7 +95,14 @@ class Calibrate(Body):
 
     people: Annotated[int, Field(description="a number from 5 to 100", ge=5, le=100), BeforeValidator(_whole)]
     sites: Annotated[
-        list[Text], Field(description="a list of 1 to 20 texts, each once", min_length=1, max_length=20), EachOnce
+        list[Text],
+        Field(
+            description="a list of 1 to 20 texts, each once",
+            min_length=1,
+            max_length=20,
+            json_schema_extra={"uniqueItems": True},
+        ),
+        EachOnce,
     ]
     seconds: Annotated[float, Field(description=SECONDS, ge=5, le=600, allow_inf_nan=False)]
     restart: Annotated[bool, Field(description="true or false: whether an interrupted one is given up")] = False
