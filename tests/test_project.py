@@ -31,7 +31,8 @@ TRAINING_ONLY = (
     *("torch", "transformers", "safetensors", "tensorboard", "matplotlib", "sklearn", "onnx", "onnxscript"),
     *("lightning_fabric", "huggingface_hub", "jinja2", "tensorrt_rtx"),
 )
-CONSOLE_PROCESS = tuple(REPOSITORY / "device" / "console" / name for name in ("app.py", "metrics.py", "process.py"))
+SERVED = ("app", "metrics", "process", "settings_page")  # modules of the console's process alone
+CONSOLE_PROCESS = tuple(REPOSITORY / "device" / "console" / f"{name}.py" for name in SERVED)
 BLOCK = f"""
 import importlib, importlib.abc, sys
 class Block(importlib.abc.MetaPathFinder):
@@ -100,7 +101,7 @@ def test_the_device_imports_what_its_installation_has(package: str) -> None:
 
 def test_nobody_imports_the_process_of_the_console() -> None:
     """It is started as a program, where its extra is installed; so nothing else needs that extra."""
-    names = {"device.console.app", "device.console.metrics", "device.console.process"}
+    names = {f"device.console.{name}" for name in SERVED}
     wrong = [
         str(file)
         for file in modules("device")
