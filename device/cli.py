@@ -334,7 +334,9 @@ def _run_with_console(
     desk = Desk(opened, show, lambda: MicrophoneSource(ready.settings.audio), gives_up=ready.service)
     with console_line(ready, desk.take, _warn) as line, stopped_by_signals(desk) as received:
         typer.echo(f"{PROGRAM}: the console is at {line.url}", err=True)
-        desk.run(line, _warn, Supervisor(door=sender).idle)
+        supervisor = Supervisor(door=sender)
+        desk.run(line, _warn, supervisor.idle)
+        supervisor.stop(desk.ending)
     return received
 
 

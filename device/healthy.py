@@ -145,7 +145,8 @@ class Colleagues:
         """Write the calibration into the passport, and forget the sites; returns the file. FileError if that fails."""
         # the passport of now: it may have been measured again meanwhile
         file = write_calibration(find_passport(self.passport.key), proposal.calibration)
-        self.draft.discard()
+        with suppress(FileError):  # the calibration is in force already
+            self.draft.discard()
         return file
 
 

@@ -8,6 +8,7 @@ twice (QoS 1). The broker publishes the will when the connection breaks.
 import fcntl
 import json
 import random
+import select
 import ssl
 import threading
 import time
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from device.store.database import StoreError
-from device.store.database_file import make_private, side_file
+from device.store.database_file import Identity, file_identity, make_private, side_file
 from device.store.outbox import Outbox
 from device.store.sessions import Warn
 from device.view.json_lines import dated
-from firmware_config.command_line import counted
+from firmware_config.command_line import counted, one_line
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import OutputSettings, Settings, is_loopback
 
@@ -65,7 +66,7 @@ def _tls(settings: OutputSettings) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=file)
         key, file = "mqtt_certificate", settings.file("mqtt_certificate")
         if file is not None:
-            context.load_cert_chain(file)
+            context.load_cert_chain(file, password="")  # without it OpenSSL asks for one
     except OSError as error:  # also ssl.SSLError
         raise BrokerError(f"{file}: no certificate ({error.strerror or error}); check outputs.{key}") from error
     return context
@@ -120,18 +121,34 @@ class Connection:
 
     def step(self, seconds: float) -> None:
         """Send and receive for up to so long."""
-        from paho.mqtt.enums import MQTTErrorCode
-
-        code = self._client.loop(seconds)
+        try:
+            works = self._move_packets(seconds)
+        except OSError as error:
+            raise BrokerError(_in_words(error)) from error
         if self._refusal:
             raise BrokerError(self._refusal)
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+        if not works:
             if self.connected:
                 raise LostError("it closed the connection")
             raise BrokerError("it closed the connection before an answer; check user, password and certificate")
         waits = self.in_flight or not self.connected
         if waits and time.monotonic() - self._answered_at > ANSWER_SECONDS:
             raise BrokerError(f"no answer for {ANSWER_SECONDS:.0f} s")
+
+    def _move_packets(self, seconds: float) -> bool:
+        """Wait for packets and move them; False at the connection's end.
+
+        paho's own loop opens a port on this machine, which the service may not.
+        """
+        client = self._client
+        if (open_socket := client.socket()) is None:
+            return False
+        buffered = isinstance(open_socket, ssl.SSLSocket) and open_socket.pending() > 0
+        writing = [open_socket] * client.want_write()
+        readable, writable, _ = select.select([open_socket], writing, [], 0.0 if buffered else seconds)
+        codes = [client.loop_read()] if readable or buffered else []
+        codes += [client.loop_write()] if writable else []
+        return not any([*codes, client.loop_misc()])
 
     def publish(self, topic: str, text: str, number: int = 0, retain: bool = False) -> None:
         """Send a message; its number appears in `acknowledged` later."""
@@ -180,6 +197,7 @@ class Sender:
         self._said: set[str] = set()
         self._about: dict[str, str | None] = {"words": "starting", "bundle": None, "bundle_name": None}
         self._published: dict[str, str | None] = {}
+        self._file: Identity | None = None  # of the store, since this connection or since it is there
         self._sent = 0  # number of the last message of this connection
         self._unsent = -1  # messages that were ever dropped; -1 before they were counted
         self._new, self._ending, self._until = threading.Event(), threading.Event(), 0.0
@@ -228,6 +246,8 @@ class Sender:
                 self._fail(str(error), quiet=True)
             except RespSAMError as error:
                 self._fail(str(error))
+            except Exception as error:  # a fault of paho or of ours must not end the sending for good
+                self._fail(f"{type(error).__name__}: {one_line(str(error))}")
             if time.monotonic() - began > STEADY_SECONDS:
                 pause = PAUSE_SECONDS[0]
             # not all boxes at once, when a broker is back
@@ -255,6 +275,7 @@ class Sender:
         """Connect, and send until the end or a BrokerError."""
         connection = Connection(self._settings, will=(self._topic("status"), self._status(VANISHED, online=False)))
         self._sent, self._look_at, self._published = 0, 0.0, {}
+        self._file = file_identity(self._store.file)
         finished = False
         try:
             while not finished:
@@ -272,6 +293,10 @@ class Sender:
             self._count()
             self._published = about = self._about
             connection.publish(self._topic("status"), self._status(str(about["words"])), retain=True)
+        now = file_identity(self._store.file)
+        if self._file is not None and now != self._file:
+            raise LostError("the store was replaced, and with it the numbers of the messages")
+        self._file = now
         try:
             self._remove_acknowledged(connection)
             more = self._send_waiting(connection)

@@ -20,6 +20,7 @@ from firmware_config.files import write_atomically
 from firmware_config.settings import Layer, read_toml, state_folder
 
 SHIPPED: Final = Path(__file__).with_name("passports")
+LONGEST_NAME: Final = 40  # letters
 NO_PASSPORT: Final = "none"  # as audio.passport
 HIGHEST_HZ: Final = 96_000.0
 
@@ -245,6 +246,8 @@ def new_file(name: str, *, replace: bool = False) -> Path:
     file = own_folder() / f"{key}.toml"
     if not key or key == NO_PASSPORT:
         raise PassportError(f"{name!r} is no name for a passport; give a word with letters a to z")
+    if len(key) > LONGEST_NAME:
+        raise PassportError(f"{name[:20]!r}...: at most {LONGEST_NAME} letters for a passport's name")
     if file.exists() and not replace:
         raise PassportError(f"{file}: this passport is there already; give --replace to measure again, or another name")
     return file

@@ -215,9 +215,7 @@ class ConsoleSettings(Section):
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches the address."""
-        with suppress(ValueError):
-            return ip_address(self.host).is_loopback
-        return self.host == "localhost"
+        return is_loopback(self.host)
 
     @property
     def accounts_file(self) -> Path:

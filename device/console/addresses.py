@@ -4,6 +4,7 @@ import errno
 import re
 import socket
 import ssl
+from contextlib import ExitStack
 from typing import Final
 
 from device.console.accounts import Accounts
@@ -62,13 +63,14 @@ def bound_socket(settings: ConsoleSettings) -> socket.socket:
     check_reachable(settings)
     host, port = settings.host, settings.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, port))
-        bound.listen(64)
+        with ExitStack() as failed:
+            bound = failed.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((host, port))
+            bound.listen(64)
+            failed.pop_all()
     except OSError as error:
-        bound.close()
         remedy = "end the other program, or set console.port" if error.errno == errno.EADDRINUSE else "set console.host"
         reason = "in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise ConsoleError(f"the console cannot use {host} port {port}: {reason}; {remedy}") from error

@@ -56,7 +56,8 @@ class Desk:
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._service: Service | None = None
         self._latest = 0
-        self._ending = ""
+        self.ending = ""
+        """Why it ends; empty before."""
 
     def take(self, message: Message) -> None:
         """Take an order of the console; a running session ends first."""
@@ -68,24 +69,24 @@ class Desk:
 
     def stop(self, note: str) -> None:
         """End the running session and begin no other; safe in a signal handler."""
-        self._ending = note
+        self.ending = note
         if self._service is not None:
             self._service.session.stop(note)
 
-    def run(self, line: Line, warn: Warn, idle: Callable[[], None] = lambda: None) -> None:
+    def run(self, line: Line, warn: Warn, idle: Callable[[str], None] = lambda doing: None) -> None:
         """Run the first session and then what is ordered, until `stop`; an error ends only its session.
 
-        `idle` is called again and again while nothing runs.
+        `idle` is called again and again while no session runs, with what is done instead.
         """
         self._orders.put(Order())
-        while not self._ending:
+        while not self.ending:
             try:
                 order = self._orders.get(timeout=LOOK_SECONDS)
             except queue.Empty:
-                idle()
+                idle("not listening: it waits for the console")
                 continue
             try:
-                self._run_one(order, line)
+                self._run_one(order, line, idle)
             except RespSAMError as error:
                 line.send("failed", order=order.number, error=str(error))
                 if self._gives_up and order.do == "listen":
@@ -94,21 +95,21 @@ class Desk:
             finally:
                 self._service = None
 
-    def _run_one(self, order: Order, line: Line) -> None:
+    def _run_one(self, order: Order, line: Line, idle: Callable[[str], None]) -> None:
         if order.do == "record":
-            self._record(order, line)
+            self._record(order, line, idle)
             return
         service = self._open(order)
         self._service = service
         service.last = False
         if self._outdated(order):  # a later order came while this one was opened
-            service.session.stop(self._ending or STOPPED)
+            service.session.stop(self.ending or STOPPED)
         self._run(service, ConsoleView(service, line, order.number, order.do))
 
     def _outdated(self, order: Order) -> bool:
-        return bool(self._ending) or order.number < self._latest
+        return bool(self.ending) or order.number < self._latest
 
-    def _record(self, order: Order, line: Line) -> None:
+    def _record(self, order: Order, line: Line, idle: Callable[[str], None]) -> None:
         """Record a step of the self-test, until a later order."""
         source = self._open_microphone()
         begun = {"order": order.number, "purpose": order.do, "source": source.name, "input": input_name(source)}
@@ -119,6 +120,7 @@ class Desk:
             nonlocal position
             if block.samples.size:
                 line.sound(position, block.samples)
+                idle("the self-test of the stethoscope")
             position += block.samples.size
             return not self._outdated(order)
 
@@ -143,4 +145,7 @@ def console_line(ready: Configuration, take: Callable[[Message], None], warn: Wa
         "model": model,
         "settings": settings.model_dump(mode="json"),
     }
-    return Line(settings.console, setup, take, warn)
+    try:
+        return Line(settings.console, setup, take, warn)
+    except (RespSAMError, OSError, ImportError) as error:  # as of accounts and certificates
+        raise error if isinstance(error, ConsoleError) else ConsoleError(str(error)) from error

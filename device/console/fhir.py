@@ -9,6 +9,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from device.console.chest import SITES, in_words
 from device.console.report import NOTICE
+from device.console.visit import threshold_of
 from device.verdict.population import NOT_VALIDATED
 from firmware_config.errors import RespSAMError
 
@@ -113,7 +114,7 @@ class _Exam:
         verdict = _absent("unknown", site["verdict"])
         if site["verdict"] not in UNANSWERED:
             verdict = {"valueCodeableConcept": {"text": site["verdict"]}}
-        components = _components(site, self._document["model"])
+        components = _components(site, threshold_of(site, self._document["model"]))
         rate = summary["breaths_per_minute"]
         measured = _absent("unknown", "no rhythm was found") if rate is None else _quantity(rate, "/min", "breaths/min")
         vital = [{"coding": [{"system": f"{HL7}/observation-category", "code": "vital-signs"}]}]
@@ -124,13 +125,13 @@ class _Exam:
         ]
 
 
-def _components(site: dict[str, Any], model: dict[str, Any]) -> list[Resource]:
+def _components(site: dict[str, Any], threshold: float) -> list[Resource]:
     summary, shown = site["summary"], [cycle["class"] for cycle in site["cycles"]]
     probability = summary["probability"]
     likely = _absent("unknown", site["verdict"]) if probability is None else _quantity(round(probability, 3), "1")
     return [
         {"code": {"text": "probability of abnormal lung sounds"}, **likely},
-        {"code": {"text": "threshold of the probability"}, **_quantity(round(model["site_threshold"], 3), "1")},
+        {"code": {"text": "threshold of the probability"}, **_quantity(round(threshold, 3), "1")},
         *(_found(sound, shown, site["verdict"]) for sound in ("crackle", "wheeze")),
         {"code": {"text": "breaths judged"}, "valueInteger": summary["gradable"]},
         {"code": {"text": "breaths flagged"}, "valueInteger": summary["flagged"]},
@@ -138,9 +139,12 @@ def _components(site: dict[str, Any], model: dict[str, Any]) -> list[Resource]:
 
 
 def _found(sound: str, shown: list[str | None], verdict: str) -> Resource:
-    """Whether a flagged breath has this sound; without one, a site that has no answer cannot say no."""
+    """Whether a flagged breath has this sound; without one, only a site where nothing is flagged can say no.
+
+    A site may be flagged by breaths together, none of which is flagged alone.
+    """
     present = sound in shown or "both" in shown
-    no_answer = verdict in UNANSWERED and not present
+    no_answer = verdict != "nothing flagged" and not present
     return {"code": _concept(sound), **(_absent("unknown", verdict) if no_answer else {"valueBoolean": present})}
 
 

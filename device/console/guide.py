@@ -14,8 +14,9 @@ from device.console.checkup import CheckError, check
 from device.console.line import Message
 from device.signal import FloatArray
 from device.verdict.summary import Summary
+from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
-from firmware_config.passports import PassportFile, new_file, recognise
+from firmware_config.passports import PassportError, PassportFile, new_file, recognise
 from firmware_config.settings import Settings
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ class Guide:
         """Remove the calibration of this name, which must be the last one. FileError if that fails."""
         from device.healthy import undo_calibration
 
+        self._hub.check_no_exam()
         self.look()
         fingerprint = self._hub.model["fingerprint"]
         last = None if self._known is None else self._known.passport.calibration(fingerprint)
@@ -290,10 +292,11 @@ class Guide:
                 self._check_listens &= finding["check"] != "permissions"
                 self._check = {"at": time.time(), "microphone": microphone, "findings": findings, "error": ""}
                 self._hub.send_state()
-        except CheckError as failure:
-            error = str(failure)
+        except (CheckError, OSError, ValueError) as failure:
+            error = one_line(str(failure))
+        finally:
+            self._checking, self._check_listens = None, False
         self._check = {"at": time.time(), "microphone": microphone, "findings": findings, "error": error}
-        self._checking, self._check_listens = None, False
         self._hub.send_state()
 
     # what happens
@@ -320,6 +323,9 @@ class Guide:
         if error or made is None or summary is None:
             self.error = error or "it was stopped; listen again"
             return
+        if self._known is None or self._known.key != made.passport.key:
+            self.error = f"this is not the stethoscope that is calibrated ({made.passport.key}); plug that one in"
+            return
         person, site = made.waiting[0]
         try:
             if not made.take(summary):
@@ -335,7 +341,9 @@ class Guide:
         self._order = 0
         session = self._hub.session
         try:
-            if samples.size and session is not None:
+            if session is not None and self._self_test.device not in ("", session["source"]):
+                self.error = f"this is not {self._self_test.device}; plug it in and record this step again"
+            elif samples.size and session is not None:
                 self._self_test.add(session["source"], samples)
                 self._finish_self_test(self._self_test)
             else:
@@ -353,4 +361,7 @@ class Guide:
 def _name_for(found: PassportFile) -> str:
     """The name under which a stethoscope is measured again into the same file."""
     name = found.passport.name
-    return name if new_file(name, replace=True) == found.file else found.key
+    try:
+        return name if new_file(name, replace=True) == found.file else found.key
+    except PassportError:  # a name of other letters, in a file that was written by hand
+        return found.key

@@ -107,7 +107,7 @@ class Hub:
         # a calibration may have changed it
         self.model = {**self.model, "site_threshold": event.get("site_threshold", self.model["site_threshold"])}
         if self.visit is not None and self.visit.listening and event["order"] == self._site_order:
-            self.visit.model = self.model
+            self.visit.sites[self.visit.listening].threshold = self.model["site_threshold"]
         self.guide.began(event["order"])
         self.send_state()
 
@@ -251,8 +251,13 @@ class Hub:
 
     def _advance(self) -> None:
         self._advancing = None
-        if self.visit is not None and not self.visit.finished and not self.visit.listening and self.visit.next_site:
+        if self.visit is None or self.visit.finished or self.visit.listening or not self.visit.next_site:
+            return
+        try:
             self.begin_site(self.visit.next_site)
+        except OrderError as error:
+            self.error = str(error)
+            self.send_state()
 
     def _cancel_advance(self) -> None:
         if self._advancing is not None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from device.breath.quality import SILENCE_DBFS, level_dbfs
 from device.console.app import DocumentedRoute
 from device.console.guard import METRICS
-from device.console.line import SOUND, Message, unpacked_sound
+from device.console.line import RECORDED, SOUND, Message, unpacked_sound
 from device.signal import SAMPLE_RATE
 from firmware_config.board import ROOT, temperatures
 
@@ -83,6 +83,9 @@ class Metrics:
         if message[:1] == SOUND:
             self._sound(level_dbfs(unpacked_sound(message)[1]))
             return
+        if message[:1] == RECORDED:  # a step of the self-test has ended
+            self._close()
+            return
         event = json.loads(message)
         if event.get("type") in KINDS:
             getattr(self, f"_{event['type']}")(event)
@@ -94,8 +97,9 @@ class Metrics:
             self._sound_at = time.monotonic()
 
     def _begin(self, event: Message) -> None:
-        self._sessions.inc()
-        self._running.set(1)
+        if event.get("purpose") != "record":
+            self._sessions.inc()
+            self._running.set(1)
         self._demo.set(event["demo"])
         self._before = None
 

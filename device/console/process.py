@@ -78,7 +78,7 @@ async def serve(setup: dict[str, Any], line: Connection, listening: socket.socke
     app = application(hub, Archive(store, exams, manifest.front_end, rule), door, more)
     server = Server(
         uvicorn.Config(
-            Guard(app, hosts, "http" if local else "https", None if local else logins, metrics_token(settings)),
+            Guard(app, hosts, "http", None) if local else Guard(app, hosts, "https", logins, metrics_token(settings)),
             log_config=None,
             lifespan="off",
             server_header=False,

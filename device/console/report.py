@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from device.console.chest import SITES
 from device.console.markup import Markup, element, joined
+from device.console.visit import threshold_of
 from device.verdict.population import NOT_VALIDATED
 from device.verdict.summary import ACCOUNT
 from firmware_config.command_line import counted
@@ -159,15 +160,17 @@ def _figure(one: dict[str, Any]) -> Markup:
 
 
 def _account(document: dict[str, Any]) -> Markup:
-    summaries = [site["summary"] for site in document["sites"].values() if site["summary"]]
+    sites = [site for site in document["sites"].values() if site["summary"]]
+    summaries = [site["summary"] for site in sites]
     seconds = {name: sum(summary["seconds"][name] for summary in summaries) for name in ACCOUNT}
     cycles, flagged = (sum(summary[name] for summary in summaries) for name in ("gradable", "flagged"))
     model = document["model"]
+    thresholds = sorted({f"{threshold_of(site, model):.2f}" for site in sites} or {f"{model['site_threshold']:.2f}"})
     lines = (
         f"{counted(cycles, 'graded cycle')}, {flagged} flagged; "
         + ", ".join(f"{value:.0f} s {name}" for name, value in seconds.items()),
         f"Model {model['name']} ({model['fingerprint'][:12]}); a cycle is flagged from {model['cycle_threshold']:.2f}, "
-        f"a site from {model['site_threshold']:.2f} over its first {model['stretch_cycles']} good breaths together.",
+        f"a site from {' or '.join(thresholds)} over its first {model['stretch_cycles']} good breaths together.",
     )
     return element("section", element("h2", "Account"), *(element("p", line) for line in lines), class_="account")
 

@@ -23,6 +23,8 @@ class SiteVisit:
     summary: Summary | None = None
     session: int | None = None
     """Number of the stored session."""
+    threshold: float | None = None
+    """By which it is flagged; None for the model's."""
     cycles: list[Cycle] = field(default_factory=list)
     pictures: dict[int, bytes] = field(default_factory=dict)
     """PNG of the strongest cycles."""
@@ -123,6 +125,7 @@ class Visit:
             "good": 0 if summary is None else needed if summary.stretches else needed - summary.breaths_wanted,
             "needed": needed,
             "session": site.session,
+            "threshold": site.threshold,
             "cycles": site.cycles,
         }
 
@@ -141,6 +144,12 @@ class Visit:
             if (picture := site.pictures.get(cycle["number"], b""))
         ]
         return sorted(found, key=lambda one: _strength(one["cycle"]))[:EVIDENCE_CYCLES]
+
+
+def threshold_of(site: Mapping[str, Any], model: Mapping[str, Any]) -> float:
+    """The threshold by which a site of an exam's document was flagged; the model's in one of an earlier version."""
+    own = site.get("threshold")
+    return float(model["site_threshold"] if own is None else own)
 
 
 def strongest(cycles: Sequence[Cycle]) -> list[Cycle]:

@@ -50,12 +50,16 @@ class Supervisor:
         self._pause = int(microseconds) / 4e6 if ours and microseconds.isdecimal() else STATUS_SECONDS
         self._next = 0.0
 
-    def idle(self) -> None:
-        """Feed the watchdog between two sessions, when somebody waits for orders and is not stuck."""
+    def idle(self, doing: str) -> None:
+        """Feed the watchdog while no session runs, by somebody who is not stuck; `doing` is the status."""
         if self._due():
-            doing = "not listening: stopped in the console"
             self._send("WATCHDOG=1", f"STATUS={doing}")
             self._tell(doing)
+
+    def stop(self, why: str) -> None:
+        """The program ends."""
+        self._send("STOPPING=1", f"STATUS={why}")
+        self._tell(why)
 
     def _due(self) -> bool:
         due = (now := clock()) >= self._next
@@ -106,8 +110,7 @@ class SupervisorView(Supervisor, View):
             return
         self._trouble = one_line(item.note) if item.kind == "lost" else ""
         if item.kind == "end" and self._last and not self.session.hands_over:
-            self._send("STOPPING=1", f"STATUS={one_line(item.note)}")
-            self._tell(one_line(item.note))
+            self.stop(one_line(item.note))
         else:
             self._send(f"STATUS={self.status()}")
             self._tell(self.doing())

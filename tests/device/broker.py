@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,10 +45,12 @@ def wait_for(what: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody uses."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port of loopback that nobody uses, and that no connection gets while the broker is away."""
+    while True:
+        port = random.randrange(20_000, 30_000)  # below those that the system gives
+        with suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 class Broker:

@@ -202,7 +202,8 @@ def test_a_broker_that_is_started_again_in_the_middle(
     wait_for(lambda: len(set(numbers(reader))) == 1200)
     assert without_repetitions(numbers(reader)) == list(range(1, 1201))
     assert len(numbers(reader)) <= 1200 + 3 * device.mqtt.WINDOW
-    assert len(warnings) == 6 and all("so far wait" in one for one in warnings[::2])
+    # a pair for each cut; none for one that is over before the next try
+    assert len(warnings) in (2, 4, 6) and all("so far wait" in one for one in warnings[::2])
     assert all("everything is sent" in one for one in warnings[1::2])
 
 

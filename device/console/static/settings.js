@@ -79,7 +79,7 @@ function showCheck({ check, checking }) {
   setText("checkProblem", check.error);
   const wrong = check.findings.filter((finding) => finding.state !== "ok").length;
   const skipped = check.microphone ? "" : " The microphone was not checked, because a session listens to it; stop it, then check again.";
-  setText("checked", `${new Date(check.at * 1000).toLocaleTimeString()}: ${checking ? "checking" : wrong ? `${wrong} of ${check.findings.length} checks want you to look` : `all ${check.findings.length} checks are right`}.${skipped}`);
+  setText("checked", `${new Date(check.at * 1000).toLocaleTimeString()}: ${check.error ? "the check did not end" : checking ? "checking" : wrong ? `${wrong} of ${check.findings.length} checks want you to look` : `all ${check.findings.length} checks are right`}.${skipped}`);
   const order = ["FAIL", "warning", "ok"];
   const sorted = [...check.findings].sort((a, b) => order.indexOf(a.state) - order.indexOf(b.state));
   fill(find("findings"), ...sorted.map(findingItem));
@@ -244,7 +244,8 @@ find("calibration").onsubmit = (event) => {
   const sites = [...find("sites").querySelectorAll("input:checked")].map((box) => box.value);
   act("calibration", { people: Number(find("count").value), sites, seconds: Number(find("siteSeconds").value), restart: find("restart").checked });
 };
-for (const name of ["record", "propose", "save", "leave"]) find(name).onclick = () => act(name);
+for (const name of ["record", "propose", "leave"]) find(name).onclick = () => act(name);
+find("save").onclick = () => ask("Save it? It changes the verdicts of later patients.", "Save", () => act("save"));
 find("discard").onclick = () => ask("Discard everything so far? Nothing is written.", "Discard", () => act("discard"));
 find("stop").onclick = () => attempt(() => call("/api/stop"));
 find("check").onclick = () => act("check");

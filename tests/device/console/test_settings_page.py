@@ -101,6 +101,7 @@ def test_a_self_test_in_the_browser_from_start_to_saved_passport(
         says(page, "Save this passport?")
     assert "breath up to" in text(page, "#change") and not own_folder().exists()
     page.click("#save")
+    page.click("#yes")
     says(page, "The passport of Ward 3 is saved: noise", "note")
     says(page, "Ward 3", "stethoscope")
     assert find_passport("ward-3").passport.measured is not None
@@ -151,6 +152,7 @@ def test_a_calibration_in_the_browser_is_saved_and_undone(
     assert "5 of 5 (100 %; 95 % interval 48 % to 100 %)" in change and "a sensitivity of 0.75" in change
     assert (own_folder() / "ward-3.toml").read_bytes() == before
     page.click("#save")
+    page.click("#yes")
     says(page, "is saved; every later session is under it", "note")
     (calibration,) = find_passport("ward-3").passport.calibrations
     says(page, "in force", "calibrations")
