@@ -111,6 +111,49 @@ def listen(respsam_device: Device, bundle: Path, *options: object) -> Any:
     return respsam_device("listen", "--source", "demo", "--fast", "--seconds", 20, "--bundle", bundle, *options)
 
 
+def test_a_store_that_is_replaced_is_sent_from_its_beginning(box: Settings, reader: Reader, demo: Judged) -> None:
+    with Sender(box, lambda line: None) as sender:
+        for run in ("first", "second"):
+            store = stored(box, run)
+            add(store, demo, 1, 5)
+            sender.look()
+            wait_for(partial(has_run, reader, run))
+            wait_for(lambda: Outbox(box.store.file).count()[0] == 0)
+            store.close()
+            for file in list(box.store.file.parent.glob(f"{box.store.file.name}*")):
+                if "lock" not in file.name:
+                    file.rename(file.with_name(f"{run}-{file.name}"))
+    assert [value["number"] for value in reader.of("cycle")] == [1, 2, 3, 4, 5] * 2
+
+
+def test_no_port_is_opened_and_an_error_of_the_library_ends_nothing(
+    box: Settings, reader: Reader, demo: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service may open none: docs/security.md."""
+
+    def refused(*_arguments: object) -> None:
+        raise PermissionError("this opens a port")
+
+    monkeypatch.setattr("paho.mqtt.client._socketpair_compat", refused)
+    failures = iter([RuntimeError("broken")])
+    exchange = Sender._exchange
+
+    def fails_once(sender: Sender, connection: device.mqtt.Connection) -> bool:
+        for failure in failures:
+            raise failure
+        return exchange(sender, connection)
+
+    monkeypatch.setattr(Sender, "_exchange", fails_once)
+    warnings: list[str] = []
+    store = stored(box)
+    with Sender(box, warnings.append) as sender:
+        add(store, demo, 1, 3)
+        sender.look()
+        wait_for(lambda: numbers(reader) == [1, 2, 3])
+    store.close()
+    assert "RuntimeError: broken" in warnings[0]
+
+
 def test_the_messages_of_a_session_are_its_json_lines(
     box: Settings, reader: Reader, respsam_device: Device, bundle: Path
 ) -> None:

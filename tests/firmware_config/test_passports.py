@@ -154,6 +154,8 @@ def test_a_new_passport_needs_a_name_of_its_own() -> None:
     file = own("mine", "x")
     with pytest.raises(PassportError, match="this passport is there already; give --replace"):
         new_file("Mine")
+    with pytest.raises(PassportError, match="at most 40 letters"):
+        new_file("a" * 300)
     assert new_file("Mine", replace=True) == file
     for name in ("???", "none"):
         with pytest.raises(PassportError, match="is no name for a passport"):

@@ -118,6 +118,20 @@ def test_a_site_without_an_answer_has_no_value_and_says_no_to_nothing(verdict: s
     assert of_kind(bundle, "DiagnosticReport")[0]["status"] == "partial"
 
 
+def test_breaths_that_are_flagged_together_and_not_alone_say_no_to_nothing() -> None:
+    bundle = fhir_bundle(visit_of(("p1", real(summary_of(6)), "normal")).document())
+    found = components(screening(bundle, "left posterior"))
+    assert found["Wheezing"] == found["Respiratory crackles"] == "flagged"
+
+
+def test_each_site_has_the_threshold_that_it_was_judged_by() -> None:
+    visit = visit_of(("p1", real(summary_of(6)), "crackle"), ("p3", real(summary_of(6)), "crackle"))
+    visit.sites["p3"].threshold = 0.3
+    bundle = fhir_bundle(visit.document())
+    found = [components(screening(bundle, f"{side} posterior")) for side in ("left", "right")]
+    assert [one["threshold of the probability"]["value"] for one in found] == [0.4, 0.3]
+
+
 def test_a_flag_stays_where_the_site_has_no_answer() -> None:
     bundle = fhir_bundle(visit_of(("p1", quiet(2, "not enough"), "wheeze")).document())
     assert components(screening(bundle, "left posterior"))["Wheezing"] is True

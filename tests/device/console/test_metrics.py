@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from device.configuration import configured
 from device.console.accounts import Accounts
 from device.console.addresses import ConsoleError, bound_socket
-from device.console.line import SOUND, packed_sound
+from device.console.line import RECORDED, SOUND, packed_sound
 from device.console.metrics import Metrics
 from device.console.view import ConsoleView
 from device.service import Service, open_source
@@ -96,6 +96,14 @@ def test_counters_grow_over_sessions_and_over_a_dropped_cycle() -> None:
         found = counted(metrics)
         assert (found["received_seconds_total"], found["dropped_seconds_total"]) == (4.0 * begun, 4.0 * begun)
         assert (found["dropped_cycles_total"], found["sessions_total"]) == (2 * begun, begun)
+
+
+def test_a_step_of_the_self_test_is_no_session() -> None:
+    metrics = Metrics(MODEL)
+    metrics.take(json.dumps({**json.loads(BEGIN), "purpose": "record"}).encode())
+    metrics.take(packed_sound(RECORDED, 7, noise(1)))
+    found = counted(metrics)
+    assert (found.get("sessions_total", 0), found["session_running"]) == (0, 0)
 
 
 def test_a_process_that_was_started_again_counts_from_there() -> None:
