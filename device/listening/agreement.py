@@ -3,11 +3,14 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from typing_extensions import TypedDict
 
-from device.breath.simulator import Breath
 from device.listening.cycle import CycleResult
+
+if TYPE_CHECKING:  # the simulator imports scipy.signal, which takes long
+    from device.breath.simulator import Breath
 
 
 class AgreementObject(TypedDict):
@@ -46,7 +49,7 @@ class Agreement:
         )
 
 
-def truly_abnormal(start_seconds: float, end_seconds: float, breaths: Sequence[Breath]) -> bool:
+def truly_abnormal(start_seconds: float, end_seconds: float, breaths: "Sequence[Breath]") -> bool:
     """Whether an abnormal breath overlaps this interval by at least half of the shorter of the two.
 
     `breaths` are in order and do not overlap.
@@ -60,7 +63,7 @@ def truly_abnormal(start_seconds: float, end_seconds: float, breaths: Sequence[B
     return False
 
 
-def agreement_of(results: Iterable[CycleResult], breaths: Sequence[Breath]) -> Agreement:
+def agreement_of(results: Iterable[CycleResult], breaths: "Sequence[Breath]") -> Agreement:
     """Compare every graded cycle with the breaths that were simulated in it."""
     graded = [
         (truly_abnormal(result.start_seconds, result.end_seconds, breaths), result.flagged)

@@ -89,13 +89,13 @@ Line = Annotated[
 
 def stamped(value: Mapping[str, Any], session: str) -> str:
     """One line of JSON of a session, without its line break."""
-    return dated({**value, "session": session})
+    return dated(value, session=session)
 
 
-def dated(value: Mapping[str, Any]) -> str:
+def dated(value: Mapping[str, Any], **more: str) -> str:
     """One line of JSON, without its line break."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return json.dumps({**value, "schema_version": SCHEMA_VERSION, "time": now})
+    return json.dumps({**value, "schema_version": SCHEMA_VERSION, "time": now, **more})
 
 
 def summary_object(summary: Summary, agreement: Agreement | None) -> dict[str, Any]:

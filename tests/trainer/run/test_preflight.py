@@ -87,7 +87,7 @@ TYPOS = {
     "fit --corpus icbhi --data . --part tain": "'tain' is not one of 'train', 'test'",
     "evaluate absent --corpus icbhi --data .": "absent: no run here; make one with 'respsam-trainer fit'",
     "evaluate . --corpus icbhi --data . --protocol breath": "'breath' is not one of 'events', 'windows'",
-    "study rhoo --corpus icbhi --data . --out studies": "'rhoo' is neither a file nor one of ablation, duration",
+    "study rhoo --corpus icbhi --data . --out studies": "'rhoo' is neither a file nor one of ablation, rho",
     "study rho --corpus icbhi --data . --out studies --to-corpus icbi": "'icbi' is not one of 'icbhi', 'sprsound'",
 }
 
