@@ -160,6 +160,7 @@ def settings_tour(camera: Camera, microphone: VirtualMicrophone) -> None:
             page.click("#record")
             camera.until(f"document.querySelectorAll('#steps .done').length === {number}")
     page.click("#save")
+    page.click("#yes")
     camera.until("document.getElementById('stethoscope').textContent === 'Ward 3'")
     page.click("#check")
     camera.until("document.querySelectorAll('#findings li').length >= 6")
