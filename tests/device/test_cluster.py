@@ -1,6 +1,7 @@
 """Work on a real cluster of two machines, here by processes of their own: the same results, whatever dies."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,9 @@ def cluster() -> Iterator[Any]:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", str(REPOSITORY))  # of the workers
+        # Ray reads at its import what `on_ray` sets before it; this process has imported it
+        ray_logging = import_module("ray._private.ray_logging")
+        patch.setattr(ray_logging.stdout_deduplicator, "skip_re", re.compile(".*"))
         started = cluster_utils.Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
         )
