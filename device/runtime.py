@@ -1,8 +1,11 @@
-"""How the libraries below us behave: none reports to its maker, none keeps files of its own, no BLAS thread idles."""
+"""How the libraries below us behave: none reports to its maker, none keeps files of its own, no BLAS thread idles.
+
+And that what can wait leaves the processor to what listens.
+"""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,6 +20,12 @@ def disable_telemetry() -> None:
     ONNX Runtime (1.29 and later), the Hugging Face hub and Ray read these variables when they are imported.
     """
     os.environ.update(NO_TELEMETRY)
+
+
+def yield_priority(by: int) -> None:
+    """Make this thread so much nicer to all others; nothing changes where a sandbox, as the service's, forbids it."""
+    with suppress(OSError):
+        os.nice(by)
 
 
 def own_font_list() -> None:

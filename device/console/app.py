@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +26,7 @@ from device.console.guard import COOKIE, token_of
 from device.console.guide import OrderError
 from device.console.hub import Client, Hub
 from device.console.report import STATIC, PdfError, pdf, report
+from device.runtime import yield_priority
 from firmware_config.command_line import one_line
 from firmware_config.errors import RespSAMError
 
@@ -44,7 +43,7 @@ PAGES: Final = {
 KINDS: Final = ("exam", "session")
 STALLED_SECONDS: Final = 20.0  # a browser that takes no message for so long is given up
 MOST_CLIENTS: Final = 20
-EVIDENCE_NICENESS: Final = 10  # of the thread that judges again; listening comes first
+EVIDENCE_NICENESS: Final = 5  # more than the pages', of the thread that judges again; on Linux a thread has its own
 MOST_NUMBER: Final = 2**63 - 1
 MISSING, BUSY = ("there is no", "no sessions are stored", "has no"), 409
 UNAVAILABLE: Final = 503
@@ -71,12 +70,6 @@ def allowed(endpoint: Endpoint, needed: Role) -> Endpoint:
     return answer
 
 
-def _with_low_priority() -> None:
-    """Of this thread alone: on Linux each thread has a niceness of its own."""
-    with suppress(OSError):  # a sandbox may forbid it
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), EVIDENCE_NICENESS)
-
-
 async def _given(request: Request) -> dict[str, Any]:
     """The JSON object in a request's body."""
     try:
@@ -89,6 +82,7 @@ async def _given(request: Request) -> dict[str, Any]:
 
 
 async def body_of(request: Request, kind: type[Given]) -> Given:
+    """The body of a request as a model; BodyError or HTTPException when it is none."""
     return kind.checked(await _given(request))
 
 
@@ -191,7 +185,7 @@ class Stored:
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self._one_pdf = asyncio.Lock()  # a browser is heavy
-        self._slow = ThreadPoolExecutor(1, initializer=_with_low_priority)
+        self._slow = ThreadPoolExecutor(1, initializer=yield_priority, initargs=(EVIDENCE_NICENESS,))
 
     async def history(self, request: Request) -> Response:
         """All sessions and exams."""

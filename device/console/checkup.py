@@ -5,12 +5,12 @@ The settings come as JSON on stdin, the findings go as JSON lines to stdout.
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, Final
 
+from device.runtime import yield_priority
 from firmware_config.errors import RespSAMError
 from firmware_config.settings import Settings
 
@@ -52,7 +52,7 @@ def main() -> None:
     """Check and print."""
     from device.doctor import examine
 
-    os.nice(NICENESS)
+    yield_priority(NICENESS)
     settings = Settings.model_validate_json(sys.stdin.read())
     for finding in examine(settings, microphone=WITHOUT_MICROPHONE not in sys.argv):
         print(json.dumps(finding.as_json()), flush=True)

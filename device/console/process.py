@@ -6,7 +6,6 @@ closes, this process ends.
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
@@ -29,6 +28,7 @@ from device.console.guide import Guide
 from device.console.hub import Hub
 from device.console.line import GOODBYE
 from device.console.metrics import Metrics
+from device.runtime import yield_priority
 from device.store.exams import Exams
 from firmware_config.settings import Settings
 
@@ -51,8 +51,7 @@ def main() -> None:
     """Serve until the line closes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError):  # the service's sandbox forbids it
-        os.nice(NICENESS)
+    yield_priority(NICENESS)
     line, listening = Connection(int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     with suppress(EOFError, KeyboardInterrupt):
         asyncio.run(serve(json.loads(line.recv_bytes()), line, listening))

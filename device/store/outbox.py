@@ -85,12 +85,8 @@ class Outbox:
         with self._open() as database:
             # a removal that a power cut undoes is sent twice, as QoS 1 permits; the recorder need not wait for the disk
             database.execute("PRAGMA synchronous=NORMAL")
-            self._delete(database, numbers)
-
-    @staticmethod
-    def _delete(database: sqlite3.Connection, numbers: Sequence[int]) -> None:
-        with transaction(database):
-            database.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in numbers])
+            with transaction(database):
+                database.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in numbers])
 
     def count(self) -> tuple[int, int]:
         """How many wait (or more, where sessions were deleted), and how many were ever dropped."""

@@ -393,7 +393,8 @@ def picture_of(explanation: Explanation) -> "Figure":
     for axis, title, overlay in zip(axes, titles, overlays, strict=True):
         _draw_window(axis, attended, seconds, overlay)
         axis.set_title(title + ": flat" * (overlay is not None and is_flat(overlay)), loc="left", fontsize=10)
-        axis.set_yticks([share * explanation.front_end.mels for share in shares], map(str, hertz))
+        # from the centre of the first band to that of the last
+        axis.set_yticks([0.5 + share * (explanation.front_end.mels - 1) for share in shares], map(str, hertz))
         axis.set_ylabel("Hz")
     axes[-1].set_xlabel("s of the window")
     axes[-1].set_xlim(0, seconds)
