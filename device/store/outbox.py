@@ -6,8 +6,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from device.store.database import as_store_error, open_database, transaction
+from device.store.database import LOCK_SECONDS, as_store_error, open_database, transaction
 from device.view.json_lines import stamped
+from firmware_config.files import alone
 
 DROPPED: Final = "messages dropped"  # key in the table `meta`
 TABLES: Final = (
@@ -61,9 +62,12 @@ class Outbox:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with as_store_error(self.file, "messages cannot be read"), closing(open_database(self.file)) as database:
-            make_tables(database)
-            yield database
+        with as_store_error(self.file, "messages cannot be read"):
+            with alone(self.file.parent, LOCK_SECONDS):  # the recorder may be making the file, and would fail
+                opened = open_database(self.file)
+            with closing(opened) as database:
+                make_tables(database)
+                yield database
 
     def put(self, value: Mapping[str, Any], run: str, most: int) -> None:
         """Add a message that belongs to no stored session."""

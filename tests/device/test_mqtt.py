@@ -21,12 +21,13 @@ import device.mqtt
 from device.console.certificate import make_certificate
 from device.doctor import broker as broker_findings
 from device.mqtt import VANISHED, BrokerError, Sender, check_broker
-from device.store.database import open_database
+from device.store.database import StoreError, open_database
 from device.store.exams import Exams
 from device.store.outbox import Outbox
 from device.store.recorder import Store
 from device.store.sessions import delete_session
 from device.verdict.exam import Exam
+from firmware_config.files import alone
 from firmware_config.settings import Settings, SettingsError, load_settings
 from tests.conftest import REPOSITORY
 from tests.device.broker import Broker, Reader, free_port, wait_for
@@ -124,6 +125,16 @@ def test_a_store_that_is_replaced_is_sent_from_its_beginning(box: Settings, read
                 if "lock" not in file.name:
                     file.rename(file.with_name(f"{run}-{file.name}"))
     assert [value["number"] for value in reader.of("cycle")] == [1, 2, 3, 4, 5] * 2
+
+
+def test_a_store_that_is_being_made_is_left_alone(tmp_path: Path) -> None:
+    """Two that make it at once would fail, and the recorder would lose breaths."""
+    file = tmp_path / "store.sqlite"
+    file.touch()
+    with alone(tmp_path, 1.0), pytest.raises(StoreError):
+        Outbox(file).next(0, 1)
+    assert file.stat().st_size == 0
+    assert Outbox(file).next(0, 1) == []
 
 
 def test_no_port_is_opened_and_an_error_of_the_library_ends_nothing(
